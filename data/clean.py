@@ -1,0 +1,73 @@
+"""Text cleaning that is counted: what a reader changes, it reports; nothing is fixed in silence."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from data.errors import UserError
+
+NULL_TURNS = "null turns read as empty text"
+SURROGATES = "lone surrogates replaced with U+FFFD"
+BARE_VALUES = "bare numbers or truth values written as text"
+TIED_VOTES = "rows without a majority among their annotators labelled a tie"
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Cleaning:
+    """Counts of what a reader changed.
+
+    Attributes
+    ----------
+    counts : Counter
+        How often each change was made, by its description.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def note(self, change: str, times: int = 1) -> None:
+        """Count ``times`` more occurrences of ``change``."""
+        if times:
+            self.counts[change] += times
+
+    def lines(self) -> list[str]:
+        """One line a kind of change, or one that says nothing was changed."""
+        return [f"{count} {change}" for change, count in self.counts.items()] or ["nothing was changed"]
+
+
+def clean_text(text: str | None, cleaning: Cleaning) -> str:
+    """Return ``text`` fit for UTF-8: null becomes empty, a lone surrogate U+FFFD; both are counted."""
+    if text is None:
+        cleaning.note(NULL_TURNS)
+        return ""
+    cleaned, replaced = _SURROGATE.subn("\ufffd", text)
+    cleaning.note(SURROGATES, replaced)
+    return cleaned
+
+
+def clean_turns(value: object, cleaning: Cleaning, where: str) -> list[str]:
+    """Return the turns of one cell: a text is one turn, a list holds one text (or null) a turn.
+
+    A bare number or truth value becomes its text, counted: JSON writers tend to lose such a text's quotes.
+
+    Raises
+    ------
+    UserError
+        The cell holds something else; ``where`` names it.
+    """
+    turns = []
+    for turn in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(turn, (bool, int, float)):
+            cleaning.note(BARE_VALUES)
+            turn = str(turn)
+        if turn is not None and not isinstance(turn, str):
+            raise UserError(f"{where} holds {_shorten(turn)} where text or a list of texts was expected")
+        turns.append(clean_text(turn, cleaning))
+    return turns
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

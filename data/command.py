@@ -1,0 +1,37 @@
+"""What every ``python -m`` command shares: its exit statuses and its printed tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from data.errors import UserError
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+    """Run a command's ``main`` and exit: 0 or its own status, 2 on a user's mistake, 130 on Ctrl-C."""
+    try:
+        status = main(sys.argv[1:]) or 0
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from what is finished", file=sys.stderr)
+        status = 130
+    sys.stdout.flush()
+    raise SystemExit(status)
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out text cells in aligned columns; the first column to the left, the others to the right."""
+    lines = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+
+    def render(line: Sequence[str]) -> str:
+        cells = [line[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([render(lines[0]), rule, *[render(line) for line in lines[1:]]])

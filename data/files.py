@@ -1,0 +1,165 @@
+"""Reading and writing files so that nothing is ever half-written and damage is named.
+
+Writers go to a temporary name in the same directory, flush to disk and rename. Readers turn what a
+missing or damaged file raises into a :class:`~data.errors.UserError` that names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import UserError, listing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; when the block succeeds, flush it and rename it to ``path``."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"{path.parent}: cannot be made a directory, a file of that name is in the way"
+        ) from error
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically; NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write an Arrow table as Parquet, atomically."""
+    import pyarrow.parquet as pq
+
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def require_file(path: Path, what: str = "file") -> Path:
+    """Return ``path`` if it is a file, else say which ``what`` is missing."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a directory where a {what} was expected")
+    if not path.exists():
+        raise UserError(f"{path}: no such {what}")
+    return path
+
+
+def read_json(path: Path, what: str = "file") -> Any:
+    """Read a JSON file; a missing or damaged one is a user's mistake."""
+    try:
+        return json.loads(require_file(path, what).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); it may be damaged, make it again") from error
+
+
+def read_parquet(path: Path, what: str = "file") -> pa.Table:
+    """Read a Parquet file; a missing or truncated one is a user's mistake."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with open(require_file(path, what), "rb") as handle:
+            return pq.read_table(handle)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path}: not a readable Parquet file ({error}); it may be truncated, make it again"
+        ) from error
+
+
+def read_table(path: Path, what: str = "file", as_text: bool = False) -> pa.Table:
+    """Read a CSV, Parquet or JSON-lines file, by its extension.
+
+    Parameters
+    ----------
+    path : Path
+    what : str
+        What to call the file in messages.
+    as_text : bool
+        Leave the values of a CSV as the text they are; else columns of numbers become numbers.
+
+    Raises
+    ------
+    UserError
+        The file is missing, damaged, or of another kind.
+    """
+    import pyarrow as pa
+
+    require_file(path, what)
+    suffix = path.suffix.lower()
+    if suffix in {".parquet", ".pq"}:
+        return read_parquet(path, what)
+    try:
+        if suffix in {".csv", ".tsv"}:
+            from pyarrow import csv
+
+            parse = csv.ParseOptions(newlines_in_values=True, delimiter="\t" if suffix == ".tsv" else ",")
+            read = csv.ReadOptions(block_size=64 << 20)
+            convert = csv.ConvertOptions()
+            if as_text:
+                with csv.open_csv(path, read, parse) as reader:
+                    names = reader.schema.names
+                convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+            table = csv.read_csv(path, read, parse, convert)
+            if len(set(table.column_names)) < table.num_columns:
+                raise ValueError(f"a column name appears twice: {listing(table.column_names, 12)}")
+            return table
+        if suffix in {".jsonl", ".ndjson"}:
+            with open(path, encoding="utf-8") as handle:
+                records = [json.loads(line) for line in handle if line.strip()]
+            names = dict.fromkeys(name for record in records for name in record)  # not the first row's alone
+            return pa.table({name: [record.get(name) for record in records] for name in names})
+    except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as {suffix[1:].upper()} ({error})") from error
+    raise UserError(f"{path}: unknown kind of {what}; give a .csv, .parquet or .jsonl file")
+
+
+def require_columns(table: pa.Table, columns: list[str], path: Path | str) -> None:
+    """Refuse a table that lacks one of ``columns``, naming what it has."""
+    missing = [column for column in columns if column not in table.column_names]
+    if missing:
+        raise UserError(
+            f"{path}: no column {listing(missing)}; the file has {listing(table.column_names, 12)}"
+        )
+
+
+def sha256_text(*parts: str) -> str:
+    """Hash text parts, each followed by a separator that text does not hold."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogatepass"))
+        digest.update(b"\x00")
+    return digest.hexdigest()
+
+
+def sha256_files(paths: list[Path]) -> str:
+    """Hash the names and bytes of files, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode())
+        with open(path, "rb") as handle:
+            while chunk := handle.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()

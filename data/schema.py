@@ -1,0 +1,269 @@
+"""The row table: one labelled example a row, and the classes its labels are drawn from.
+
+``rows.parquet`` holds ``row_id``, ``prompt``, ``response_a``, ``response_b`` (one list entry a turn),
+``label`` (class index, null where unlabelled), optionally ``label_probs`` (soft labels), ``model_a``,
+``model_b`` and ``source``. Further columns are kept and ignored. The class names, and the permutation
+of classes under a swap of the two responses, travel in the Parquet file's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data.errors import UserError, listing
+from data.files import read_parquet, require_columns, sha256_text, write_parquet
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CLASSES_KEY = b"distillstack.classes"
+SWAP_KEY = b"distillstack.swap"
+PROB_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The class names in order, and what swapping the two responses does to them.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Class names; a label is an index into them.
+    swap : tuple of int or None
+        ``swap[c]`` is the class that class ``c`` becomes when the responses change places; its own
+        inverse. ``None`` where a row is a single text and nothing can be swapped.
+    """
+
+    names: tuple[str, ...]
+    swap: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.names) < 2 or len(set(self.names)) != len(self.names):
+            raise UserError(f"classes must be two or more distinct names, not {listing(self.names)}")
+        if self.swap is not None:
+            k = len(self.names)
+            if sorted(self.swap) != list(range(k)) or any(self.swap[self.swap[c]] != c for c in range(k)):
+                raise UserError(f"class swap {list(self.swap)} is not a permutation that undoes itself")
+
+    @property
+    def n(self) -> int:
+        """Number of classes K."""
+        return len(self.names)
+
+    @property
+    def orders(self) -> tuple[bool, ...]:
+        """The values of ``swap`` a row is predicted under: both orders of a pair, or the only one."""
+        return (False,) if self.swap is None else (False, True)
+
+    @property
+    def permutation(self) -> list[int]:
+        """The swap as an index array; the identity where there is none."""
+        return list(range(self.n)) if self.swap is None else list(self.swap)
+
+
+PREFERENCE = Classes(("winner_model_a", "winner_model_b", "winner_tie"), (1, 0, 2))
+PREFERENCE_NO_TIE = Classes(("winner_model_a", "winner_model_b"), (1, 0))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A validated row table.
+
+    Attributes
+    ----------
+    table : pyarrow.Table
+        The columns of the module's contract, and any further ones.
+    classes : Classes
+        What the labels mean.
+    """
+
+    table: pa.Table
+    classes: Classes
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @cached_property
+    def row_ids(self) -> list[str]:
+        """Row ids in table order."""
+        return self.table.column("row_id").to_pylist()
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Class index a row, shape (n,), int64; -1 where unlabelled."""
+        return np.array(
+            self.table.column("label").fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64
+        )
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """Target distribution a row, shape (n, K), float64: ``label_probs`` where given, else one-hot.
+
+        Rows that are neither are NaN.
+        """
+        labels = self.labels
+        targets = np.full((len(self), self.classes.n), np.nan)
+        known = labels >= 0
+        targets[known] = np.eye(self.classes.n)[labels[known]]
+        if "label_probs" in self.table.column_names:
+            for i, probs in enumerate(self.table.column("label_probs").to_pylist()):
+                if probs is not None:
+                    targets[i] = np.asarray(probs) / np.sum(probs)
+        return targets
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Hash of ids, texts, labels and class names; equal for equal content however it is stored."""
+        columns = ["row_id", "prompt", "response_a", "response_b", "label"]
+        if "label_probs" in self.table.column_names:
+            columns.append("label_probs")
+        parts = [json.dumps(self.table.column(name).to_pylist()) for name in columns]
+        return sha256_text(*self.classes.names, *columns, *parts)
+
+    def take(self, indices: np.ndarray) -> Rows:
+        """Return the rows at ``indices``."""
+        import pyarrow as pa
+
+        return Rows(self.table.take(pa.array(indices)), self.classes)
+
+
+def make_rows(columns: dict[str, list], classes: Classes, where: str) -> Rows:
+    """Build and validate a row table from Python columns; ``where`` names the source in messages.
+
+    ``row_id`` and ``prompt`` are required. Missing responses become empty lists, missing labels null.
+    """
+    import pyarrow as pa
+
+    n = len(columns["row_id"])
+    turns = pa.list_(pa.string())
+    types = {
+        "row_id": pa.string(),
+        "prompt": turns,
+        "response_a": turns,
+        "response_b": turns,
+        "label": pa.int8(),
+        "label_probs": pa.list_(pa.float32(), classes.n),
+        "model_a": pa.string(),
+        "model_b": pa.string(),
+        "source": pa.string(),
+    }
+    defaults: dict[str, object] = {"response_a": [], "response_b": [], "label": None, "source": where}
+    arrays = {}
+    for name, kind in types.items():
+        if name in columns:
+            arrays[name] = pa.array(columns[name], kind)
+        elif name in defaults:
+            arrays[name] = pa.array([defaults[name]] * n, kind)
+    for name in columns:
+        if name not in types:
+            arrays[name] = pa.array(columns[name])
+    return validate(Rows(pa.table(arrays), classes), where)
+
+
+def validate(rows: Rows, where: str | Path) -> Rows:
+    """Return ``rows`` if they keep the contract, else say which row or column does not.
+
+    Raises
+    ------
+    UserError
+        A missing column or one of another type, no rows, a null text, a missing or duplicate id, a label
+        outside the classes, or soft labels that are not a distribution.
+    """
+    require_columns(rows.table, ["row_id", "prompt", "response_a", "response_b", "label"], where)
+    if len(rows) == 0:
+        raise UserError(f"{where}: holds no rows")
+    _validate_types(rows.table, where)
+    ids = rows.row_ids
+    missing = [i for i, row_id in enumerate(ids) if not row_id]
+    if missing:
+        raise UserError(f"{where}: row {missing[0]} (counted from 0) has no row_id")
+    repeated = [key for key, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise UserError(f"{where}: {len(repeated)} row ids appear more than once: {listing(repeated)}")
+    bad = np.flatnonzero((rows.labels < -1) | (rows.labels >= rows.classes.n))
+    if bad.size:
+        raise UserError(
+            f"{where}: row {ids[bad[0]]} has label {rows.labels[bad[0]]}, "
+            f"outside the {rows.classes.n} classes {listing(rows.classes.names)}"
+        )
+    if "label_probs" in rows.table.column_names:
+        _validate_soft_labels(rows, where)
+    return rows
+
+
+def _validate_types(table: pa.Table, where: str | Path) -> None:
+    """Refuse columns of another type, and texts that are null: a table made elsewhere may hold either."""
+    import pyarrow.compute as pc
+    import pyarrow.types as pt
+
+    def is_text(kind: pa.DataType) -> bool:
+        return bool(pt.is_string(kind) or pt.is_large_string(kind))
+
+    def is_turns(kind: pa.DataType) -> bool:
+        return bool((pt.is_list(kind) or pt.is_large_list(kind)) and is_text(kind.value_type))
+
+    expected = {"row_id": ("string", is_text), "label": ("integer", pt.is_integer)}
+    expected |= dict.fromkeys(("prompt", "response_a", "response_b"), ("list<string>", is_turns))
+    for name, (kind, fits) in expected.items():
+        found = table.schema.field(name).type
+        if not fits(found):
+            raise UserError(
+                f"{where}: column {name} is {found} where a row table has {kind}; "
+                "make the row table with python -m data.prepare --source FILE --out DIR"
+            )
+    for name in ("prompt", "response_a", "response_b"):
+        column = table.column(name)
+        if column.null_count or pc.list_flatten(column).null_count:
+            lists = column.to_pylist()
+            first = next(i for i, turns in enumerate(lists) if turns is None or None in turns)
+            raise UserError(
+                f"{where}: row {first} (counted from 0), column {name} has a null where text was expected"
+            )
+
+
+def _validate_soft_labels(rows: Rows, where: str | Path) -> None:
+    for row_id, probs in zip(rows.row_ids, rows.table.column("label_probs").to_pylist(), strict=True):
+        if probs is None:
+            continue
+        values = np.array(probs, dtype=float)
+        if (
+            len(values) != rows.classes.n
+            or not np.isfinite(values).all()
+            or (values < 0).any()
+            or abs(values.sum() - 1) > PROB_SUM_TOLERANCE
+        ):
+            raise UserError(
+                f"{where}: row {row_id} has label_probs {probs}, not {rows.classes.n} "
+                "non-negative numbers that sum to 1"
+            )
+
+
+def write_rows(path: Path, rows: Rows) -> None:
+    """Write ``rows.parquet``, class names and swap in its metadata."""
+    metadata = {
+        CLASSES_KEY: json.dumps(rows.classes.names).encode(),
+        SWAP_KEY: json.dumps(rows.classes.swap).encode(),
+    }
+    write_parquet(path, rows.table.replace_schema_metadata(metadata))
+
+
+def read_rows(path: Path) -> Rows:
+    """Read and validate a row table from a ``rows.parquet`` or a directory that holds one.
+
+    A file without our metadata is taken as a preference table: A wins, B wins, tie.
+    """
+    file = path / "rows.parquet" if path.is_dir() else path
+    table = read_parquet(file, "row table")
+    metadata = table.schema.metadata or {}
+    classes = PREFERENCE
+    if CLASSES_KEY in metadata:
+        swap = json.loads(metadata.get(SWAP_KEY, b"null"))
+        classes = Classes(tuple(json.loads(metadata[CLASSES_KEY])), None if swap is None else tuple(swap))
+    return validate(Rows(table, classes), file)

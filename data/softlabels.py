@@ -1,0 +1,185 @@
+"""The soft-label store: what a model predicted, for which rows, under which folds, and from what.
+
+A store is a directory: ``manifest.json`` pins everything the numbers depend on, ``oof.parquet`` holds
+one line a row and order (``row_id``, ``fold``, ``swap``, ``logit_<class>``). Logits, not probabilities,
+and already permuted back into the row's own class order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import UserError, listing
+from data.files import read_json, read_parquet, require_columns, write_parquet
+from data.schema import Classes
+
+MANIFEST = "manifest.json"
+OOF = "oof.parquet"
+LABEL_KINDS = ("oof", "in_sample", "fold_mean")
+JOIN_FIELDS = ("classes", "rows_hash", "folds_hash")
+"""Manifest fields on which stores must agree before their rows may be joined."""
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """One model's logits for a set of rows.
+
+    Attributes
+    ----------
+    row_ids : list of str, length n
+    fold : ndarray of shape (n,)
+        The fold whose model, trained without that fold, predicted the row.
+    logits : ndarray of shape (n, orders, K)
+        In the row's own class order; second axis is the order of the pair (as given, swapped).
+    classes : Classes
+    manifest : dict
+        The store's manifest.
+    path : Path
+        Where it was read from.
+    """
+
+    row_ids: list[str]
+    fold: np.ndarray
+    logits: np.ndarray
+    classes: Classes
+    manifest: dict[str, Any]
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The member's name: its directory."""
+        return self.path.resolve().name
+
+    @property
+    def mean_logits(self) -> np.ndarray:
+        """Logits averaged over the orders of a pair, shape (n, K)."""
+        return self.logits.mean(axis=1)
+
+    @property
+    def probs(self) -> np.ndarray:
+        """Softmax of the order-averaged logits, shape (n, K)."""
+        return softmax(self.mean_logits)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis, in float64."""
+    shifted = np.asarray(logits, dtype=np.float64)
+    shifted = shifted - shifted.max(axis=-1, keepdims=True)
+    exp = np.exp(shifted)
+    return exp / exp.sum(axis=-1, keepdims=True)
+
+
+def logit_columns(classes: Classes) -> list[str]:
+    """Column names of the logits, in class order."""
+    return [f"logit_{name}" for name in classes.names]
+
+
+def write_logits(
+    path: Path, row_ids: list[str], fold: np.ndarray, logits: np.ndarray, classes: Classes
+) -> None:
+    """Write an ``oof.parquet``: logits of shape (n, orders, K), one line a row and order, atomically."""
+    import pyarrow as pa
+
+    n, orders, _ = logits.shape
+    columns: dict[str, Any] = {
+        "row_id": pa.array([row_id for row_id in row_ids for _ in range(orders)], pa.string()),
+        "fold": pa.array(np.repeat(fold, orders), pa.int32()),
+        "swap": pa.array(list(classes.orders) * n, pa.bool_()),
+    }
+    flat = logits.reshape(n * orders, -1).astype(np.float32)
+    for k, name in enumerate(logit_columns(classes)):
+        columns[name] = pa.array(flat[:, k])
+    write_parquet(path, pa.table(columns))
+
+
+def read_logits(path: Path, classes: Classes) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Read an ``oof.parquet`` back as (row ids, fold (n,), logits (n, orders, K)).
+
+    Raises
+    ------
+    UserError
+        The file is missing or damaged, lacks a column, holds a non-finite logit, repeats a row and
+        order, or lacks one order of a pair.
+    """
+    table = read_parquet(path, "soft-label file")
+    columns = logit_columns(classes)
+    require_columns(table, ["row_id", "fold", "swap", *columns], path)
+    ids = table.column("row_id").to_pylist()
+    swap = table.column("swap").to_numpy(zero_copy_only=False).astype(int)
+    fold = table.column("fold").to_numpy(zero_copy_only=False).astype(np.int64)
+    values = np.stack([table.column(name).to_numpy(zero_copy_only=False) for name in columns], axis=1)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if bad.size:
+        raise UserError(f"{path}: row {ids[bad[0]]} has a logit that is not finite")
+
+    order_of = {row_id: i for i, row_id in enumerate(dict.fromkeys(ids))}
+    index = np.array([order_of[row_id] for row_id in ids], dtype=np.int64)
+    n, orders = len(order_of), len(classes.orders)
+    counts = np.zeros((n, 2), dtype=np.int64)
+    np.add.at(counts, (index, swap), 1)
+    wrong = np.flatnonzero((counts[:, :orders] != 1).any(axis=1) | (counts[:, orders:] != 0).any(axis=1))
+    if wrong.size:
+        row_id = list(order_of)[wrong[0]]
+        raise UserError(f"{path}: row {row_id} must appear once for each of {orders} order(s)")
+    logits = np.empty((n, orders, classes.n), dtype=np.float32)
+    logits[index, swap] = values
+    row_fold = np.empty(n, dtype=np.int64)
+    row_fold[index] = fold
+    return list(order_of), row_fold, logits
+
+
+def is_store(path: Path) -> bool:
+    """Whether ``path`` is a store's directory."""
+    return path.is_dir() and (path / MANIFEST).exists() and (path / OOF).exists()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a store's manifest."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such soft-label store (a directory with {MANIFEST} and {OOF})")
+    return read_json(path / MANIFEST, "manifest")
+
+
+def read_store(path: Path) -> SoftLabels:
+    """Read a finished store.
+
+    Raises
+    ------
+    UserError
+        Not a store, unfinished, damaged, or of an unknown ``label_kind``.
+    """
+    manifest = read_manifest(path)
+    missing = [key for key in (*JOIN_FIELDS, "label_kind") if key not in manifest]
+    if missing:
+        raise UserError(f"{path / MANIFEST}: no field {listing(missing)}; is this a soft-label store?")
+    if manifest["label_kind"] not in LABEL_KINDS:
+        raise UserError(
+            f"{path / MANIFEST}: label_kind {manifest['label_kind']!r} is none of {listing(LABEL_KINDS)}"
+        )
+    if not (path / OOF).exists():
+        raise UserError(
+            f"{path}: has no {OOF}; its run is unfinished, start the same command again to finish it"
+        )
+    swap = manifest.get("swap")
+    classes = Classes(tuple(manifest["classes"]), None if swap is None else tuple(swap))
+    row_ids, fold, logits = read_logits(path / OOF, classes)
+    return SoftLabels(row_ids, fold, logits, classes, manifest, path)
+
+
+def check_joinable(first: dict[str, Any], second: dict[str, Any], first_name: str, second_name: str) -> None:
+    """Refuse to join two manifests that disagree on rows, folds or classes, naming the field."""
+    for field in JOIN_FIELDS:
+        if first.get(field) != second.get(field):
+            raise UserError(
+                f"{first_name} and {second_name} cannot be joined: their manifests disagree on {field} "
+                f"({_short(first.get(field))} against {_short(second.get(field))}); "
+                "make both from the same rows.parquet and folds.parquet"
+            )
+
+
+def _short(value: object) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 16 else str(value)
