@@ -1,0 +1,1 @@
+"""Blending, stacking, calibration and honest evaluation of prediction sets; needs no torch."""

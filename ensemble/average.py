@@ -1,0 +1,80 @@
+"""The second level: stackers of different kinds averaged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+
+from ensemble.base import Blender, Swap
+from ensemble.blend import LogOpinionPool, SimplexBlend
+from ensemble.mlp import MLPStacker
+from ensemble.stackers import MultinomialLogit
+from ensemble.trees import LightGBMStacker
+
+PSEUDO_ROWS = 4.0
+"""Rows that draw the weights of stackers to equal ones."""
+
+
+@dataclass
+class AverageStacker(Blender):
+    """A mean of stackers of different kinds, which err in different places.
+
+    Equal weights by default. With ``weighted``, the simplex blend of their cross-fitted predictions,
+    drawn a little to equal weights.
+
+    Parameters
+    ----------
+    swap : tuple of int, optional
+    weighted : bool
+    n_folds, seed : int
+
+    Attributes
+    ----------
+    members_ : list of Blender
+    shares_ : ndarray of shape (stackers,)
+    oof_ : ndarray of shape (n, K)
+    """
+
+    swap: Swap = None
+    weighted: bool = False
+    n_folds: int = 5
+    seed: int = 0
+    fitted: ClassVar[tuple[str, ...]] = ("members_", "shares_")
+
+    def fit(
+        self,
+        P: np.ndarray,
+        y: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> Self:
+        """Fit the logit, the trees and the networks; see :meth:`Blender.fit`."""
+        pool = LogOpinionPool(None, self.n_folds, self.seed).fit(P, y, sample_weight, groups)
+        logit = MultinomialLogit(self.swap, self.n_folds, self.seed).fit(P, y, sample_weight, groups)
+        trees = LightGBMStacker(self.swap, n_folds=self.n_folds, seed=self.seed)
+        trees.fit(P, y, sample_weight, groups, start=pool)
+        networks = MLPStacker(n_folds=self.n_folds, seed=self.seed)
+        networks.fit(P, y, sample_weight, groups, start=pool)
+        return self.fit_from([logit, trees, networks], y, sample_weight)
+
+    def fit_from(
+        self, members: list[Blender], y: np.ndarray, sample_weight: np.ndarray | None = None
+    ) -> Self:
+        """Average stackers already fitted on the same rows."""
+        self.members_ = members
+        held_out = np.stack([member.oof_ for member in members], axis=1)  # type: ignore[attr-defined]
+        self.shares_ = np.full(len(members), 1 / len(members))
+        if self.weighted:
+            self.shares_ = SimplexBlend(PSEUDO_ROWS / len(held_out)).fit(held_out, y, sample_weight).weights_
+        self.oof_ = np.einsum("nsk,s->nk", held_out, self.shares_)
+        return self
+
+    def predict_proba(self, P: np.ndarray) -> np.ndarray:
+        """Return the mean of the stackers' probabilities (n, K)."""
+        total = np.zeros((len(P), P.shape[2]))
+        for share, member in zip(self.shares_, self.members_, strict=True):
+            if share > 0:
+                total += share * member.predict_proba(P)
+        return total

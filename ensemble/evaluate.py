@@ -1,0 +1,191 @@
+"""The honest score: nested cross-fitted log-loss, its paired bootstrap, and the choice of a method.
+
+A method's nested log-loss is that of predictions for each fold by the method fitted, its
+hyper-parameters included, on the other folds. It is what new rows will cost; the in-sample loss beside it is
+what the same method claims about rows it was fitted to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from data.progress import progress
+from ensemble.base import Blender, as_targets, cross_entropy
+from ensemble.methods import fit_methods
+from ensemble.problem import Problem
+
+DRAWS = 1000
+KEPT_BYTES = 64 << 20
+CHUNK_BYTES = 1 << 20
+"""Counts kept between uses, and held as floating point at once."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % interval."""
+
+    low: float
+    high: float
+
+    def as_list(self) -> list[float]:
+        """The two ends."""
+        return [self.low, self.high]
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """Every method on every row, by fits that did not see the row's fold.
+
+    Attributes
+    ----------
+    probs : dict of str to ndarray of shape (n, K)
+    prior : ndarray of shape (n, K)
+        Class frequencies of the other folds.
+    """
+
+    probs: dict[str, np.ndarray]
+    prior: np.ndarray
+
+
+def log_loss(probs: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Log-loss of each row (n,), in nats; ``y`` are class indices (n,) or target distributions (n, K)."""
+    return cross_entropy(probs, as_targets(y, probs.shape[1]))
+
+
+Fitter = Callable[[np.ndarray, np.ndarray, np.ndarray], Mapping[str, Blender]]
+
+
+def cross_fit(
+    problem: Problem, seed: int = 0, fit: Fitter | None = None, workers: int | None = None
+) -> CrossFit:
+    """Fit every method on all folds but one and predict that one, for each fold in turn.
+
+    Parameters
+    ----------
+    problem : Problem
+    seed : int
+        Of the methods' inner folds and trees.
+    fit : callable, optional
+        ``fit(P, y, groups)`` returning fitted methods by name; all of them by default.
+    workers : int, optional
+        Folds fitted at once; the number of processors by default. The result does not depend on it.
+    """
+    swap = problem.classes.swap
+    run = fit or (lambda P, y, groups: fit_methods(P, y, groups, swap, seed))
+    numbers = [int(number) for number in np.unique(problem.fold)]
+
+    def one(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        test = problem.fold == number
+        methods = run(problem.P[~test], problem.y[~test], problem.groups[~test])
+        return test, {name: method.predict_proba(problem.P[test]) for name, method in methods.items()}
+
+    probs: dict[str, np.ndarray] = {}
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        for test, found in progress(
+            pool.map(one, numbers), "scoring methods, fold by fold", len(numbers), "fold"
+        ):
+            for name, part in found.items():
+                probs.setdefault(name, np.empty_like(problem.y))[test] = part
+    return CrossFit(probs, cross_fitted_prior(problem.y, problem.fold))
+
+
+def cross_fitted_prior(y: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Class frequencies of the other folds, a row (n, K)."""
+    prior = np.empty_like(y)
+    for number in np.unique(fold):
+        prior[fold == number] = y[fold != number].mean(axis=0)
+    return prior
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Bootstrap draws of group weights, shared by every comparison so that all are paired.
+
+    Memory does not grow with draws times groups: beyond :data:`KEPT_BYTES` the draws are made again from
+    their seed, chunk by chunk, whenever they are needed.
+
+    Attributes
+    ----------
+    draws : int
+    n_groups : int
+    seed : int
+    groups : ndarray of shape (n,)
+        Group codes from 0.
+    kept : ndarray of shape (draws, n_groups) or None
+        How often each group was drawn, where that is small enough to keep.
+    """
+
+    draws: int
+    n_groups: int
+    seed: int
+    groups: np.ndarray
+    kept: np.ndarray | None
+
+    def interval(self, values: np.ndarray) -> Interval:
+        """95 % percentile interval of the mean of ``values`` (n,), resampling whole groups."""
+        return self.intervals(values[:, None])[0]
+
+    def intervals(self, values: np.ndarray) -> list[Interval]:
+        """Intervals of the mean of each column of ``values`` (n, columns)."""
+        columns: list[np.ndarray] = [np.bincount(self.groups, minlength=self.n_groups).astype(np.float64)]
+        columns += [np.bincount(self.groups, weights=c, minlength=self.n_groups) for c in values.T]
+        totals = np.stack(columns, axis=1)
+        sums = np.concatenate([chunk.astype(np.float64) @ totals for chunk in self._chunks()])
+        means = sums[:, 1:] / np.maximum(sums[:, :1], 1)
+        low, high = np.percentile(means, [2.5, 97.5], axis=0)
+        return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+    def subset(self, rows: np.ndarray) -> Bootstrap:
+        """The same draws over some of the rows (a mask)."""
+        return replace(self, groups=self.groups[rows])
+
+    def _chunks(self) -> Iterator[np.ndarray]:
+        """The counts, some draws at a time."""
+        size = max(1, CHUNK_BYTES // self.n_groups)
+        if self.kept is not None:
+            for begin in range(0, self.draws, size):
+                yield self.kept[begin : begin + size]
+            return
+        rng = np.random.default_rng(self.seed)
+        for begin in range(0, self.draws, size):
+            yield _draw(rng, min(size, self.draws - begin), self.n_groups)
+
+
+def bootstrap(groups: np.ndarray, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
+    """Draw groups with replacement, ``draws`` times."""
+    codes = np.unique(groups, return_inverse=True)[1]
+    n_groups = int(codes.max()) + 1
+    small = draws * n_groups <= KEPT_BYTES
+    kept = _draw(np.random.default_rng(seed), draws, n_groups) if small else None
+    return Bootstrap(draws, n_groups, seed, codes, kept)
+
+
+def _draw(rng: np.random.Generator, draws: int, n_groups: int) -> np.ndarray:
+    counts = np.empty((draws, n_groups), dtype=np.uint8)
+    for row in counts:
+        drawn = np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups)
+        row[:] = np.minimum(drawn, 255)
+    return counts
+
+
+def choose(losses: Mapping[str, np.ndarray]) -> str:
+    """The method of least mean loss; the first of several equal ones."""
+    return min(losses, key=lambda name: float(losses[name].mean()))
+
+
+def choice_included(losses: Mapping[str, np.ndarray], fold: np.ndarray) -> float:
+    """Log-loss when the method is itself chosen without the fold that it then predicts.
+
+    The least of many scores is a little too good; this score is not chosen on the rows it counts.
+    """
+    total = 0.0
+    for number in np.unique(fold):
+        held = fold == number
+        name = choose({name: loss[~held] for name, loss in losses.items()})
+        total += float(losses[name][held].sum())
+    return total / len(fold)

@@ -1,0 +1,110 @@
+"""The methods a stack tries, fitted together so that what they share is fitted once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ensemble.average import AverageStacker
+from ensemble.base import Blender, Swap
+from ensemble.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
+from ensemble.calibrate import Calibrated
+from ensemble.greedy import GreedySelection
+from ensemble.mlp import MLPStacker
+from ensemble.stackers import MultinomialLogit
+from ensemble.trees import LightGBMStacker
+
+PLAIN = (
+    "best single",
+    "mean",
+    "geometric mean",
+    "simplex",
+    "log-pool",
+    "logit",
+    "lightgbm",
+    "mlp",
+    "logit+lightgbm",
+    "logit+lightgbm+mlp",
+    "weighted stackers",
+)
+"""Method names, simplest first; ties in the choice go to the simpler."""
+TEMPERATURE = "+temperature"
+METHODS = tuple(name + suffix for name in PLAIN for suffix in ("", TEMPERATURE))
+
+_KINDS: dict[str, type[Blender]] = {
+    kind.__name__: kind
+    for kind in (
+        BestSingle,
+        EqualMean,
+        GeometricMean,
+        SimplexBlend,
+        LogOpinionPool,
+        MultinomialLogit,
+        LightGBMStacker,
+        MLPStacker,
+        AverageStacker,
+        Calibrated,
+        GreedySelection,
+    )
+}
+
+
+def fit_methods(
+    P: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None, swap: Swap = None, seed: int = 0
+) -> dict[str, Blender]:
+    """Fit every method on members' predictions (n, members, K); returns them by name, in METHODS' order."""
+    logit = MultinomialLogit(swap, seed=seed).fit(P, y, groups=groups)
+    pool = LogOpinionPool(seed=seed).fit(P, y, groups=groups)
+    trees = LightGBMStacker(swap, seed=seed).fit(P, y, groups=groups, start=pool)
+    networks = MLPStacker(seed=seed).fit(P, y, groups=groups, start=pool)
+
+    def average(members: list[Blender], weighted: bool = False) -> AverageStacker:
+        return AverageStacker(swap, weighted, seed=seed).fit_from(members, y)
+
+    fitted: tuple[Blender, ...] = (
+        BestSingle().fit(P, y),
+        EqualMean().fit(P, y),
+        GeometricMean().fit(P, y),
+        SimplexBlend().fit(P, y),
+        pool,
+        logit,
+        trees,
+        networks,
+        average([logit, trees]),
+        average([logit, trees, networks]),
+        average([pool, logit, trees, networks], True),
+    )
+    methods: dict[str, Blender] = {}
+    for name, method in zip(PLAIN, fitted, strict=True):
+        methods[name] = method
+        methods[name + TEMPERATURE] = Calibrated(method).fit_after(P, y)
+    return methods
+
+
+def from_dict(state: dict[str, Any]) -> Blender:
+    """Rebuild a fitted method from what its ``to_dict`` returned.
+
+    Raises
+    ------
+    KeyError
+        The state is not that of a known method.
+    """
+    kind = _KINDS[state["kind"]]
+    method = kind(**{name: _decode(value, False) for name, value in state["params"].items()})
+    for name, value in state["fitted"].items():
+        setattr(method, name, _decode(value, True))
+    return method
+
+
+def _decode(value: Any, arrays: bool) -> Any:
+    if isinstance(value, dict):
+        return from_dict(value)
+    if isinstance(value, list):
+        if value and isinstance(value[0], dict):
+            return [from_dict(item) for item in value]
+        if not arrays:
+            return tuple(value)
+        if value and not isinstance(value[0], str):
+            return np.asarray(value, dtype=np.float64)
+    return value

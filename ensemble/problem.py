@@ -1,0 +1,309 @@
+"""The blending problem: members, labels, folds and groups, aligned by row id.
+
+Stores bring their folds, prepared data brings folds, prompt groups and text, a fold file brings folds
+and groups; plain prediction sets bring none, and are dealt into folds here, each row its own group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import UserError, listing
+from data.files import sha256_text
+from data.folds import Folds, read_folds
+from data.schema import Classes, Rows
+from ensemble.oof import Labels, Member, load_labels, load_member, split_name
+from ensemble.splits import group_folds
+
+N_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Members' predictions of labelled rows, ready to be blended and scored. Rows are sorted by id.
+
+    Attributes
+    ----------
+    row_ids : list of str, length n
+    P : ndarray of shape (n, members, K)
+        Probabilities.
+    y : ndarray of shape (n, K)
+        Target distributions.
+    fold : ndarray of shape (n,)
+    groups : ndarray of shape (n,)
+        Codes of the prompt groups.
+    classes : Classes
+    names : tuple of str
+        Members, in order.
+    members : tuple of Member
+    rows : Rows or None
+        The row table in the same order, where known.
+    folds_from : str
+        Where the folds came from.
+    notes : tuple of str
+        What the user should know about what was left out or assumed.
+    hashes : dict
+        Hashes of rows, folds and labels.
+    """
+
+    row_ids: list[str]
+    P: np.ndarray
+    y: np.ndarray
+    fold: np.ndarray
+    groups: np.ndarray
+    classes: Classes
+    names: tuple[str, ...]
+    members: tuple[Member, ...] = ()
+    rows: Rows | None = None
+    folds_from: str = "given"
+    notes: tuple[str, ...] = ()
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of greatest target weight, shape (n,)."""
+        return self.y.argmax(axis=1)
+
+
+def load_problem(
+    oof: list[str],
+    labels: Path | None = None,
+    data: Path | None = None,
+    folds: Path | None = None,
+    seed: int = 0,
+) -> Problem:
+    """Load members and everything they are scored with; see :func:`align` for what is refused.
+
+    Parameters
+    ----------
+    oof : list of str
+        Stores and prediction sets, each ``PATH`` or ``NAME=PATH``.
+    labels : Path, optional
+        Label file; by default the labels of the data.
+    data : Path, optional
+        Prepared data; by default what the stores' manifests name.
+    folds : Path, optional
+        Fold file; by default the data's, the stores', or new ones.
+    seed : int
+        Of new folds.
+    """
+    members = load_members(oof)
+    classes = members[0].classes
+    prepared = _prepared(data, members, required=labels is None)
+    if labels is not None:
+        truth = load_labels(labels, classes)
+    else:
+        assert prepared is not None
+        truth = prepared[0]
+    rows = prepared[0].rows if prepared else truth.rows
+    if folds is not None:
+        fold_file, source = read_folds(folds), str(folds)
+    elif prepared is not None:
+        fold_file, source = prepared[1], str(prepared[0].path)
+    else:
+        fold_file, source = None, ""
+    return align(members, truth, fold_file, rows, source, seed)
+
+
+def load_members(arguments: list[str]) -> list[Member]:
+    """Load members that agree on their classes and have distinct names.
+
+    Classes come from the first store, else from the first prediction set.
+    """
+    from data.softlabels import check_joinable
+
+    if not arguments:
+        raise UserError("no models to blend; give --oof with stores or prediction sets")
+    named = [split_name(argument) for argument in arguments]
+    classes = None
+    for name, path in sorted(
+        named, key=lambda item: (not item[1].is_dir(), item[1].suffix.lower() == ".npy")
+    ):
+        if path.suffix.lower() != ".npy":  # an array names no classes
+            classes = load_member(path, None, name).classes
+            break
+    members: list[Member] = []
+    for name, path in named:
+        member = load_member(path, classes, name)
+        classes = classes or member.classes
+        same = next((other for other in members if other.name == member.name), None)
+        if same is not None:
+            raise UserError(
+                f"{same.path} and {member.path} are both named {member.name}; tell them apart with "
+                f"--oof NAME={member.path}"
+            )
+        members.append(member)
+    stores = [member for member in members if member.manifest is not None]
+    for store in stores[1:]:
+        check_joinable(stores[0].manifest or {}, store.manifest or {}, str(stores[0].path), str(store.path))
+    return members
+
+
+def _prepared(data: Path | None, members: list[Member], required: bool) -> tuple[Labels, Folds] | None:
+    """Rows and folds of ``data``, or of the directory a store's manifest names."""
+    from data.dataset import load_prepared
+    from ensemble.oof import labels_of
+
+    store = next((member for member in members if member.manifest is not None), None)
+    manifest: dict[str, Any] = (store.manifest or {}) if store else {}
+    place = data
+    if place is None and store is not None and manifest.get("data"):
+        stated = Path(manifest["data"])
+        places = [store.path / stated, stated] if not stated.is_absolute() else [stated]
+        place = next((p for p in places if p.exists()), None)
+        if place is None and required:
+            raise UserError(
+                f"{store.path}: was made from {stated}, which is not there; give --labels or --data"
+            )
+    if place is None:
+        if required:
+            raise UserError("no labels to score against; give --labels FILE or --data DIR")
+        return None
+    rows, folds = load_prepared(place)
+    if store is not None:
+        found = {"rows_hash": rows.content_hash, "folds_hash": folds.content_hash}
+        for name, value in found.items():
+            if manifest[name] != value:
+                raise UserError(
+                    f"{store.path}: was made from other data than {place}: {name} is {manifest[name][:12]}… "
+                    f"in its manifest and {value[:12]}… there; give the data it was made from with --data"
+                )
+    return labels_of(rows, place, members[0].classes), folds
+
+
+def align(
+    members: list[Member],
+    labels: Labels,
+    folds: Folds | None = None,
+    rows: Rows | None = None,
+    folds_from: str = "given",
+    seed: int = 0,
+) -> Problem:
+    """Join members, labels and folds by row id.
+
+    Members must predict exactly the same rows. Every one of these must stand in the labels; rows whose
+    label is empty, and labels of rows that nobody predicted, are left out and counted in the notes.
+
+    Raises
+    ------
+    UserError
+        Rows that do not match, in-sample stores, stores whose folds differ from the fold file, a group
+        in two folds.
+    """
+    for member in members:
+        kind = (member.manifest or {}).get("label_kind", "oof")
+        if kind != "oof":
+            raise UserError(
+                f"{member.path}: its label_kind is {kind}, predictions by models that saw the rows' labels; "
+                "only out-of-fold predictions can be blended honestly"
+            )
+    first = members[0]
+    index = {row_id: i for i, row_id in enumerate(first.row_ids)}
+    for other in members[1:]:
+        _refuse_other_rows(first, other, index)
+    truth = {row_id: i for i, row_id in enumerate(labels.row_ids)}
+    absent = [row_id for row_id in first.row_ids if row_id not in truth]
+    if absent:
+        raise UserError(
+            f"{labels.path}: has no label for {len(absent)} of the {len(first.row_ids)} rows of "
+            f"{first.path}, e.g. {listing(absent)}; add them, with an empty label where it is unknown"
+        )
+    notes = []
+    extra = len(truth) - len(index)
+    if extra:
+        notes.append(f"{extra} labelled rows that no model predicts are left out")
+    ids = sorted(row_id for row_id in index if np.isfinite(labels.targets[truth[row_id]]).all())
+    if len(ids) < len(index):
+        notes.append(f"{len(index) - len(ids)} predicted rows without a label are left out")
+    if len(ids) < 2 * N_FOLDS:
+        raise UserError(f"{labels.path}: {len(ids)} rows have both predictions and a label; too few to score")
+
+    P = np.empty((len(ids), len(members), first.classes.n))
+    for m, member in enumerate(members):
+        place = {row_id: i for i, row_id in enumerate(member.row_ids)}
+        P[:, m] = member.probs[[place[row_id] for row_id in ids]]
+    y = labels.targets[[truth[row_id] for row_id in ids]]
+    fold, groups, folds_from = _folds(ids, members, folds, folds_from, y, seed)
+    if rows is not None:
+        place = {row_id: i for i, row_id in enumerate(rows.row_ids)}
+        known = all(row_id in place for row_id in ids)
+        rows = rows.take(np.array([place[row_id] for row_id in ids])) if known else None
+    hashes = {
+        "rows": sha256_text("\x01".join(ids)),
+        "folds": sha256_text(" ".join(map(str, fold.tolist())), " ".join(map(str, groups.tolist()))),
+        "labels": sha256_text(y.tobytes().hex()),
+    }
+    return Problem(
+        ids,
+        P,
+        y,
+        fold,
+        groups,
+        first.classes,
+        tuple(member.name for member in members),
+        tuple(members),
+        rows,
+        folds_from,
+        tuple(notes),
+        hashes,
+    )
+
+
+def _refuse_other_rows(first: Member, other: Member, index: dict[str, int]) -> None:
+    missing = set(index) - set(other.row_ids)
+    surplus = [row_id for row_id in other.row_ids if row_id not in index]
+    if not missing and not surplus:
+        return
+    parts = []
+    if missing:
+        lacking = [row_id for row_id in first.row_ids if row_id in missing]
+        parts.append(f"{len(lacking)} rows are only in {first.path} (e.g. {listing(lacking, 3)})")
+    if surplus:
+        parts.append(f"{len(surplus)} rows are only in {other.path} (e.g. {listing(surplus, 3)})")
+    raise UserError(
+        f"{first.path} and {other.path} predict different rows: {'; '.join(parts)}; every set must hold "
+        "the same ids"
+    )
+
+
+def _folds(
+    ids: list[str], members: list[Member], folds: Folds | None, source: str, y: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Folds (n,), group codes (n,), and where they came from."""
+    stored = [(m, dict(zip(m.row_ids, m.fold.tolist(), strict=True))) for m in members if m.fold is not None]
+    if folds is not None:
+        aligned = folds.aligned_to(ids)
+        fold = aligned.fold
+        groups = np.unique(np.array(aligned.group_ids), return_inverse=True)[1]
+    elif stored:
+        member, by_id = stored[0]
+        fold = np.array([by_id[row_id] for row_id in ids], dtype=np.int64)
+        groups, source = np.arange(len(ids)), f"{member.path} (each row its own group)"
+    else:
+        groups = np.arange(len(ids))
+        fold = group_folds(y, None, N_FOLDS, seed)
+        source = f"dealt here: {N_FOLDS} folds stratified by label, seed {seed}, each row its own group"
+    for member, by_id in stored:
+        wrong = [row_id for row_id, k in zip(ids, fold.tolist(), strict=True) if by_id[row_id] != k]
+        if wrong:
+            raise UserError(
+                f"{member.path}: {len(wrong)} rows were predicted under other folds than those of {source}, "
+                f"e.g. {listing(wrong, 3)}; make them from the same fold file"
+            )
+    if len(np.unique(fold)) < 2:
+        raise UserError(f"{source}: all rows are in one fold; two or more are needed to score honestly")
+    order = np.lexsort((fold, groups))
+    split = (groups[order][1:] == groups[order][:-1]) & (fold[order][1:] != fold[order][:-1])
+    if split.any():
+        at = order[1:][split][0]
+        raise UserError(
+            f"{source}: the group of row {ids[at]} is split over folds; a group must share a fold"
+        )
+    return fold, groups, source

@@ -1,0 +1,292 @@
+"""Evaluate a blending problem from end to end, and write what was found as a stack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from ensemble.base import Blender
+from ensemble.blend import SimplexBlend
+from ensemble.calibrate import Calibrated
+from ensemble.evaluate import (
+    DRAWS,
+    Bootstrap,
+    Interval,
+    bootstrap,
+    choice_included,
+    choose,
+    cross_fit,
+    log_loss,
+)
+from ensemble.methods import fit_methods
+from ensemble.problem import Problem
+from ensemble.saved import save_stack
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """One line of the table: a log-loss and how it compares.
+
+    Attributes
+    ----------
+    name : str
+    loss : float
+        Nested (cross-fitted) mean log-loss, in nats.
+    ci : Interval
+        Of the loss.
+    in_sample : float or None
+        Loss on the rows it was fitted to; ``None`` where nothing was fitted here.
+    vs_mean, vs_mean_ci
+        Paired difference to the equal-weight mean; negative is better.
+    vs_single, vs_single_ci
+        Paired difference to the best single member.
+    """
+
+    name: str
+    loss: float
+    ci: Interval
+    in_sample: float | None
+    vs_mean: float
+    vs_mean_ci: Interval
+    vs_single: float
+    vs_single_ci: Interval
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found.
+
+    Attributes
+    ----------
+    prior, members, methods, bayes
+        Their scores; ``bayes`` is ``None`` where the true probabilities are unknown.
+    fitted : dict of str to Blender
+        Every method, fitted on all rows.
+    probs : dict of str to ndarray of shape (n, K)
+        Every method's nested predictions.
+    chosen, why : str
+    choice_included : float
+        The chosen stack's loss with the choice itself cross-fitted.
+    best_single : str
+    draws : Bootstrap
+    seed : int
+    """
+
+    prior: Score
+    members: list[Score]
+    methods: list[Score]
+    bayes: Score | None
+    fitted: dict[str, Blender]
+    probs: dict[str, np.ndarray]
+    chosen: str
+    why: str
+    choice_included: float
+    best_single: str
+    draws: Bootstrap
+    seed: int
+
+    @property
+    def all_scores(self) -> list[Score]:
+        """Every line of the table, in its order."""
+        return [self.prior, *self.members, *self.methods, *([self.bayes] if self.bayes else [])]
+
+    def score(self, name: str) -> Score:
+        """The score of a method."""
+        return next(score for score in self.methods if score.name == name)
+
+
+def evaluate(problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int | None = None) -> Result:
+    """Score every method by the nested estimate, choose one, and fit it on all rows."""
+    # One BLAS thread: small matrices gain nothing from more, and the result is the same on any machine.
+    with threadpool_limits(limits=1, user_api="blas"):
+        found = cross_fit(problem, seed, workers=workers)
+        fitted = fit_methods(problem.P, problem.y, problem.groups, problem.classes.swap, seed)
+    inside = {
+        name: float(log_loss(method.predict_proba(problem.P), problem.y).mean())
+        for name, method in fitted.items()
+    }
+    losses = {name: log_loss(probs, problem.y) for name, probs in found.probs.items()}
+    single = {name: log_loss(problem.P[:, m], problem.y) for m, name in enumerate(problem.names)}
+    best_single = choose(single)
+    others = {"prior": log_loss(found.prior, problem.y)}
+    truth = true_probs(problem)
+    if truth is not None:
+        others["Bayes optimum"] = log_loss(truth, problem.y)
+
+    boot = bootstrap(problem.groups, draws, seed)
+
+    def scores(table: dict[str, np.ndarray]) -> list[Score]:
+        """Score every column of per-row losses, by the same draws."""
+        names, columns = list(table), np.stack(list(table.values()), axis=1)
+        to_mean = columns - losses["mean"][:, None]
+        to_single = columns - single[best_single][:, None]
+        intervals = boot.intervals(np.concatenate([columns, to_mean, to_single], axis=1))
+        n = len(names)
+        return [
+            Score(
+                name,
+                float(columns[:, i].mean()),
+                intervals[i],
+                inside.get(name),
+                float(to_mean[:, i].mean()),
+                intervals[n + i],
+                float(to_single[:, i].mean()),
+                intervals[2 * n + i],
+            )
+            for i, name in enumerate(names)
+        ]
+
+    # A member may bear a method's name, so the three kinds are scored apart.
+    other_scores = scores(others)
+    methods = scores(losses)
+    members = [_without_in_sample(score) for score in scores(single)]
+    chosen = choose(losses)
+    return Result(
+        _without_in_sample(other_scores[0]),
+        members,
+        methods,
+        _without_in_sample(other_scores[1]) if truth is not None else None,
+        fitted,
+        found.probs,
+        chosen,
+        _why(chosen, methods, best_single),
+        choice_included(losses, problem.fold),
+        best_single,
+        boot,
+        seed,
+    )
+
+
+def _without_in_sample(score: Score) -> Score:
+    return Score(**{**score.__dict__, "in_sample": None})
+
+
+def true_probs(problem: Problem) -> np.ndarray | None:
+    """The rows' true class probabilities (n, K), which a simulated arena knows."""
+    if problem.rows is None or "true_probs" not in problem.rows.table.column_names:
+        return None
+    values = np.array(problem.rows.table.column("true_probs").to_pylist(), dtype=np.float64)
+    return values if values.shape == problem.y.shape and np.isfinite(values).all() else None
+
+
+def _why(chosen: str, methods: list[Score], best_single: str) -> str:
+    best = next(score for score in methods if score.name == chosen)
+    rival = min((score for score in methods if score.name != chosen), key=lambda score: score.loss)
+    text = f"least nested log-loss of {len(methods)} methods, {best.loss:.4f}"
+    text += f"; next {rival.name} {rival.loss:.4f}"
+    if chosen != "mean":
+        text += (
+            f"; against the mean {best.vs_mean:+.4f} "
+            f"[{best.vs_mean_ci.low:+.4f}, {best.vs_mean_ci.high:+.4f}]"
+        )
+    return text + (
+        f"; against the best single model, {best_single}, {best.vs_single:+.4f} "
+        f"[{best.vs_single_ci.low:+.4f}, {best.vs_single_ci.high:+.4f}]"
+    )
+
+
+def linear_weights(method: Blender) -> np.ndarray | None:
+    """The members' weights where the method has one a member, else ``None``."""
+    base = method.base if isinstance(method, Calibrated) else method
+    return getattr(base, "weights_", None)
+
+
+def shown_weights(result: Result) -> tuple[str, np.ndarray]:
+    """Weights to show: the chosen method's, or the simplex blend's where it has none a member."""
+    weights = linear_weights(result.fitted[result.chosen])
+    if weights is not None:
+        return result.chosen, weights
+    simplex = result.fitted["simplex"]
+    assert isinstance(simplex, SimplexBlend)
+    return "simplex", simplex.weights_
+
+
+def describe(problem: Problem, result: Result) -> dict[str, Any]:
+    """What ``stack.json`` says, all but the fitted method."""
+    weights_of, weights = shown_weights(result)
+    method = result.fitted[result.chosen]
+    return {
+        "kind": "stack",
+        "format": FORMAT,
+        "classes": list(problem.classes.names),
+        "swap": None if problem.classes.swap is None else list(problem.classes.swap),
+        "members": list(problem.names),
+        "chosen": result.chosen,
+        "why": result.why,
+        "chosen_nested_log_loss": result.score(result.chosen).loss,
+        "chosen_nested_log_loss_choice_included": result.choice_included,
+        "weights": dict(zip(problem.names, weights.tolist(), strict=True)),
+        "weights_of": weights_of,
+        "temperature": method.temperature_ if isinstance(method, Calibrated) else 1.0,
+        "methods": [
+            {
+                "name": score.name,
+                "nested_log_loss": score.loss,
+                "in_sample_log_loss": score.in_sample,
+                "log_loss_ci95": score.ci.as_list(),
+                "difference": score.vs_mean,
+                "ci95": score.vs_mean_ci.as_list(),
+                "difference_to_best_single": score.vs_single,
+                "ci95_vs_best_single": score.vs_single_ci.as_list(),
+            }
+            for score in result.methods
+        ],
+        "prior": _plain(result.prior),
+        "bayes": _plain(result.bayes) if result.bayes else None,
+        "best_single": result.best_single,
+        "member_scores": [
+            {**_plain(score), "source": str(member.path), "content_hash": member.content_hash}
+            for score, member in zip(result.members, problem.members, strict=True)
+        ],
+        "rows": {
+            "n": len(problem),
+            "groups": int(problem.groups.max()) + 1,
+            "folds": len(np.unique(problem.fold)),
+            "folds_from": problem.folds_from,
+            "hashes": problem.hashes,
+            "notes": list(problem.notes),
+        },
+        "bootstrap_draws": result.draws.draws,
+        "seed": result.seed,
+        "versions": {name: _version(name) for name in ("distillstack", "numpy", "scipy", "lightgbm")},
+    }
+
+
+def _plain(score: Score) -> dict[str, Any]:
+    return {
+        "name": score.name,
+        "log_loss": score.loss,
+        "log_loss_ci95": score.ci.as_list(),
+        "difference": score.vs_mean,
+        "ci95": score.vs_mean_ci.as_list(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def write_result(out: Path, problem: Problem, result: Result) -> None:
+    """Write the nested predictions, the trees and, last, ``stack.json``."""
+    import pyarrow as pa
+
+    from data.files import write_parquet
+
+    columns: dict[str, Any] = {
+        "row_id": pa.array(problem.row_ids, pa.string()),
+        "fold": pa.array(problem.fold, pa.int32()),
+    }
+    for k, name in enumerate(problem.classes.names):
+        columns[name] = pa.array(result.probs[result.chosen][:, k])
+    write_parquet(out / "predictions.parquet", pa.table(columns))
+    save_stack(out, describe(problem, result), result.fitted[result.chosen])
