@@ -1,0 +1,1 @@
+"""Backbones, out-of-fold teachers, distilled students and prediction."""

@@ -1,0 +1,282 @@
+"""Train one model a fold, predict each fold with the model that never saw it, and keep the evidence.
+
+A run's directory is its own record: ``manifest.json`` says what it depends on and is compared before
+anything continues; a fold is finished when its ``oof.parquet`` stands; the run, when all are joined.
+Killed at any moment and started again, it goes on from the last finished fold or checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
+from data.errors import UserError
+from data.files import read_json, write_json
+from data.folds import Folds
+from data.schema import Rows
+from data.softlabels import MANIFEST, OOF, SoftLabels, read_logits, read_store, write_logits
+from data.template import Template
+from distill.backbone import add_adapters, compute_dtype, load_base, load_tokenizer, load_trained, weight_hash
+from distill.batches import Examples
+from distill.config import ModelConfig, save_resolved
+from distill.head import Classifier
+from distill.tiny import tiny_backbone
+from distill.trainer import Loss, predict_logits, train
+
+FORMAT = 1
+MAY_CHANGE = ("versions", "data", "backbone_path", "truncated_share")
+"""Manifest fields that may differ when a run is continued: they do not change its numbers."""
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything one model's cross-fitting needs.
+
+    Attributes
+    ----------
+    name : str
+        The model's name in messages and tables.
+    out : Path
+        The store's directory.
+    model : ModelConfig
+    backbone : str
+        Local directory or hub name of the checkpoint.
+    rows, folds : Rows, Folds
+        In the same order.
+    examples : Examples
+    loss : callable
+        Logits and batch to a loss a sequence.
+    manifest : dict
+    """
+
+    name: str
+    out: Path
+    model: ModelConfig
+    backbone: str
+    rows: Rows
+    folds: Folds
+    examples: Examples
+    loss: Loss
+    manifest: dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that numbers depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def plan_run(
+    kind: str,
+    name: str,
+    model: ModelConfig,
+    rows: Rows,
+    folds: Folds,
+    data_dir: Path,
+    out: Path,
+    loss: Loss,
+    teacher_logits: np.ndarray | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> Run:
+    """Resolve backbone and tokenizer, encode the rows, and describe the run in a manifest.
+
+    Parameters
+    ----------
+    kind : {"teacher", "student"}
+    data_dir : Path
+        Where rows and folds are; the run records the way there.
+    teacher_logits : ndarray of shape (n, teachers, K), optional
+    details : mapping, optional
+        Further manifest fields, such as a student's teachers.
+    """
+    template = Template()
+    backbone = resolve_backbone(model, rows, template, out.parent)
+    tokenizer = load_tokenizer(model.backbone, backbone)
+    encoder = Encoder(tokenizer, template, Truncation(**asdict(model.encode)))
+    encoded = encoder.encode(rows)
+    examples = Examples(
+        encoded, rows.targets, rows.classes.permutation, pad_token_id(tokenizer), teacher_logits
+    )
+    training = asdict(model.train)
+    training.pop("predict_rows")
+    manifest = {
+        "format": FORMAT,
+        "kind": kind,
+        "name": name,
+        "label_kind": "oof",
+        "classes": list(rows.classes.names),
+        "swap": None if rows.classes.swap is None else list(rows.classes.swap),
+        "rows_hash": rows.content_hash,
+        "folds_hash": folds.content_hash,
+        "n_rows": len(rows),
+        "n_folds": folds.n_folds,
+        "backbone_path": backbone,
+        "backbone": {
+            "weight_hash": weight_hash(backbone, model.backbone.revision),
+            "precision": model.backbone.precision,
+            "double_quant": model.backbone.double_quant,
+            "compute": str(compute_dtype(model.backbone)).removeprefix("torch."),
+            "attention": model.backbone.attention,
+        },
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        **encoder.describe(),
+        "truncated_share": encoded.truncated / max(1, len(encoded.lengths)),
+        "lora": asdict(model.lora),
+        "train": training,
+        "seed": model.train.seed,
+        **(details or {}),
+        "data": os.path.relpath(data_dir, out),
+        "versions": versions(),
+    }
+    return Run(name, out, model, backbone, rows, folds, examples, loss, manifest)
+
+
+def resolve_backbone(model: ModelConfig, rows: Rows, template: Template, home: Path) -> str:
+    """Return the checkpoint's location: made locally, a local directory, or a hub name."""
+    if model.backbone.tiny is not None:
+        cache = home / "backbones"
+        return str(tiny_backbone(model.backbone.tiny, rows, template, model.train.seed, cache).resolve())
+    local = Path(model.backbone.path)
+    return str(local.resolve()) if local.is_dir() else model.backbone.path
+
+
+def open_run(run: Run) -> None:
+    """Claim ``run.out``: write its manifest, or see that the one there is the same run's.
+
+    Raises
+    ------
+    UserError
+        The directory holds another run; the message names the first field that differs.
+    """
+    path = run.out / MANIFEST
+    if path.exists():
+        found = read_json(path, "manifest")
+        for field in sorted(set(found) | set(run.manifest)):
+            if field not in MAY_CHANGE and found.get(field) != run.manifest.get(field):
+                difference = _difference(field, found, run.manifest)
+                raise UserError(
+                    f"{run.out}: holds another run: its manifest differs in {difference}; "
+                    "choose another --out, or delete that directory to start over"
+                )
+        return
+    if run.out.exists() and any(run.out.iterdir()):
+        raise UserError(f"{run.out}: is not empty and has no {MANIFEST}; choose another --out")
+    save_resolved(run.out / "config.yaml", run.model)
+    write_json(path, run.manifest)
+
+
+def _difference(field: str, found: Any, wanted: Any) -> str:
+    """Name the first field, nested ones dotted, in which two manifests differ, with both values."""
+    mine, theirs = found.get(field), wanted.get(field)
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        for key in sorted(set(mine) | set(theirs)):
+            if mine.get(key) != theirs.get(key):
+                return f"{field}.{_difference(key, mine, theirs)}"
+    return f"{field} ({mine} there, {theirs} asked for)"
+
+
+def cross_fit(run: Run, report_to: str = "none") -> SoftLabels:
+    """Train and predict every fold, join the folds, and return the store."""
+    open_run(run)
+    if not (run.out / OOF).exists():
+        for fold in range(run.folds.n_folds):
+            fit_fold(run, fold, report_to)
+        _join_folds(run)
+    return read_store(run.out)
+
+
+def fit_fold(run: Run, fold: int, report_to: str = "none") -> None:
+    """Train on the other folds, save the adapter, predict this fold; do nothing if that is done."""
+    directory = run.out / f"fold-{fold}"
+    if (directory / OOF).exists():
+        return
+    inside = run.folds.fold == fold
+    classifier = _trained(
+        run, directory, np.flatnonzero(~inside & labelled(run)), fold, report_to, f"fold {fold}"
+    )
+    held_out = np.flatnonzero(inside)
+    what = f"{run.name} predicts fold {fold}"
+    logits = predict_logits(classifier, run.examples, held_out, run.model.train.predict_rows, what)
+    if not np.isfinite(logits).all():
+        raise UserError(
+            f"{directory}: the model predicts logits that are not finite; lower the learning rate"
+        )
+    row_ids = [run.rows.row_ids[i] for i in held_out]
+    write_logits(directory / OOF, row_ids, np.full(len(held_out), fold), logits, run.rows.classes)
+
+
+def fit_final(run: Run, report_to: str = "none") -> Path:
+    """Train the deployable model on all labelled rows; return the directory of its weights."""
+    directory = run.out / "final"
+    if not (directory / "adapter").exists():
+        _trained(run, directory, np.flatnonzero(labelled(run)), run.folds.n_folds, report_to, "all rows")
+    return directory / "adapter"
+
+
+def labelled(run: Run) -> np.ndarray:
+    """Which rows have a target, shape (n,), bool."""
+    return np.isfinite(run.examples.targets).all(axis=1)
+
+
+def _trained(
+    run: Run, directory: Path, train_rows: np.ndarray, number: int, report_to: str, what: str
+) -> Classifier:
+    """Return the trained classifier of ``directory``, training it first if its weights are not there."""
+    adapter = directory / "adapter"
+    model = run.model
+    if adapter.exists():
+        return load_trained(model.backbone, run.backbone, adapter, model.lora.enabled, run.rows.classes.n)
+    if not train_rows.size:
+        raise UserError(f"{run.name}, {what}: there are no labelled rows to train on")
+    seed = model.train.seed * 1000 + number
+    base = load_base(model.backbone, run.backbone, run.rows.classes.n)
+    classifier = add_adapters(base, model.lora, seed, model.train.gradient_checkpointing)
+    config = replace(model.train, seed=seed)
+    try:
+        train(
+            classifier,
+            run.examples,
+            train_rows,
+            config,
+            run.loss,
+            directory,
+            f"{run.name}, {what}",
+            report_to,
+        )
+    except FloatingPointError as error:
+        raise UserError(
+            f"{run.name}, {what}: {error}; lower train.lr, or use bf16 instead of fp16"
+        ) from error
+    unfinished = directory / ".adapter.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    classifier.save(unfinished)
+    os.replace(unfinished, adapter)
+    for checkpoint in directory.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    return classifier
+
+
+def _join_folds(run: Run) -> None:
+    """Join the folds' predictions into the store's ``oof.parquet``, in row order."""
+    n, orders, k = len(run.rows), len(run.rows.classes.orders), run.rows.classes.n
+    logits = np.full((n, orders, k), np.nan, dtype=np.float32)
+    position = {row_id: i for i, row_id in enumerate(run.rows.row_ids)}
+    for fold in range(run.folds.n_folds):
+        ids, _, part = read_logits(run.out / f"fold-{fold}" / OOF, run.rows.classes)
+        logits[[position[row_id] for row_id in ids]] = part
+    write_logits(run.out / OOF, run.rows.row_ids, run.folds.fold, logits, run.rows.classes)

@@ -1,0 +1,85 @@
+"""What every command of ``distill`` takes: a recipe, prepared data or the embedded demo, and a place."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    from data.folds import Folds
+    from data.schema import Rows
+    from data.softlabels import SoftLabels
+    from distill.config import DataConfig
+
+DEMO = Path("runs/demo")
+OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that training commands share."""
+    parser.add_argument("--recipe", default="demo", help="a recipe's name or YAML file (default: demo)")
+    parser.add_argument("--data", type=Path, help="prepared rows and folds; without it, the simulated arena")
+    parser.add_argument(
+        "--report-to", default="none", help="a tracker that transformers.Trainer knows, such as tensorboard"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe, dotted")
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse arguments; overrides may stand anywhere, also behind an option that takes several values."""
+    overrides = [word for word in argv if OVERRIDE.match(word)]
+    args = parser.parse_args([word for word in argv if word not in overrides])
+    args.overrides = [*overrides, *args.overrides]
+    return args
+
+
+def open_data(path: Path | None, demo: DataConfig) -> tuple[Rows, Folds, Path]:
+    """Return rows, folds, and the directory they are in; the simulated arena where ``path`` is None.
+
+    Raises
+    ------
+    UserError
+        The data are missing, damaged, or not prepared.
+    """
+    from data.dataset import load_prepared, prepare
+
+    if path is None:
+        from data.arena import ArenaConfig, simulate_arena
+
+        prepare(simulate_arena(ArenaConfig(n_rows=demo.rows, seed=demo.seed)), DEMO, demo.folds, demo.seed)
+        path = DEMO
+    elif path.is_file() and path.suffix.lower() not in {".parquet", ".pq"}:
+        raise UserError(
+            f"{path}: is not prepared; run python -m data.prepare --source {path} --out DIR first"
+        )
+    rows, folds = load_prepared(path)
+    return rows, folds, path if path.is_dir() else path.parent
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that is not installed before anything is trained."""
+    from transformers.integrations import get_available_reporting_integrations
+
+    available = get_available_reporting_integrations()
+    if name not in {"none", "all", *available}:
+        raise UserError(
+            f"--report-to {name}: no such tracker is installed; installed: {', '.join(available) or 'none'}"
+        )
+
+
+def score_line(name: str, store: SoftLabels, rows: Rows) -> list[str]:
+    """One table line: a store's out-of-fold log-loss and accuracy on the labelled rows."""
+    targets = rows.targets
+    order = {row_id: i for i, row_id in enumerate(store.row_ids)}
+    probs = store.probs[[order[row_id] for row_id in rows.row_ids]]
+    known = np.isfinite(targets).all(axis=1)
+    loss = -(targets[known] * np.log(np.clip(probs[known], 1e-15, None))).sum(axis=1).mean()
+    hits = (probs[known].argmax(axis=1) == targets[known].argmax(axis=1)).mean()
+    return [name, str(int(known.sum())), f"{loss:.4f}", f"{hits:.3f}", str(store.path)]

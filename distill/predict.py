@@ -1,0 +1,63 @@
+"""``python -m distill.predict``: predict new rows with trained teachers and students.
+
+A student predicts with its final model, a teacher with the average of its fold models, both in both
+orders of a pair. One model gives one prediction set; several give a directory of them, named so that
+``ensemble.predict`` finds each member.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.command import run
+from data.errors import UserError
+
+SUFFIXES = (".csv", ".parquet")
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m distill.predict", description=__doc__)
+    parser.add_argument("--model", nargs="+", type=Path, required=True, metavar="DIR", help="finished runs")
+    parser.add_argument(
+        "--data", required=True, metavar="FILE", help="rows to predict: any source that data.prepare reads"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="a .csv or .parquet file; with several models, a directory"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    args = arguments(argv)
+    targets = output_files(args.out, args.model)
+    from data.softlabels import softmax
+    from data.sources import read_source
+    from distill.saved import predict_rows, read_saved
+    from ensemble.predict import write_predictions
+
+    models = [read_saved(path) for path in args.model]
+    rows, _ = read_source(args.data)
+    for model, out in zip(models, targets, strict=True):
+        probs = softmax(predict_rows(model, rows).mean(axis=1))
+        write_predictions(out, rows.row_ids, probs, rows.classes.names)
+        print(f"{model.name}: {len(rows)} rows, {len(model.weights)} model(s) averaged: {out}")
+
+
+def output_files(out: Path, models: Sequence[Path]) -> list[Path]:
+    """Return one output file a model."""
+    if len(models) == 1:
+        if out.suffix.lower() not in SUFFIXES:
+            raise UserError(f"{out}: a prediction set is written as .csv or .parquet; give --out such a name")
+        return [out]
+    names = [path.resolve().name for path in models]
+    if out.suffix or out.is_file() or len(set(names)) != len(names):
+        raise UserError(f"{out}: several models of distinct names need a directory as --out")
+    return [out / f"{name}.csv" for name in names]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,124 @@
+"""A trained run read back from its directory: predict new rows with what was trained, as it was trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
+from data.errors import UserError
+from data.files import require_file
+from data.schema import Classes, Rows
+from data.softlabels import read_manifest
+from data.template import Template
+from distill.backbone import load_tokenizer, load_trained, weight_hash
+from distill.batches import Examples
+from distill.config import ModelConfig, StudentConfig
+from distill.trainer import predict_logits
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A finished run.
+
+    Attributes
+    ----------
+    path : Path
+        The run's directory.
+    manifest : dict
+    model : ModelConfig
+    weights : list of Path
+        The adapters to average: the final model's where there is one, else one a fold.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    model: ModelConfig
+    weights: list[Path]
+
+    @property
+    def name(self) -> str:
+        """The run's directory name."""
+        return self.path.resolve().name
+
+    @property
+    def classes(self) -> Classes:
+        """The classes the model was trained on."""
+        swap = self.manifest.get("swap")
+        return Classes(tuple(self.manifest["classes"]), None if swap is None else tuple(swap))
+
+
+def read_saved(path: Path) -> SavedModel:
+    """Read a finished run's directory.
+
+    Raises
+    ------
+    UserError
+        Not a run, unfinished, or its configuration is damaged.
+    """
+    manifest = read_manifest(path)
+    kind = StudentConfig if manifest.get("kind") == "student" else ModelConfig
+    final = path / "final" / "adapter"
+    weights = [final] if final.exists() else sorted(path.glob("fold-*/adapter"))
+    expected = 1 if final.exists() else manifest.get("n_folds")
+    if len(weights) != expected:
+        raise UserError(
+            f"{path}: has {len(weights)} of {expected} fold models; start its command again to finish it"
+        )
+    return SavedModel(path, manifest, read_config(path / "config.yaml", kind), weights)
+
+
+def read_config(path: Path, kind: type[ModelConfig]) -> ModelConfig:
+    """Read the resolved configuration saved with a run."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(kind), OmegaConf.load(require_file(path, "configuration"))
+        )
+        config = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise UserError(f"{path}: not a saved configuration ({str(error).splitlines()[0]})") from error
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+def predict_rows(saved: SavedModel, rows: Rows) -> np.ndarray:
+    """Predict rows in all their orders; fold models are averaged in logits.
+
+    Returns
+    -------
+    ndarray of shape (n, orders, K)
+        Logits in each row's own class order.
+
+    Raises
+    ------
+    UserError
+        The rows' classes, the backbone or the tokenizer are not those of the training.
+    """
+    if rows.classes != saved.classes:
+        raise UserError(
+            f"{saved.path}: was trained on classes {', '.join(saved.classes.names)}; "
+            f"the rows have {', '.join(rows.classes.names)}"
+        )
+    manifest, model = saved.manifest, saved.model
+    backbone = manifest["backbone_path"]
+    if weight_hash(backbone, model.backbone.revision) != manifest["backbone"]["weight_hash"]:
+        raise UserError(f"{backbone}: these are not the weights that {saved.path} was trained from")
+    tokenizer = load_tokenizer(model.backbone, backbone)
+    if tokenizer_hash(tokenizer) != manifest["tokenizer_hash"]:
+        raise UserError(f"{backbone}: this is not the tokenizer that {saved.path} was trained with")
+    encoder = Encoder(tokenizer, Template(**manifest["template"]), Truncation(**asdict(model.encode)))
+    examples = Examples(encoder.encode(rows), rows.targets, rows.classes.permutation, pad_token_id(tokenizer))
+    everything = np.arange(len(rows))
+    total = np.zeros((len(rows), examples.encoded.orders, rows.classes.n))
+    for number, weights in enumerate(saved.weights, start=1):
+        classifier = load_trained(model.backbone, backbone, weights, model.lora.enabled, rows.classes.n)
+        what = f"{saved.name} predicts ({number}/{len(saved.weights)})"
+        total += predict_logits(classifier, examples, everything, model.train.predict_rows, what)
+    return total / len(saved.weights)
