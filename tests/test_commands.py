@@ -1,0 +1,125 @@
+"""The commands as a user meets them: help, mistakes, and the whole way on shuffled labels."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data.arena import ArenaConfig, simulate_arena
+from data.dataset import prepare
+from data.schema import Rows
+from distill import student, teacher_oof
+from ensemble import stack
+
+COMMANDS = [
+    "data.prepare",
+    "distill.teacher_oof",
+    "distill.student",
+    "distill.predict",
+    "ensemble.stack",
+    "ensemble.predict",
+]
+
+
+def shell(*words, cwd=None):
+    return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_printed_without_the_heavy_libraries(command):
+    check = (
+        f"import runpy, sys\nsys.argv = ['x', '--help']\n"
+        f"try:\n    runpy.run_module({command!r}, run_name='__main__')\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'transformers', 'lightgbm', 'sklearn', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["distill.teacher_oof", "--recipe", "nonsense"], "no such recipe"),
+        (["distill.teacher_oof", "teachers.llama.train.lrr=1"], "lrr"),
+        (["distill.teacher_oof", "--data", "nowhere"], "nowhere"),
+        (["distill.student", "--data", "nowhere"], "nowhere"),
+        (["distill.predict", "--model", "nowhere", "--data", "x.csv", "--out", "y.csv"], "nowhere"),
+        (["ensemble.stack", "--data", "nowhere"], "nowhere"),
+        (["ensemble.stack"], "teacher_oof"),
+        (["data.prepare", "--source", "missing.csv", "--out", "there"], "missing.csv"),
+    ],
+)
+def test_a_mistake_is_one_message_and_status_2(words, message, tmp_path):
+    done = shell(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_inputs_are_named(trained, tmp_path):
+    """A truncated row table, folds of other rows, and a foreign fold file end in one message each."""
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for name in ("rows.parquet", "folds.parquet", "manifest.json"):
+        shutil.copy(trained / name, damaged / name)
+    whole = (damaged / "rows.parquet").read_bytes()
+    (damaged / "rows.parquet").write_bytes(whole[: len(whole) // 2])
+    done = shell("distill.teacher_oof", "--data", str(damaged), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "rows.parquet" in done.stderr
+    assert "truncated" in done.stderr
+
+    other = tmp_path / "other"
+    prepare(simulate_arena(ArenaConfig(n_rows=96, seed=2)), other, n_folds=2)
+    shutil.copy(other / "folds.parquet", damaged / "folds.parquet")
+    (damaged / "rows.parquet").write_bytes(whole)
+    done = shell("distill.teacher_oof", "--data", str(damaged), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "folds.parquet" in done.stderr
+
+
+def test_stores_of_other_folds_are_not_stacked(trained, tmp_path):
+    other = tmp_path / "foreign"
+    shutil.copytree(trained / "gemma2", other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"folds_hash": "0" * 64}))
+    done = shell("ensemble.stack", "--oof", str(trained / "llama"), str(other), "--out", str(tmp_path / "s"))
+    assert done.returncode == 2
+    assert "folds_hash" in done.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_stack_of_a_small_run_has_the_contract_keys(trained, tmp_path):
+    stack.main(["--data", str(trained), "--out", str(tmp_path / "stack")])
+    content = json.loads((tmp_path / "stack" / "stack.json").read_text())
+    assert set(content["members"]) == {"llama", "gemma2", "student"}
+    assert {"classes", "methods", "chosen", "weights", "temperature"} <= set(content)
+    assert (tmp_path / "stack" / "report.html").exists()
+
+
+def test_shuffled_labels_teach_nothing(tmp_path, tiny_recipe):
+    """Teachers, student and stack on labels that belong to other rows: no gain over the prior."""
+    rows = simulate_arena(ArenaConfig(n_rows=240, seed=7))
+    import pyarrow as pa
+
+    order = np.random.default_rng(0).permutation(len(rows))
+    labels = rows.table.column("label").take(pa.array(order))
+    shuffled = rows.table.set_column(rows.table.column_names.index("label"), "label", labels)
+    directory = tmp_path / "shuffled"
+    prepare(Rows(shuffled.drop_columns(["true_probs"]), rows.classes), directory, n_folds=2)
+    common = ["--recipe", str(tiny_recipe), "--data", str(directory)]
+    longer = [f"{who}.train.epochs=3" for who in ("teachers.llama", "teachers.gemma2", "student")]
+    teacher_oof.main([*common, *longer])
+    student.main([*common, *longer])
+    stack.main(["--data", str(directory)])
+    content = json.loads((directory / "stack" / "stack.json").read_text())
+    prior = -(np.bincount(rows.labels) / 240 * np.log(np.bincount(rows.labels) / 240)).sum()
+    scores = {method["name"]: method["nested_log_loss"] for method in content["methods"]}
+    assert min(scores.values()) > prior - 0.01, scores

@@ -1,0 +1,122 @@
+"""Exactly one BOS, special tokens in text stay text, truncation that commutes with swapping."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.encode import Encoder, Truncation, budgets, cut, pad_token_id, tokenizer_hash
+from data.errors import UserError
+from data.schema import PREFERENCE, Classes, make_rows
+from data.template import Template
+from distill.tiny import train_tokenizer
+
+length = st.integers(0, 400)
+TEXTS = ["What is the capital of France?", "Paris is the capital.", "I do not know, sorry."] * 20
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma2"])
+def tokenizer(request):
+    return train_tokenizer(request.param, TEXTS, 400)
+
+
+def preference_rows(prompt="Where?", a="Here.", b="There, I think."):
+    return make_rows(
+        {"row_id": ["r0"], "prompt": [[prompt]], "response_a": [[a]], "response_b": [[b]], "label": [0]},
+        PREFERENCE,
+        "test",
+    )
+
+
+@given(length, length, length, st.integers(0, 600), st.floats(0, 1))
+def test_budgets_fit_the_room_and_are_symmetric(prompt, first, second, room, share):
+    p, a, b = budgets(prompt, first, second, room, share)
+    assert 0 <= p <= prompt
+    assert 0 <= a <= first
+    assert 0 <= b <= second
+    assert p + a + b <= room
+    assert (p, b, a) == budgets(prompt, second, first, room, share)
+    assert p + a + b >= min(room - 1, prompt + first + second)  # an odd token may stay unused
+
+
+@given(st.lists(st.integers(), max_size=30), st.integers(0, 40))
+def test_cut_keeps_the_asked_sides(ids, budget):
+    kept = min(len(ids), budget)
+    assert cut(ids, budget, "start") == ids[:kept]
+    assert cut(ids, budget, "end") == ids[len(ids) - kept :]
+    both = cut(ids, budget, "both")
+    assert len(both) == kept
+    if 0 < kept < len(ids):
+        assert both[0] == ids[0]
+    if 1 < kept < len(ids):
+        assert both[-1] == ids[-1]
+
+
+def test_every_sequence_starts_with_the_only_bos(tokenizer):
+    hostile = preference_rows(a=f"see {tokenizer.bos_token}{tokenizer.eos_token} here", b=tokenizer.bos_token)
+    encoded = Encoder(tokenizer, Template(), Truncation(256)).encode(hostile)
+    for sequence in (encoded[0], encoded[1]):
+        assert sequence[0] == tokenizer.bos_token_id
+        assert (sequence == tokenizer.bos_token_id).sum() == 1
+        assert tokenizer.eos_token_id not in sequence
+    text = tokenizer.decode(encoded[0][1:])
+    assert tokenizer.eos_token in text  # spelled out, it stays in the text
+
+
+@pytest.mark.parametrize("keep", ["start", "end", "both"])
+@pytest.mark.parametrize("max_length", [60, 75, 100, 512])
+def test_truncation_commutes_with_swap(tokenizer, keep, max_length):
+    a, b = "Paris is the capital. " * 9, "I do not know. " * 14
+    encoder = Encoder(tokenizer, Template(), Truncation(max_length, keep=keep))
+    as_given = encoder.encode(preference_rows(a=a, b=b))
+    exchanged = encoder.encode(preference_rows(a=b, b=a))
+    np.testing.assert_array_equal(as_given[1], exchanged[0])
+    np.testing.assert_array_equal(as_given[0], exchanged[1])
+    assert as_given.lengths.max() <= max_length
+    assert as_given.truncated == (2 if max_length < 512 else 0)
+
+
+def test_the_template_survives_truncation(tokenizer):
+    rows = preference_rows(prompt="Where? " * 300, a="Here. " * 300, b="There. " * 300)
+    text = tokenizer.decode(Encoder(tokenizer, Template(), Truncation(96)).encode(rows)[0])
+    for tag in ("<prompt>:", "<response_a>:", "<response_b>:", "<verdict>:", "Where?", "Here.", "There."):
+        assert tag in text
+
+
+def test_tags_that_do_not_fit_are_refused(tokenizer):
+    with pytest.raises(UserError, match="raise max_length"):
+        Encoder(tokenizer, Template(), Truncation(16)).encode(preference_rows())
+
+
+def test_a_plain_text_row_has_one_order(tokenizer):
+    rows = make_rows({"row_id": ["x"], "prompt": [["hello"]], "label": [1]}, Classes(("no", "yes")), "test")
+    encoded = Encoder(tokenizer, Template(), Truncation(32)).encode(rows)
+    assert encoded.orders == 1
+    assert len(encoded.lengths) == 1
+
+
+def test_pad_is_never_eos_or_bos(tokenizer):
+    assert pad_token_id(tokenizer) not in {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    tokenizer_like_llama = train_tokenizer("llama", TEXTS, 400)
+    tokenizer_like_llama.pad_token = tokenizer_like_llama.eos_token
+    assert pad_token_id(tokenizer_like_llama) == tokenizer_like_llama.convert_tokens_to_ids(
+        "<|finetune_right_pad_id|>"
+    )
+
+
+def test_tokenizer_hash_sees_the_vocabulary(tokenizer):
+    assert tokenizer_hash(tokenizer) == tokenizer_hash(tokenizer)
+    assert tokenizer_hash(tokenizer) != tokenizer_hash(train_tokenizer("llama", TEXTS, 270))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_length": 3}, "max_length"),
+        ({"prompt_share": 2.0}, "prompt_share"),
+        ({"keep": "middle"}, "keep"),
+    ],
+)
+def test_bad_truncation_is_named(options, message):
+    with pytest.raises(UserError, match=message):
+        Truncation(**options)

@@ -1,0 +1,159 @@
+"""The estimate is honest: it cannot peek, its intervals cover, and its choice is accounted for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_stackers import task
+
+from data.schema import PREFERENCE
+from ensemble.blend import EqualMean
+from ensemble.evaluate import Bootstrap, bootstrap, choice_included, choose, cross_fit, log_loss
+from ensemble.problem import Problem
+from ensemble.results import evaluate
+from ensemble.splits import group_folds
+
+
+def make_problem(P: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None, n_folds: int = 3) -> Problem:
+    n = len(y)
+    targets = np.eye(P.shape[2])[y]
+    groups = np.arange(n) if groups is None else groups
+    fold = group_folds(targets, groups, n_folds, 0)
+    names = tuple(f"m{i}" for i in range(P.shape[1]))
+    return Problem([f"{i:05d}" for i in range(n)], P, targets, fold, groups, PREFERENCE, names)
+
+
+class Memoriser(EqualMean):
+    """Remembers every row it was fitted to: perfect in-sample, ignorant elsewhere."""
+
+    def fit(self, P, y, sample_weight=None, groups=None):
+        self.known = {row.tobytes(): target for row, target in zip(P, y, strict=True)}
+        return self
+
+    def predict_proba(self, P):
+        blank = np.full(P.shape[2], 1 / P.shape[2])
+        return np.stack([0.97 * self.known.get(row.tobytes(), blank) + 0.01 for row in P])
+
+
+def test_nested_estimate_sees_through_a_memoriser() -> None:
+    P, y = task(300)
+    problem = make_problem(P, y)
+    found = cross_fit(problem, fit=lambda P, y, groups: {"memoriser": Memoriser().fit(P, y)})
+    assert log_loss(found.probs["memoriser"], problem.y).mean() == pytest.approx(np.log(3), abs=1e-6)
+    assert log_loss(Memoriser().fit(P, problem.y).predict_proba(P), problem.y).mean() < 0.05
+
+
+def test_no_method_is_fitted_on_a_group_it_predicts() -> None:
+    P, y = task(240)
+    groups = np.random.default_rng(0).integers(60, size=240)
+    problem = make_problem(P, y, groups)
+    fitted_on: list[set[int]] = []
+
+    class Spy(EqualMean):
+        def __init__(self, seen: set[int]) -> None:
+            self.seen = seen
+
+        def predict_proba(self, P):
+            rows = {i for i in range(240) if any(np.array_equal(problem.P[i], row) for row in P)}
+            assert not {int(groups[i]) for i in rows} & self.seen
+            return P.mean(axis=1)
+
+    def fit(P, y, groups):
+        fitted_on.append(set(groups.tolist()))
+        return {"spy": Spy(fitted_on[-1])}
+
+    cross_fit(problem, fit=fit)
+    assert len(fitted_on) == 3
+
+
+def test_workers_do_not_change_the_result() -> None:
+    problem = make_problem(*task(200))
+    one, two = (cross_fit(problem, workers=workers) for workers in (1, 2))
+    for name, probs in one.probs.items():
+        np.testing.assert_array_equal(probs, two.probs[name])
+
+
+@pytest.mark.parametrize("kind", ["shuffled labels", "pure noise"])
+def test_nothing_beats_the_prior_where_there_is_nothing_to_learn(kind: str) -> None:
+    rng = np.random.default_rng(5)
+    P, y = task(600)
+    if kind == "pure noise":
+        P = rng.dirichlet(np.ones(3), size=(600, 3))
+    result = evaluate(make_problem(P, rng.permutation(y)), draws=200)
+    for score in result.methods:
+        assert score.loss > result.prior.loss - 0.008, score.name
+
+
+def test_identical_members_break_nothing() -> None:
+    P, y = task(300)
+    result = evaluate(make_problem(P[:, [1, 1]], y), draws=200)
+    alone = evaluate(make_problem(P[:, [1]], y), draws=200)
+    assert all(np.isfinite(score.loss) for score in result.all_scores)
+    assert result.score("mean").loss == pytest.approx(alone.score("mean").loss)
+    assert result.score("simplex").loss == pytest.approx(alone.score("simplex").loss, abs=1e-9)
+
+
+def test_bootstrap_resamples_whole_groups_and_is_paired() -> None:
+    rng = np.random.default_rng(0)
+    per_group = rng.normal(size=150)
+    groups = np.repeat(np.arange(150), 4)
+    draws = bootstrap(groups, 1000)
+    grouped = draws.interval(per_group[groups])
+    single = bootstrap(np.arange(600), 1000).interval(per_group[groups])
+    width = 2 * 1.96 * per_group.std() / np.sqrt(150)
+    assert grouped.high - grouped.low == pytest.approx(width, rel=0.15)
+    assert single.high - single.low == pytest.approx(width / 2, rel=0.15)
+    constant = draws.interval(np.full(600, 0.3))  # a constant difference has no interval
+    assert constant.low == pytest.approx(0.3, abs=1e-6)
+    assert constant.high == pytest.approx(0.3, abs=1e-6)
+
+
+def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    draws = bootstrap(np.arange(200), 500)
+    values = rng.exponential(size=(200, 300))
+    covered = np.mean([i.low <= 1 <= i.high for i in draws.intervals(values)])
+    assert 0.90 <= covered <= 0.98
+
+
+def test_the_draws_of_a_subset_are_the_same_draws() -> None:
+    draws = bootstrap(np.array([0, 0, 1, 2, 2, 3]), 50)
+    rows = np.array([True, False, True, True, True, False])
+    part = draws.subset(rows)
+    assert isinstance(part, Bootstrap)
+    assert part.kept is draws.kept
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 6))
+def test_choice_included_is_near_the_best_and_exact_without_a_choice(seed: int, n_methods: int) -> None:
+    rng = np.random.default_rng(seed)
+    losses = {f"method {i}": rng.random(60) for i in range(n_methods)}
+    fold = rng.integers(3, size=60)
+    best = losses[choose(losses)].mean()
+    assert abs(choice_included(losses, fold) - best) < 0.3  # each fold is predicted by a fair choice
+    same = dict.fromkeys(losses, losses["method 0"])
+    assert choice_included(same, fold) == pytest.approx(losses["method 0"].mean())
+    assert choose(same) == "method 0"
+
+
+def test_log_loss_takes_labels_and_soft_targets_and_stays_finite() -> None:
+    probs = np.array([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]])
+    np.testing.assert_allclose(log_loss(probs, np.array([0, 1])), [np.log(2), 0])
+    np.testing.assert_allclose(log_loss(probs[:1], np.array([[0.5, 0.5, 0]])), [1.5 * np.log(2)])
+    assert np.isfinite(log_loss(probs, np.array([0, 2]))).all()
+
+
+def test_draws_too_many_to_keep_are_made_again_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = np.repeat(np.arange(150), 2)
+    values = np.random.default_rng(0).normal(size=(300, 2))
+    kept = bootstrap(groups, 200, seed=3)
+    monkeypatch.setattr("ensemble.evaluate.KEPT_BYTES", 0)
+    monkeypatch.setattr("ensemble.evaluate.CHUNK_BYTES", 1000)
+    again = bootstrap(groups, 200, seed=3)
+    assert kept.kept is not None
+    assert again.kept is None
+    for a, b in zip(again.intervals(values), kept.intervals(values), strict=True):
+        assert a.as_list() == pytest.approx(b.as_list(), abs=1e-12)

@@ -1,0 +1,61 @@
+"""The notebooks run from top to bottom, and are kept without outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from stack_files import prepared, write_store
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+NAMES = [path.stem for path in NOTEBOOKS]
+
+
+def test_both_are_here() -> None:
+    assert NAMES == ["blend_weights", "calibration"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_outputs_are_stripped(path: Path) -> None:
+    assert path.stat().st_size < 30_000
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+        assert not cell["metadata"]
+
+
+@pytest.mark.parametrize("members", [0, 2])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_runs(path: Path, members: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stores where a run has them, and on simulated members where it has none."""
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is missing; pip install -e '.[notebooks]'")
+    import nbformat
+
+    run = tmp_path / "run"
+    if members:
+        _, P = prepared(run, n=120)
+        for m in range(members):
+            write_store(run / f"teacher-{m}", run, P[:, m])
+    monkeypatch.setenv("DISTILLSTACK_RUN", str(run))
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    if not members:  # the plain fallback
+        book.cells.insert(0, nbformat.v4.new_code_cell("import sys; sys.modules['ipywidgets'] = None"))
+    elif path.stem == "blend_weights":
+        moved = "sliders[0].value = 0.4; print('moved to', [round(s.value, 6) for s in sliders])"
+        book.cells.append(nbformat.v4.new_code_cell(moved))
+    nbclient.NotebookClient(
+        book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert ("teacher-0, teacher-1" if members else "member 1, member 2, member 3") in printed
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    if members and path.stem == "blend_weights":
+        assert "moved to [0.4, 0.6]" in printed

@@ -1,0 +1,99 @@
+"""Prediction with saved runs equals what the runs themselves stored."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
+import pytest
+
+from data.errors import UserError
+from data.schema import read_rows
+from data.softlabels import read_store, softmax
+from distill import predict
+from distill.saved import predict_rows, read_saved
+
+CLASSES = ["winner_model_a", "winner_model_b", "winner_tie"]
+
+
+def test_a_fold_model_predicts_what_its_store_holds(trained):
+    """Restricted to one fold's model, saved runs give the very logits of the out-of-fold store."""
+    store = read_store(trained / "llama")
+    saved = read_saved(trained / "llama")
+    rows = read_rows(trained)
+    inside = np.flatnonzero(store.fold == 1)
+    only = type(saved)(saved.path, saved.manifest, saved.model, [trained / "llama" / "fold-1" / "adapter"])
+    logits = predict_rows(only, rows.take(inside))
+    np.testing.assert_allclose(logits, store.logits[inside], atol=1e-3)
+
+
+def test_one_model_leaves_one_prediction_set(trained, tmp_path):
+    out = tmp_path / "student.csv"
+    predict.main(
+        ["--model", str(trained / "student"), "--data", str(trained / "rows.parquet"), "--out", str(out)]
+    )
+    table = pc.read_csv(out)
+    assert table.column_names == ["id", *CLASSES]
+    probs = np.stack([table[c].to_numpy() for c in CLASSES], axis=1)
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-6)
+    logits = predict_rows(read_saved(trained / "student"), read_rows(trained))
+    np.testing.assert_allclose(probs, softmax(logits.mean(axis=1)), atol=1e-6)
+
+
+def test_unlabelled_rows_from_a_csv_are_predicted_by_several_models(trained, tmp_path):
+    source = tmp_path / "test.csv"
+    source.write_text('id,prompt,response_a,response_b\n7,"[""Hi""]","[""Hello""]","[""No, ""]"\n')
+    out = tmp_path / "sets"
+    models = [str(trained / "llama"), str(trained / "gemma2")]
+    predict.main(["--model", *models, "--data", str(source), "--out", str(out)])
+    assert sorted(path.name for path in out.iterdir()) == ["gemma2.csv", "llama.csv"]
+    assert pc.read_csv(out / "llama.csv")["id"].to_pylist() == [7]
+
+
+def test_mistakes_are_named_and_nothing_is_written(trained, tmp_path):
+    rows = str(trained / "rows.parquet")
+    with pytest.raises(UserError, match=r"\.csv or \.parquet"):
+        predict.main(["--model", str(trained / "llama"), "--data", rows, "--out", str(tmp_path / "x.txt")])
+    models = [str(trained / "llama"), str(trained / "gemma2")]
+    with pytest.raises(UserError, match="directory"):
+        predict.main(["--model", *models, "--data", rows, "--out", str(tmp_path / "x.csv")])
+    with pytest.raises(UserError, match="no such soft-label store"):
+        predict.main(["--model", str(tmp_path / "nothing"), "--data", rows, "--out", str(tmp_path / "x.csv")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_run_is_refused(trained, tmp_path):
+    other = tmp_path / "llama"
+    shutil.copytree(trained / "llama", other)
+    shutil.rmtree(other / "fold-1")
+    with pytest.raises(UserError, match="1 of 2 fold models"):
+        read_saved(other)
+
+
+def test_exchanged_weights_are_refused(trained, tmp_path):
+    other = tmp_path / "llama"
+    shutil.copytree(trained / "llama", other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["backbone"]["weight_hash"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="not the weights"):
+        predict_rows(read_saved(other), read_rows(trained))
+
+
+def test_swapping_the_responses_swaps_the_prediction(trained):
+    """Averaged over both orders, a model is exactly symmetric in A and B."""
+    rows = read_rows(trained).take(np.arange(8))
+    table = rows.table
+    a, b = table.column("response_a"), table.column("response_b")
+    exchanged = type(rows)(
+        table.set_column(table.column_names.index("response_a"), "response_a", b).set_column(
+            table.column_names.index("response_b"), "response_b", a
+        ),
+        rows.classes,
+    )
+    saved = read_saved(trained / "student")
+    given = predict_rows(saved, rows).mean(axis=1)
+    swapped = predict_rows(saved, exchanged).mean(axis=1)
+    np.testing.assert_allclose(given, swapped[:, [1, 0, 2]], atol=2e-3)
+    assert pq.read_table(trained / "rows.parquet").num_rows == 96

@@ -1,0 +1,150 @@
+"""The stackers: what they learn, what they refuse to learn, their symmetry and their form on disk."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from ensemble.average import AverageStacker
+from ensemble.base import PROB_FLOOR, cross_entropy, softmax
+from ensemble.blend import GeometricMean
+from ensemble.methods import METHODS, fit_methods, from_dict
+from ensemble.mlp import MLPStacker
+from ensemble.stackers import MultinomialLogit, stack_features, with_swapped
+from ensemble.trees import LightGBMStacker
+
+SWAP = (1, 0, 2)
+
+
+def task(n: int, members: int = 2, k: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Members that see the truth through noise and are each wrong about the last class in their own way."""
+    rng = np.random.default_rng(seed)
+    z = 1.2 * rng.normal(size=(n, k))
+    truth = softmax(z)
+    labels = np.minimum((rng.random((n, 1)) > truth.cumsum(axis=1)).sum(axis=1), k - 1)
+    seen = z[:, None] + rng.normal(size=(n, members, k))
+    seen[:, 0, -1] *= -0.5
+    return softmax(1.5 * seen), labels
+
+
+def loss(probs: np.ndarray, y: np.ndarray) -> float:
+    return float(cross_entropy(probs, np.eye(probs.shape[1])[y]).mean())
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_stackers_beat_the_geometric_mean_on_fresh_rows(k: int) -> None:
+    P, y = task(1200, k=k)
+    fresh, truth = task(3000, k=k, seed=1)
+    fitted = AverageStacker(seed=1).fit(P, y)
+    mean = loss(GeometricMean().fit(P, y).predict_proba(fresh), truth)
+    for method in (fitted, *fitted.members_):
+        probs = method.predict_proba(fresh)
+        np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-12)
+        assert loss(probs, truth) < mean - 0.02
+        # What a method says of its own training rows by cross-fitting is near what fresh rows cost.
+        assert loss(method.oof_, y) == pytest.approx(loss(probs, truth), abs=0.06)
+
+
+def test_strong_penalty_gives_the_geometric_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ensemble.stackers.STRENGTHS", (1e9,))
+    monkeypatch.setattr("ensemble.stackers.useful_floors", lambda P: (PROB_FLOOR,))
+    P, y = task(300)
+    fitted = MultinomialLogit().fit(P, np.random.default_rng(0).permutation(y))
+    logs, mean = np.log(fitted.predict_proba(P)), np.log(GeometricMean().fit(P, y).predict_proba(P))
+    shift = logs - mean  # the intercept is free, all else is bound
+    np.testing.assert_allclose(
+        shift - shift[:, :1], (shift - shift[:, :1])[:1].repeat(300, axis=0), atol=1e-4
+    )
+
+
+def test_noise_is_not_learned() -> None:
+    rng = np.random.default_rng(0)
+    P, y = rng.dirichlet(np.ones(3), size=(900, 3)), rng.integers(3, size=900)
+    fresh, truth = rng.dirichlet(np.ones(3), size=(3000, 3)), rng.integers(3, size=3000)
+    fitted = AverageStacker(SWAP).fit(P, y)
+    assert loss(fitted.predict_proba(fresh), truth) < np.log(3) + 0.01
+
+
+def test_networks_start_from_the_pool_and_gain_where_it_cannot_follow() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(1500, 2))
+    y = (z[:, 0] * z[:, 1] > 0).astype(int)  # no weights on log-probabilities can say this
+    P = softmax(np.stack([z, -z], axis=2))
+    fitted = MLPStacker(seed=1).fit(P[:1000], y[:1000])
+    assert fitted.epochs_ > 0
+    assert loss(fitted.predict_proba(P[1000:]), y[1000:]) < 0.6
+    assert loss(fitted.oof_, y[:1000]) == pytest.approx(
+        loss(fitted.predict_proba(P[1000:]), y[1000:]), abs=0.1
+    )
+    still = MLPStacker(max_epochs=0).fit(P[:1000], y[:1000])
+    np.testing.assert_allclose(still.oof_, still.start_.oof_, atol=0.05)
+
+
+def test_trees_start_from_nothing_where_the_pool_misleads() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(1200, 3))
+    y = (z[:, 0] * z[:, 1] > 0).astype(int)
+    P = softmax(np.stack([z, -z], axis=2))
+    trees = LightGBMStacker().fit(P, y)
+    assert trees.shares_.sum() == pytest.approx(1)
+    assert loss(trees.predict_proba(P), y) < loss(trees.start_.predict_proba(P), y) - 0.2
+
+
+def test_weights_of_stackers_follow_the_better() -> None:
+    P, y = task(800)
+    good = MultinomialLogit().fit(P, y)
+    bad = MultinomialLogit().fit(P, np.random.default_rng(0).permutation(y))
+    mixed = AverageStacker(weighted=True).fit_from([good, bad], y)
+    assert mixed.shares_[0] > 0.85
+    assert AverageStacker().fit_from([good, bad], y).shares_.tolist() == [0.5, 0.5]
+
+
+def test_swapping_is_declared_and_exact() -> None:
+    P, y = task(200)
+    targets, weights = np.eye(3)[y], np.full(200, 1 / 200)
+    both, t, w = with_swapped(P, targets, weights, SWAP)
+    assert w.sum() == pytest.approx(1)
+    np.testing.assert_array_equal(both[200:][:, :, 0], P[:, :, 1])
+    np.testing.assert_array_equal(t[200:].argmax(axis=1), np.array(SWAP)[y])
+
+
+def test_symmetric_choices_predict_symmetrically() -> None:
+    P, y = task(500, seed=3)
+    P, targets, _ = with_swapped(P, np.eye(3)[y], np.ones(500), SWAP)  # a task that truly is symmetric
+    pairs = np.concatenate([np.arange(500)] * 2)
+    logit = MultinomialLogit(SWAP).fit(P, targets, groups=pairs)
+    probs, swapped = logit.predict_proba(P), logit.predict_proba(P[:, :, list(SWAP)])
+    np.testing.assert_allclose(probs, swapped[:, list(SWAP)], atol=1e-5)
+    trees = LightGBMStacker(SWAP).fit(P, targets, groups=pairs)
+    if trees.symmetric_ and not trees.plain_:
+        probs, swapped = trees.predict_proba(P), trees.predict_proba(P[:, :, list(SWAP)])
+        np.testing.assert_allclose(probs, swapped[:, list(SWAP)], atol=1e-4)
+
+
+def test_every_method_survives_json_exactly_and_repeats_itself() -> None:
+    P, y = task(250)
+    groups = np.arange(250) // 2
+    fitted, again = (fit_methods(P, y, groups, SWAP, seed=4) for _ in range(2))
+    assert tuple(fitted) == METHODS
+    for name, method in fitted.items():
+        text = json.dumps(method.to_dict())
+        assert text == json.dumps(again[name].to_dict()), name
+        np.testing.assert_array_equal(from_dict(json.loads(text)).predict_proba(P), method.predict_proba(P))
+
+
+def test_soft_targets_and_row_weights_are_accepted() -> None:
+    P, y = task(300)
+    soft = 0.8 * np.eye(3)[y] + 0.2 / 3
+    weights = np.random.default_rng(0).random(300)
+    fitted = AverageStacker().fit(P, soft, sample_weight=weights)
+    assert np.isfinite(fitted.predict_proba(P)).all()
+
+
+def test_features_are_centred_logs_with_zero_probabilities_finite() -> None:
+    P = np.eye(3)[None].repeat(2, axis=0)
+    features = stack_features(P, "log+prob")
+    assert features.shape == (2, 18)
+    assert np.isfinite(features).all()
+    np.testing.assert_allclose(features[:, :9].reshape(2, 3, 3).sum(axis=2), 0, atol=1e-12)

@@ -1,0 +1,94 @@
+"""The Trainer subclass: rows weighted alike however a step is cut up, learning rates as asked."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data.arena import ArenaConfig, simulate_arena
+from data.encode import Encoder, Truncation, pad_token_id
+from data.template import Template
+from distill.backbone import add_adapters, load_base, load_tokenizer
+from distill.batches import Examples
+from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
+from distill.losses import cross_entropy
+from distill.tiny import tiny_backbone
+from distill.trainer import ClassifierTrainer, train
+
+CONFIG = TrainConfig(
+    epochs=1, lr=1e-2, rows_per_step=8, micro_rows=8, log_steps=1, warmup=0, schedule="constant"
+)
+
+
+def loss(logits, batch):
+    return cross_entropy(logits, batch["targets"])
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    rows = simulate_arena(ArenaConfig(n_rows=21, seed=5))
+    shape = TinyConfig(hidden_size=64, intermediate_size=64, layers=1, vocab_size=300, pretrain_steps=0)
+    path = str(tiny_backbone(shape, rows, Template(), 0, tmp_path_factory.mktemp("cache")))
+    backbone = BackboneConfig(path=path, precision="fp32")
+    tokenizer = load_tokenizer(backbone, path)
+    encoded = Encoder(tokenizer, Template(), Truncation(192)).encode(rows)
+    return backbone, Examples(encoded, rows.targets, [1, 0, 2], pad_token_id(tokenizer))
+
+
+def trained(setting, out, config=CONFIG, rows=21, row_loss=loss):
+    backbone, examples = setting
+    classifier = add_adapters(load_base(backbone, backbone.path, 3), LoraConfig(r=4), 0)
+    train(classifier, examples, np.arange(rows), config, row_loss, out, "test")
+    return {name: p.detach().clone() for name, p in classifier.named_parameters() if p.requires_grad}
+
+
+def test_micro_batches_make_the_step_of_one_batch(setting, tmp_path):
+    """Five rows at once, or four and then one: a mean of means would weight the last row fourfold."""
+    plain = replace(CONFIG, optimizer="sgd", lr=0.5)
+    whole = trained(setting, tmp_path / "whole", plain, rows=5)
+    pieces = trained(setting, tmp_path / "pieces", replace(plain, micro_rows=4), rows=5)
+    moved = 0.0
+    for name, value in whole.items():
+        torch.testing.assert_close(pieces[name], value, atol=2e-6, rtol=1e-4)
+        moved = max(moved, value.abs().max().item() if "score" in name else 0.0)
+    assert moved > 1e-3
+
+
+def test_every_group_has_the_learning_rate_it_was_asked_for(setting, tmp_path, monkeypatch):
+    seen = []
+    original = ClassifierTrainer.create_optimizer
+
+    def spy(self, model=None):
+        optimizer = original(self, model)
+        seen.append([(group["lr"], len(group["params"])) for group in optimizer.param_groups])
+        return optimizer
+
+    monkeypatch.setattr(ClassifierTrainer, "create_optimizer", spy)
+    trained(setting, tmp_path, replace(CONFIG, lr=1e-3, head_lr=5e-2))
+    assert seen[0] == [(1e-3, 14), (5e-2, 1)]  # seven adapted layers of two factors, and the head
+
+
+def test_the_loss_falls_and_is_logged(setting, tmp_path):
+    trained(setting, tmp_path, replace(CONFIG, epochs=30, lr=2e-3, head_lr=1e-2), rows=16)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert np.mean(losses[-10:]) < 0.9
+    assert losses[0] == pytest.approx(np.log(3), abs=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(setting, tmp_path):
+    def broken(logits, batch):
+        return loss(logits, batch) * torch.tensor(float("nan"))
+
+    with pytest.raises(FloatingPointError, match="step 1"):
+        trained(setting, tmp_path, row_loss=broken)
+
+
+def test_checkpoints_hold_only_what_is_trained(setting, tmp_path):
+    trained(setting, tmp_path, replace(CONFIG, checkpoint_steps=2))
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    files = {path.name for path in checkpoint.iterdir()}
+    assert {"adapter_model.safetensors", "optimizer.pt", "trainer_state.json"} <= files
+    assert not {"model.safetensors", "training_args.bin"} & files
