@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 # On CPUs with AVX512-BF16 bitsandbytes wishes for a downloadable kernel, and says so at every import.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+# PEFT asks every model by the old name of a property; nothing a user could change.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 @contextmanager
