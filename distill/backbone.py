@@ -17,19 +17,18 @@ from torch import nn
 
 from data.errors import UserError, listing
 from data.files import sha256_files, sha256_text
-from distill.config import BackboneConfig, LoraConfig
+from distill.attention import attention_for, registered
+from distill.config import CHECKPOINTING, QUANTISED, BackboneConfig, LoraConfig
 from distill.head import Classifier
 from distill.quiet import quiet_transformers
 
 ALL_LINEAR = "all-linear"
-SOFTCAPPED = {"gemma2"}
-
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def compute_dtype(config: BackboneConfig) -> torch.dtype:
-    """Return the dtype of matrix products: the base's own, or under nf4 what the hardware does well."""
-    wanted = config.compute if config.precision == "nf4" else config.precision
+    """Return the dtype of matrix products: the base's own, or for a quantised one what hardware does well."""
+    wanted = config.compute if config.precision in QUANTISED else config.precision
     if wanted in DTYPES:
         return DTYPES[wanted]
     if wanted != "auto":
@@ -37,21 +36,6 @@ def compute_dtype(config: BackboneConfig) -> torch.dtype:
     if not torch.cuda.is_available():
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def attention_for(model_type: str, wanted: str) -> str:
-    """Return the attention implementation; soft-capped models never get one that drops the cap.
-
-    transformers 5.17 gives Gemma-2 ``sdpa``, which ignores ``attn_logit_softcapping`` without a word.
-    """
-    if wanted == "auto":
-        return "eager" if model_type in SOFTCAPPED else "sdpa"
-    if wanted == "sdpa" and model_type in SOFTCAPPED:
-        raise UserError(
-            f"recipe: attention sdpa drops the soft-capping of {model_type}; use eager, flex_attention or "
-            "flash_attention_2"
-        )
-    return wanted
 
 
 def load_tokenizer(config: BackboneConfig, path: str) -> Any:
@@ -62,6 +46,16 @@ def load_tokenizer(config: BackboneConfig, path: str) -> Any:
         return AutoTokenizer.from_pretrained(
             path, revision=config.revision, trust_remote_code=config.trust_remote_code, use_fast=True
         )
+
+
+def model_type(config: BackboneConfig, path: str) -> str:
+    """Return the checkpoint's architecture by the library's name for it."""
+    from transformers import AutoConfig
+
+    with _named_failures(path):
+        return AutoConfig.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        ).model_type
 
 
 def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
@@ -76,7 +70,7 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
     with _named_failures(path):
         options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         model_config = AutoConfig.from_pretrained(path, num_labels=n_classes, **options)
-        options["attn_implementation"] = attention_for(model_config.model_type, config.attention)
+        options["attn_implementation"] = registered(attention_for(model_config.model_type, config.attention))
         if config.precision == "nf4":
             options["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=True,
@@ -91,6 +85,7 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
                 path, config=model_config, dtype=dtype, **options
             )
     model.config.use_cache = False
+    model.compile_layers = _compiles(config)
     model.score.to(torch.float32)
     nn.init.zeros_(model.score.weight)
     return model.eval()
@@ -121,17 +116,16 @@ def lora_targets(model: Any, lora: LoraConfig) -> tuple[list[str], list[int]]:
     return wanted, list(range(round(lora.first_layer * len(layers)), len(layers)))
 
 
-def add_adapters(model: Any, lora: LoraConfig, seed: int, gradient_checkpointing: bool = False) -> Classifier:
+def add_adapters(
+    model: Any, lora: LoraConfig, seed: int, gradient_checkpointing: bool | str = False
+) -> Classifier:
     """Freeze the base, add LoRA adapters (float32) and a trainable head, and wrap as a classifier."""
     from peft import LoraConfig as PeftLoraConfig
     from peft import TaskType, get_peft_model
 
     torch.manual_seed(seed)
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
     if not lora.enabled:
-        return Classifier(model.requires_grad_(True))
+        return _checkpointed(Classifier(model.requires_grad_(True)), gradient_checkpointing)
     targets, layers = lora_targets(model, lora)
     peft_config = PeftLoraConfig(
         task_type=TaskType.SEQ_CLS,
@@ -143,7 +137,19 @@ def add_adapters(model: Any, lora: LoraConfig, seed: int, gradient_checkpointing
         layers_pattern="layers",
         modules_to_save=["score"],
     )
-    return Classifier(get_peft_model(model, peft_config))
+    with quiet_transformers():
+        adapted = get_peft_model(model, peft_config)
+    return _checkpointed(Classifier(adapted), gradient_checkpointing)
+
+
+def _checkpointed(classifier: Classifier, wanted: bool | str) -> Classifier:
+    classifier.plan.checkpoint = CHECKPOINTING[str(wanted).lower()]
+    return classifier
+
+
+def _compiles(config: BackboneConfig) -> bool:
+    """Whether the layers are compiled: ``auto`` does where a GPU makes it worth the wait."""
+    return torch.cuda.is_available() if config.compile == "auto" else config.compile.lower() == "true"
 
 
 def load_trained(
@@ -164,12 +170,13 @@ def load_full(config: BackboneConfig, path: str, n_classes: int) -> Any:
     model_config = AutoConfig.from_pretrained(path)
     if model_config.num_labels != n_classes:
         raise UserError(f"{path}: has {model_config.num_labels} classes, not {n_classes}")
-    attention = attention_for(model_config.model_type, config.attention)
+    attention = registered(attention_for(model_config.model_type, config.attention))
     with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=compute_dtype(config), attn_implementation=attention
         )
     model.config.use_cache = False
+    model.compile_layers = _compiles(config)
     model.score.to(torch.float32)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 

@@ -14,7 +14,10 @@ from typing import Any
 from data.errors import UserError, listing
 
 RECIPES = Path(__file__).parent / "recipes"
-PRECISIONS = ("nf4", "bf16", "fp16", "fp32")
+PRECISIONS = ("nf4", "int8", "fp8", "bf16", "fp16", "fp32")
+QUANTISED = ("nf4", "int8", "fp8")
+SWITCHES = ("auto", "true", "false")
+CHECKPOINTING = {"auto": "auto", "true": "all", "false": "none"}
 FAMILIES = ("llama", "gemma2")
 NF4_BLOCK = 64
 """Weights that share one NF4 scale; bitsandbytes' CPU kernels want rows of whole blocks."""
@@ -44,9 +47,12 @@ class BackboneConfig:
     """Which pretrained model, and how it is loaded.
 
     ``path`` is a Hugging Face name or a local checkpoint; ``tiny`` makes one instead. ``precision`` of
-    the frozen base: nf4 (QLoRA), bf16, fp16 or fp32. ``compute`` is the matmul dtype under nf4:
-    ``auto`` is bfloat16 on cards that have it, float16 on those that do not, float32 on the CPU.
-    ``attention``: auto, eager, sdpa, flex_attention or flash_attention_2.
+    the frozen base: nf4 (QLoRA), int8, fp8 (row-wise, products in FP8 on Hopper and later), bf16, fp16 or
+    fp32. ``compute`` is the matmul dtype of a quantised base: ``auto`` is bfloat16 on cards that have it,
+    float16 on those that do not, float32 on the CPU.
+    ``attention``: auto, varlen, flex_attention, sdpa, eager or flash_attention_2/3/4; see
+    :mod:`distill.attention`. ``compile`` compiles the decoder layers: true, false, or auto, which does on
+    CUDA.
     """
 
     path: str = ""
@@ -56,6 +62,7 @@ class BackboneConfig:
     double_quant: bool = False
     compute: str = "auto"
     attention: str = "auto"
+    compile: str = "auto"
     trust_remote_code: bool = False
 
 
@@ -89,24 +96,28 @@ class EncodeConfig:
 class TrainConfig:
     """Optimisation.
 
-    ``rows_per_step`` rows make one optimiser step, in micro-batches of ``micro_rows``; with
-    ``both_orders`` each row of a pair is in its step twice, once in each order. ``checkpoint_steps`` is
-    how often a resumable checkpoint is written (0: never).
+    ``rows_per_step`` rows make one optimiser step; with ``both_orders`` each row of a pair is in its step
+    twice, once in each order. A step is cut into packs of at most ``pack_tokens`` tokens and ``micro_rows``
+    rows (0: any number); prediction packs hold at most ``predict_rows`` sequences.
+    ``gradient_checkpointing`` computes activations again in the backward pass: true, false, or auto, for as
+    many layers as memory needs. ``checkpoint_steps`` is how often a resumable checkpoint is written
+    (0: never).
     """
 
     epochs: float = 1.0
     lr: float = 2e-4
     head_lr: float | None = None
     rows_per_step: int = 16
-    micro_rows: int = 16
-    predict_rows: int = 64
+    micro_rows: int = 0
+    pack_tokens: int = 16384
+    predict_rows: int = 0
     both_orders: bool = True
     warmup: float = 0.05
     schedule: str = "cosine"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: str = "auto"
     checkpoint_steps: int = 0
     log_steps: int = 10
     seed: int = 0
@@ -187,20 +198,23 @@ def _check_model(name: str, model: ModelConfig) -> None:
         raise UserError(
             f"recipe: {name}.backbone.precision is {backbone.precision!r}; it is one of {listing(PRECISIONS)}"
         )
-    if not lora.enabled and backbone.precision in {"nf4", "fp16"}:
+    if not lora.enabled and backbone.precision in {*QUANTISED, "fp16"}:
         raise UserError(
             f"recipe: {name} trains full weights, which {backbone.precision} cannot; use bf16 or fp32"
         )
     _in_range(f"{name}.lora.first_layer", lora.first_layer, 0, 0.999)
-    for key in ("epochs", "lr", "rows_per_step", "micro_rows", "predict_rows", "log_steps"):
+    for key in ("epochs", "lr", "rows_per_step", "pack_tokens", "log_steps"):
         _positive(f"{name}.train.{key}", getattr(train, key))
+    for key in ("micro_rows", "predict_rows"):
+        _in_range(f"{name}.train.{key}", getattr(train, key), 0, float("inf"))
+    for key, value in (
+        ("train.gradient_checkpointing", train.gradient_checkpointing),
+        ("backbone.compile", backbone.compile),
+    ):
+        if value.lower() not in SWITCHES:
+            raise UserError(f"recipe: {name}.{key} is {value!r}; it is one of {listing(SWITCHES)}")
     if lora.enabled:
         _positive(f"{name}.lora.r", lora.r)
-    if train.rows_per_step % train.micro_rows:
-        raise UserError(
-            f"recipe: {name}.train.rows_per_step ({train.rows_per_step}) must be a multiple of "
-            f"micro_rows ({train.micro_rows})"
-        )
 
 
 def _positive(key: str, value: float) -> None:

@@ -23,7 +23,16 @@ from data.folds import Folds
 from data.schema import Rows
 from data.softlabels import MANIFEST, OOF, SoftLabels, read_logits, read_store, write_logits
 from data.template import Template
-from distill.backbone import add_adapters, compute_dtype, load_base, load_tokenizer, load_trained, weight_hash
+from distill.attention import attention_for
+from distill.backbone import (
+    add_adapters,
+    compute_dtype,
+    load_base,
+    load_tokenizer,
+    load_trained,
+    model_type,
+    weight_hash,
+)
 from distill.batches import Examples
 from distill.config import ModelConfig, save_resolved
 from distill.head import Classifier
@@ -110,7 +119,12 @@ def plan_run(
     encoder = Encoder(tokenizer, template, Truncation(**asdict(model.encode)))
     encoded = encoder.encode(rows)
     examples = Examples(
-        encoded, rows.targets, rows.classes.permutation, pad_token_id(tokenizer), teacher_logits
+        encoded,
+        rows.targets,
+        rows.classes.permutation,
+        pad_token_id(tokenizer),
+        teacher_logits,
+        rows.row_ids,
     )
     training = asdict(model.train)
     training.pop("predict_rows")
@@ -131,7 +145,7 @@ def plan_run(
             "precision": model.backbone.precision,
             "double_quant": model.backbone.double_quant,
             "compute": str(compute_dtype(model.backbone)).removeprefix("torch."),
-            "attention": model.backbone.attention,
+            "attention": attention_for(model_type(model.backbone, backbone), model.backbone.attention),
         },
         "tokenizer_hash": tokenizer_hash(tokenizer),
         **encoder.describe(),
@@ -211,13 +225,23 @@ def fit_fold(run: Run, fold: int, report_to: str = "none") -> None:
     )
     held_out = np.flatnonzero(inside)
     what = f"{run.name} predicts fold {fold}"
-    logits = predict_logits(classifier, run.examples, held_out, run.model.train.predict_rows, what)
+    shards = directory / "predicting"
+    logits = predict_logits(
+        classifier,
+        run.examples,
+        held_out,
+        run.model.train.predict_rows,
+        what,
+        run.model.train.pack_tokens,
+        shards,
+    )
     if not np.isfinite(logits).all():
         raise UserError(
             f"{directory}: the model predicts logits that are not finite; lower the learning rate"
         )
     row_ids = [run.rows.row_ids[i] for i in held_out]
     write_logits(directory / OOF, row_ids, np.full(len(held_out), fold), logits, run.rows.classes)
+    shutil.rmtree(shards, ignore_errors=True)
 
 
 def fit_final(run: Run, report_to: str = "none") -> Path:

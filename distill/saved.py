@@ -120,5 +120,7 @@ def predict_rows(saved: SavedModel, rows: Rows) -> np.ndarray:
     for number, weights in enumerate(saved.weights, start=1):
         classifier = load_trained(model.backbone, backbone, weights, model.lora.enabled, rows.classes.n)
         what = f"{saved.name} predicts ({number}/{len(saved.weights)})"
-        total += predict_logits(classifier, examples, everything, model.train.predict_rows, what)
+        total += predict_logits(
+            classifier, examples, everything, model.train.predict_rows, what, model.train.pack_tokens
+        )
     return total / len(saved.weights)
