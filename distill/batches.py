@@ -27,6 +27,8 @@ class Examples:
     pad_id : int
     row_ids : sequence of str or None
         For messages.
+    teacher_weights : ndarray of shape (n, teachers) or None
+        Summing to one over the teachers.
     """
 
     encoded: Encoded
@@ -35,6 +37,7 @@ class Examples:
     pad_id: int
     teacher_logits: np.ndarray | None = None
     row_ids: Sequence[str] | None = None
+    teacher_weights: np.ndarray | None = None
 
 
 def pad(encoded: Encoded, sequences: np.ndarray, pad_id: int, side: str = "right") -> dict[str, Tensor]:

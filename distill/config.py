@@ -19,6 +19,11 @@ QUANTISED = ("nf4", "int8", "fp8")
 SWITCHES = ("auto", "true", "false")
 CHECKPOINTING = {"auto": "auto", "true": "all", "false": "none"}
 FAMILIES = ("llama", "gemma2")
+LOSS_NAMES = ("kl", "blackpearl", "wsdm1", "wsdm3", "mse", "smoothing", "hard")
+"""The keys of :data:`distill.losses.LOSSES`, which is not imported here to spare commands torch."""
+LABELS = ("oof", "in_sample", "fold_mean", "human")
+WEIGHTINGS = ("equal", "fitted", "confidence")
+MIXINGS = ("separate", "probability", "log")
 NF4_BLOCK = 64
 """Weights that share one NF4 scale; bitsandbytes' CPU kernels want rows of whole blocks."""
 
@@ -97,7 +102,8 @@ class TrainConfig:
     """Optimisation.
 
     ``rows_per_step`` rows make one optimiser step; with ``both_orders`` each row of a pair is in its step
-    twice, once in each order. A step is cut into packs of at most ``pack_tokens`` tokens and ``micro_rows``
+    twice, once in each order; without, once, in an order drawn by lot each epoch or, with ``random_order``
+    false, always as given. A step is cut into packs of at most ``pack_tokens`` tokens and ``micro_rows``
     rows (0: any number); prediction packs hold at most ``predict_rows`` sequences.
     ``gradient_checkpointing`` computes activations again in the backward pass: true, false, or auto, for as
     many layers as memory needs. ``checkpoint_steps`` is how often a resumable checkpoint is written
@@ -112,6 +118,7 @@ class TrainConfig:
     pack_tokens: int = 16384
     predict_rows: int = 0
     both_orders: bool = True
+    random_order: bool = True
     warmup: float = 0.05
     schedule: str = "cosine"
     weight_decay: float = 0.0
@@ -125,14 +132,31 @@ class TrainConfig:
 
 @dataclass
 class DistillConfig:
-    """The student's loss, ``(1 - weight) * CE + weight * T**2 * KL``, see :mod:`distill.losses`.
+    """What the student learns from whom.
 
-    ``teacher_weights`` maps a teacher's name to its weight; empty means equal weights.
+    Loss: ``loss`` is one of :data:`distill.losses.LOSSES`; ``weight`` and ``temperature`` are those of
+    ``(1 - weight) * CE + weight * T**2 * KL``, ``smoothing`` that of label smoothing. ``consistency`` adds so
+    much of the divergence between a pair's two orders; it needs ``train.both_orders``.
+
+    Soft labels: ``labels`` is oof, in_sample, fold_mean, or human (the rows' own ``label_probs``).
+    ``pseudo_labels`` also trains on unlabelled rows whose teachers' mean gives one class at least this
+    probability; null leaves them out.
+
+    Several teachers: ``weighting`` is equal, fitted (simplex blend on the student's training folds), or
+    confidence (a row's share falls with the teacher's entropy); ``teacher_weights`` maps names to weights
+    instead. ``mixing`` is separate (a term a teacher), probability or log (one mixed teacher).
     """
 
+    loss: str = "kl"
     weight: float = 0.7
     temperature: float = 1.0
+    smoothing: float = 0.1
+    consistency: float = 0.0
+    labels: str = "oof"
+    pseudo_labels: float | None = None
+    weighting: str = "equal"
     teacher_weights: dict[str, float] = field(default_factory=dict)
+    mixing: str = "separate"
 
 
 @dataclass
@@ -174,10 +198,35 @@ class Recipe:
         models: list[tuple[str, ModelConfig]] = [(f"teachers.{n}", m) for n, m in self.teachers.items()]
         if self.student is not None:
             models.append(("student", self.student))
-            _in_range("student.distill.weight", self.student.distill.weight, 0, 1)
-            _positive("student.distill.temperature", self.student.distill.temperature)
+            _check_distill(self.student)
         for name, model in models:
             _check_model(name, model)
+
+
+def _check_distill(student: StudentConfig) -> None:
+    distill = student.distill
+    for key, known in (
+        ("loss", LOSS_NAMES),
+        ("labels", LABELS),
+        ("weighting", WEIGHTINGS),
+        ("mixing", MIXINGS),
+    ):
+        if getattr(distill, key) not in known:
+            raise UserError(
+                f"recipe: student.distill.{key} is {getattr(distill, key)!r}, not one of {listing(known, 9)}"
+            )
+    for key in ("weight", "smoothing"):
+        _in_range(f"student.distill.{key}", getattr(distill, key), 0, 1)
+    _positive("student.distill.temperature", distill.temperature)
+    _in_range("student.distill.consistency", distill.consistency, 0, float("inf"))
+    if distill.pseudo_labels is not None:
+        _in_range("student.distill.pseudo_labels", distill.pseudo_labels, 0, 1)
+    if distill.consistency and not student.train.both_orders:
+        raise UserError("recipe: student.distill.consistency needs both orders in a step: train.both_orders")
+    if distill.teacher_weights and distill.weighting != "equal":
+        raise UserError(
+            f"recipe: student.distill has teacher_weights and weighting {distill.weighting}; keep one of them"
+        )
 
 
 def _check_model(name: str, model: ModelConfig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,11 @@ from distill.backbone import (
 from distill.batches import Examples
 from distill.config import ModelConfig, save_resolved
 from distill.head import Classifier
+from distill.provenance import write_trained_on
 from distill.tiny import tiny_backbone
 from distill.trainer import Loss, predict_logits, train
 
+LessonsFor = Callable[[int], dict[str, Any]]
 FORMAT = 1
 MAY_CHANGE = ("versions", "data", "backbone_path", "truncated_share")
 """Manifest fields that may differ when a run is continued: they do not change its numbers."""
@@ -64,6 +66,8 @@ class Run:
     loss : callable
         Logits and batch to a loss a sequence.
     manifest : dict
+    lessons : callable or None
+        From the number of a fold, or of all rows, to fields that replace those of ``examples``.
     """
 
     name: str
@@ -75,6 +79,11 @@ class Run:
     examples: Examples
     loss: Loss
     manifest: dict[str, Any]
+    lessons: LessonsFor | None = None
+
+    def examples_for(self, number: int) -> Examples:
+        """The examples as the model of fold ``number``, or of all rows, is to learn them."""
+        return self.examples if self.lessons is None else replace(self.examples, **self.lessons(number))
 
 
 def versions() -> dict[str, str]:
@@ -99,7 +108,7 @@ def plan_run(
     data_dir: Path,
     out: Path,
     loss: Loss,
-    teacher_logits: np.ndarray | None = None,
+    lessons: LessonsFor | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> Run:
     """Resolve backbone and tokenizer, encode the rows, and describe the run in a manifest.
@@ -109,7 +118,8 @@ def plan_run(
     kind : {"teacher", "student"}
     data_dir : Path
         Where rows and folds are; the run records the way there.
-    teacher_logits : ndarray of shape (n, teachers, K), optional
+    lessons : callable, optional
+        What each model learns, where that differs; see :class:`Run`.
     details : mapping, optional
         Further manifest fields, such as a student's teachers.
     """
@@ -123,8 +133,7 @@ def plan_run(
         rows.targets,
         rows.classes.permutation,
         pad_token_id(tokenizer),
-        teacher_logits,
-        rows.row_ids,
+        row_ids=rows.row_ids,
     )
     training = asdict(model.train)
     training.pop("predict_rows")
@@ -157,7 +166,7 @@ def plan_run(
         "data": os.path.relpath(data_dir, out),
         "versions": versions(),
     }
-    return Run(name, out, model, backbone, rows, folds, examples, loss, manifest)
+    return Run(name, out, model, backbone, rows, folds, examples, loss, manifest, lessons)
 
 
 def resolve_backbone(model: ModelConfig, rows: Rows, template: Template, home: Path) -> str:
@@ -220,9 +229,7 @@ def fit_fold(run: Run, fold: int, report_to: str = "none") -> None:
     if (directory / OOF).exists():
         return
     inside = run.folds.fold == fold
-    classifier = _trained(
-        run, directory, np.flatnonzero(~inside & labelled(run)), fold, report_to, f"fold {fold}"
-    )
+    classifier = trained(run, directory, ~inside, fold, report_to, f"fold {fold}")
     held_out = np.flatnonzero(inside)
     what = f"{run.name} predicts fold {fold}"
     shards = directory / "predicting"
@@ -248,23 +255,29 @@ def fit_final(run: Run, report_to: str = "none") -> Path:
     """Train the deployable model on all labelled rows; return the directory of its weights."""
     directory = run.out / "final"
     if not (directory / "adapter").exists():
-        _trained(run, directory, np.flatnonzero(labelled(run)), run.folds.n_folds, report_to, "all rows")
+        everything = np.ones(len(run.rows), dtype=bool)
+        trained(run, directory, everything, run.folds.n_folds, report_to, "all rows")
     return directory / "adapter"
 
 
-def labelled(run: Run) -> np.ndarray:
-    """Which rows have a target, shape (n,), bool."""
-    return np.isfinite(run.examples.targets).all(axis=1)
-
-
-def _trained(
-    run: Run, directory: Path, train_rows: np.ndarray, number: int, report_to: str, what: str
+def trained(
+    run: Run, directory: Path, allowed: np.ndarray, number: int, report_to: str, what: str
 ) -> Classifier:
-    """Return the trained classifier of ``directory``, training it first if its weights are not there."""
+    """Return the trained classifier of ``directory``, training it first if its weights are not there.
+
+    Parameters
+    ----------
+    allowed : ndarray of bool, shape (n,)
+        Rows that it may learn from; it does from those that have a target.
+    number : int
+        The fold's number, or the number of folds for all rows.
+    """
     adapter = directory / "adapter"
     model = run.model
     if adapter.exists():
         return load_trained(model.backbone, run.backbone, adapter, model.lora.enabled, run.rows.classes.n)
+    examples = run.examples_for(number)
+    train_rows = np.flatnonzero(allowed & np.isfinite(examples.targets).all(axis=1))
     if not train_rows.size:
         raise UserError(f"{run.name}, {what}: there are no labelled rows to train on")
     seed = model.train.seed * 1000 + number
@@ -274,7 +287,7 @@ def _trained(
     try:
         train(
             classifier,
-            run.examples,
+            examples,
             train_rows,
             config,
             run.loss,
@@ -286,6 +299,7 @@ def _trained(
         raise UserError(
             f"{run.name}, {what}: {error}; lower train.lr, or use bf16 instead of fp16"
         ) from error
+    write_trained_on(directory, [run.rows.row_ids[i] for i in train_rows])
     unfinished = directory / ".adapter.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     classifier.save(unfinished)

@@ -98,6 +98,7 @@ def plan_steps(
     orders: int,
     both_orders: bool,
     seed: int,
+    random_order: bool = True,
 ) -> list[Step]:
     """Lay out the whole training as a list of optimiser steps.
 
@@ -111,13 +112,15 @@ def plan_steps(
         Orders a row has: 2 for pairs.
     both_orders : bool
         Put both orders in the step; otherwise one order a row and epoch, by lot.
+    random_order : bool
+        False takes every row as given instead.
     """
     total = max(1, math.ceil(epochs * len(train_rows)))
     steps: list[Step] = []
     for epoch in range(math.ceil(epochs)):
         generator = np.random.default_rng([seed, epoch])
         stream = generator.permutation(train_rows)[: total - epoch * len(train_rows)]
-        swapped = generator.integers(orders, size=len(stream)).astype(bool)
+        swapped = generator.integers(orders, size=len(stream)).astype(bool) & random_order
         window = rows_per_step * WINDOW_STEPS
         for start in range(0, len(stream), window):
             rows, lots = stream[start : start + window], swapped[start : start + window]
@@ -238,6 +241,8 @@ def targets_of(examples: Examples, step: Step) -> dict[str, Tensor]:
     tensors = {"targets": in_order(examples.targets)}
     if examples.teacher_logits is not None:
         tensors["teacher_logits"] = in_order(examples.teacher_logits)
+    if examples.teacher_weights is not None:
+        tensors["teacher_weights"] = torch.from_numpy(examples.teacher_weights[step.rows]).float()
     return tensors
 
 

@@ -125,7 +125,7 @@ class ClassifierTrainer(Trainer):
         """Sum the sequences' losses over the packs, divided by the rows of the whole step."""
         encoded, accelerator = self.examples.encoded, self.accelerator
         sequences = step.sequences(encoded.orders)
-        packs = cut(encoded.lengths[sequences], self.budget, self.most)
+        packs = self._cut(encoded.lengths[sequences])
         mine = packs[accelerator.process_index :: accelerator.num_processes]
         # DDP averages over processes; one without a pack of its own still has to take part.
         share = accelerator.num_processes / len(step) if mine else 0.0
@@ -144,6 +144,13 @@ class ClassifierTrainer(Trainer):
             self._remember(part.rows, losses.detach())
             total += loss.detach()
         return total
+
+    def _cut(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Cut a step into packs; a loss with ``whole_pairs`` sees both orders of a row side by side."""
+        if not getattr(self.row_loss, "whole_pairs", False):
+            return cut(lengths, self.budget, self.most)
+        pairs = cut(lengths.reshape(-1, 2).sum(axis=1), max(self.budget, 2 * self.longest), self.most // 2)
+        return [(2 * pair[:, None] + np.arange(2)).ravel() for pair in pairs]
 
     @property
     def _bound(self) -> int:
@@ -296,6 +303,7 @@ def train(
         orders=orders,
         both_orders=config.both_orders,
         seed=config.seed,
+        random_order=config.random_order,
     )
     model.plan.checkpoint = CHECKPOINTING[config.gradient_checkpointing.lower()]
     model.plan.kept = None
