@@ -17,12 +17,15 @@ from torch import nn
 
 from data.errors import UserError, listing
 from data.files import sha256_files, sha256_text
-from distill.attention import attention_for, registered
+from distill.attention import SOFTCAPPED, attention_for, registered
 from distill.config import CHECKPOINTING, QUANTISED, BackboneConfig, LoraConfig
 from distill.head import Classifier
+from distill.padded import blocks_of, head_of, is_encoder, poolers_of, wrap
 from distill.quiet import quiet_transformers
 
 ALL_LINEAR = "all-linear"
+EAGER_ONLY = {*SOFTCAPPED, "deberta", "deberta-v2"}
+"""Architectures that in padded batches take no other attention: capped ones, and those with no other."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -70,7 +73,7 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
     with _named_failures(path):
         options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         model_config = AutoConfig.from_pretrained(path, num_labels=n_classes, **options)
-        options["attn_implementation"] = registered(attention_for(model_config.model_type, config.attention))
+        options |= _attention_option(config, model_config.model_type)
         if config.precision == "nf4":
             options["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=True,
@@ -84,11 +87,42 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
             model = AutoModelForSequenceClassification.from_pretrained(
                 path, config=model_config, dtype=dtype, **options
             )
+    _prepared(model, config)
+    last = head_of(model)[1]
+    nn.init.zeros_(last.weight)
+    if last.bias is not None:
+        nn.init.zeros_(last.bias)
+    return model.eval()
+
+
+def _prepared(model: Any, config: BackboneConfig) -> None:
+    """Note on a loaded model how it is to be run; its head computes in float32."""
     model.config.use_cache = False
     model.compile_layers = _compiles(config)
-    model.score.to(torch.float32)
-    nn.init.zeros_(model.score.weight)
-    return model.eval()
+    model.padded = not packs(config, model.config.model_type)
+    if not is_encoder(model.config.model_type):
+        model.score.to(torch.float32)
+
+
+def packs(config: BackboneConfig, model_type: str) -> bool:
+    """Whether a model of this architecture runs in packs."""
+    return config.packed and not is_encoder(model_type)
+
+
+def attention_name(config: BackboneConfig, model_type: str) -> str:
+    """Attention implementation of a backbone: ours in packs, the library's own in padded batches."""
+    if packs(config, model_type):
+        return attention_for(model_type, config.attention)
+    if config.attention == "auto":
+        return "eager" if model_type in EAGER_ONLY else "sdpa"
+    if model_type in SOFTCAPPED and config.attention == "sdpa":
+        raise UserError(f"recipe: attention sdpa drops the soft-capping of {model_type}; use eager")
+    return config.attention
+
+
+def _attention_option(config: BackboneConfig, model_type: str) -> dict[str, str]:
+    name = attention_name(config, model_type)
+    return {"attn_implementation": registered(name) if packs(config, model_type) else name}
 
 
 def lora_targets(model: Any, lora: LoraConfig) -> tuple[list[str], list[int]]:
@@ -97,9 +131,9 @@ def lora_targets(model: Any, lora: LoraConfig) -> tuple[list[str], list[int]]:
     Raises
     ------
     UserError
-        A target that no decoder layer has.
+        A target that no layer has.
     """
-    layers = model.get_decoder().layers
+    layers = blocks_of(model)[0]
     found = sorted(
         {
             name.rsplit(".", 1)[-1]
@@ -125,7 +159,7 @@ def add_adapters(
 
     torch.manual_seed(seed)
     if not lora.enabled:
-        return _checkpointed(Classifier(model.requires_grad_(True)), gradient_checkpointing)
+        return _checkpointed(wrap(model.requires_grad_(True)), gradient_checkpointing)
     targets, layers = lora_targets(model, lora)
     peft_config = PeftLoraConfig(
         task_type=TaskType.SEQ_CLS,
@@ -134,12 +168,12 @@ def add_adapters(
         lora_dropout=lora.dropout,
         target_modules=targets,
         layers_to_transform=layers,
-        layers_pattern="layers",
-        modules_to_save=["score"],
+        layers_pattern=blocks_of(model)[1],
+        modules_to_save=[head_of(model)[0], *poolers_of(model)],
     )
     with quiet_transformers():
         adapted = get_peft_model(model, peft_config)
-    return _checkpointed(Classifier(adapted), gradient_checkpointing)
+    return _checkpointed(wrap(adapted), gradient_checkpointing)
 
 
 def _checkpointed(classifier: Classifier, wanted: bool | str) -> Classifier:
@@ -157,8 +191,8 @@ def load_trained(
 ) -> Classifier:
     """Load a trained classifier for prediction from the directory that :meth:`Classifier.save` wrote."""
     if not lora_enabled:
-        return Classifier(load_full(config, str(trained), n_classes))
-    classifier = Classifier(load_base(config, path, n_classes))
+        return wrap(load_full(config, str(trained), n_classes))
+    classifier = wrap(load_base(config, path, n_classes))
     classifier.load(trained)
     return classifier
 
@@ -170,14 +204,11 @@ def load_full(config: BackboneConfig, path: str, n_classes: int) -> Any:
     model_config = AutoConfig.from_pretrained(path)
     if model_config.num_labels != n_classes:
         raise UserError(f"{path}: has {model_config.num_labels} classes, not {n_classes}")
-    attention = registered(attention_for(model_config.model_type, config.attention))
     with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=compute_dtype(config), attn_implementation=attention
+            path, dtype=compute_dtype(config), **_attention_option(config, model_config.model_type)
         )
-    model.config.use_cache = False
-    model.compile_layers = _compiles(config)
-    model.score.to(torch.float32)
+    _prepared(model, config)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

@@ -18,7 +18,7 @@ PRECISIONS = ("nf4", "int8", "fp8", "bf16", "fp16", "fp32")
 QUANTISED = ("nf4", "int8", "fp8")
 SWITCHES = ("auto", "true", "false")
 CHECKPOINTING = {"auto": "auto", "true": "all", "false": "none"}
-FAMILIES = ("llama", "gemma2")
+FAMILIES = ("llama", "gemma2", "bert")
 LOSS_NAMES = ("kl", "blackpearl", "wsdm1", "wsdm3", "mse", "smoothing", "hard")
 """The keys of :data:`distill.losses.LOSSES`, which is not imported here to spare commands torch."""
 LABELS = ("oof", "in_sample", "fold_mean", "human")
@@ -56,8 +56,9 @@ class BackboneConfig:
     fp32. ``compute`` is the matmul dtype of a quantised base: ``auto`` is bfloat16 on cards that have it,
     float16 on those that do not, float32 on the CPU.
     ``attention``: auto, varlen, flex_attention, sdpa, eager or flash_attention_2/3/4; see
-    :mod:`distill.attention`. ``compile`` compiles the decoder layers: true, false, or auto, which does on
-    CUDA.
+    :mod:`distill.attention`. ``packed: false`` runs a decoder in padded batches through the library's own
+    forward, as encoders always are: see :mod:`distill.padded`. ``compile`` compiles the decoder layers: true,
+    false, or auto, which does on CUDA.
     """
 
     path: str = ""
@@ -68,6 +69,7 @@ class BackboneConfig:
     compute: str = "auto"
     attention: str = "auto"
     compile: str = "auto"
+    packed: bool = True
     trust_remote_code: bool = False
 
 

@@ -23,9 +23,9 @@ from data.folds import Folds
 from data.schema import Rows
 from data.softlabels import MANIFEST, OOF, SoftLabels, read_logits, read_store, write_logits
 from data.template import Template
-from distill.attention import attention_for
 from distill.backbone import (
     add_adapters,
+    attention_name,
     compute_dtype,
     load_base,
     load_tokenizer,
@@ -154,7 +154,7 @@ def plan_run(
             "precision": model.backbone.precision,
             "double_quant": model.backbone.double_quant,
             "compute": str(compute_dtype(model.backbone)).removeprefix("torch."),
-            "attention": attention_for(model_type(model.backbone, backbone), model.backbone.attention),
+            "attention": attention_name(model.backbone, model_type(model.backbone, backbone)),
         },
         "tokenizer_hash": tokenizer_hash(tokenizer),
         **encoder.describe(),

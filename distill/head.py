@@ -52,6 +52,16 @@ class Classifier(nn.Module):
         return hasattr(self.model, "peft_config")
 
     @property
+    def head_name(self) -> str:
+        """Name of the head's module."""
+        return "score"
+
+    @property
+    def base_dtype(self) -> torch.dtype:
+        """What the base computes in."""
+        return self.inner.get_decoder().embed_tokens.weight.dtype
+
+    @property
     def device(self) -> torch.device:
         """Where the model lives."""
         return next(self.parameters()).device

@@ -207,8 +207,9 @@ class ClassifierTrainer(Trainer):
         """Give the head its own learning rate, and see that every group has the one it was asked for."""
         if self.optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args)
-            head = [p for n, p in self.classifier.named_parameters() if p.requires_grad and "score" in n]
-            body = [p for n, p in self.classifier.named_parameters() if p.requires_grad and "score" not in n]
+            learnt = [(n.split("."), p) for n, p in self.classifier.named_parameters() if p.requires_grad]
+            head = [p for path, p in learnt if self.classifier.head_name in path]
+            body = [p for path, p in learnt if self.classifier.head_name not in path]
             groups = [
                 {"params": body, "lr": self.args.learning_rate, "weight_decay": self.args.weight_decay},
                 {"params": head, "lr": self.head_lr, "weight_decay": 0.0},
@@ -318,7 +319,7 @@ def train(
         warmup_steps=round(config.warmup * len(planned)),
         optim=config.optimizer,
         # Products are in the base's dtype already; float16 gradients alone need a scaler.
-        fp16=model.inner.get_decoder().embed_tokens.weight.dtype == torch.float16,
+        fp16=model.base_dtype == torch.float16,
         logging_steps=config.log_steps,
         logging_nan_inf_filter=False,
         save_strategy="steps" if config.checkpoint_steps else "no",

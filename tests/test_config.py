@@ -35,7 +35,7 @@ def test_overrides_reach_nested_keys():
         ("teachers.llama.backbone.tiny.hidden_size=96", ["hidden_size", "multiple of 64"]),
         ("student.distill.weight=1.5", ["weight", "between 0 and 1"]),
         ("student.distill.temperature=0", ["temperature", "above 0"]),
-        ("teachers.llama.backbone.tiny.family=bert", ["family", "bert"]),
+        ("teachers.llama.backbone.tiny.family=gpt", ["family", "gpt"]),
         ("epochs", ["key.sub=value"]),
     ],
 )
