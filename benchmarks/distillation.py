@@ -12,11 +12,13 @@ Each result is appended to ``results.jsonl`` as it finishes, its test logits bes
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import shutil
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import combinations
@@ -29,6 +31,8 @@ FOLDS = 4
 TEST_BLOCKS = 4
 TEACHERS = ("a", "b", "c")
 STUDENT = "student"
+GRACE = 8.0
+"""Seconds that trainings already begun may take longer than planned."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,6 @@ def all_jobs(scale: Scale) -> list[Job]:
     jobs += students("teachers", "a + b + c, fitted", "abc", distill={"weighting": "fitted"})
     jobs += students("teachers", "a + b + c, confidence", "abc", distill={"weighting": "confidence"})
     jobs += students("teachers", "a + b + c, log space", "abc", distill={"mixing": "log"})
-    jobs += students("teachers", "a + b + c, probability", "abc", distill={"mixing": "probability"})
     for loss in ("blackpearl", "wsdm1", "wsdm3", "mse"):
         jobs += students("loss", loss, "abc", distill={"loss": loss})
     jobs += students("swap", "random order", train={"both_orders": False})
@@ -315,6 +318,7 @@ def hard_loss(logits: Any, batch: dict[str, Any]) -> Any:
 
 def run_job(job: Job) -> dict[str, Any]:
     """Run one job in a worker; return its line of ``results.jsonl``."""
+    gc.freeze()  # every training collects garbage; what all jobs share need not be looked at again
     assert _bench is not None
     started = time.monotonic()
     run = {
@@ -465,14 +469,16 @@ class Queue:
 
     def __init__(self, out: Path, scale: Scale, workers: int, deadline: float) -> None:
         self.out, self.workers, self.deadline = out, workers, deadline
-        self.pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), start_worker, (out, scale)
-        )
+        self.start = start_worker, (out, scale)
+        self.pool = self._new_pool()
         self.results: dict[str, dict[str, Any]] = {}
         self.typical: dict[str, float] = {}
 
+    def _new_pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), *self.start)
+
     def run(self, jobs: list[Job], reserve: float = 0.0) -> None:
-        """Run jobs in order, each once what it needs is done; stop ``reserve`` seconds before the end."""
+        """Run jobs in order, each once what it needs is done; begin none ``reserve`` s before the end."""
         waiting = [job for job in jobs if job.key not in self.results]
         running: dict[Future, Job] = {}
         while waiting or running:
@@ -482,13 +488,20 @@ class Queue:
                     break
                 if all(key in self.results for key in job.needs) and self.typical.get(job.kind, 0.0) < left:
                     waiting.remove(job)
-                    running[self.pool.submit(run_job, job)] = job
-            if not running or left <= 0:
+                    running[self._submit(job)] = job
+            if not running or left < -GRACE:
                 break
-            for future in wait(running, timeout=max(0.1, left), return_when=FIRST_COMPLETED).done:
+            for future in wait(running, timeout=left + GRACE, return_when=FIRST_COMPLETED).done:
                 self._keep(running.pop(future), future)
         for job in waiting:
             print(f"no time for {job.key}", flush=True)
+
+    def _submit(self, job: Job) -> Future:
+        try:
+            return self.pool.submit(run_job, job)
+        except BrokenProcessPool:  # a worker died, and its pool with it
+            self.pool = self._new_pool()
+            return self.pool.submit(run_job, job)
 
     def _keep(self, job: Job, future: Future) -> None:
         try:
@@ -537,11 +550,13 @@ def main() -> None:
     tuned = {}
     for who in scale.tune:
         scores = [r for r in queue.results.values() if r["kind"] == "tune" and r["spec"]["who"] == who]
+        if not scores:
+            raise SystemExit("no training came to its end; see the failures above")
         tuned[who] = min(scores, key=lambda r: r["log_loss"])["spec"]["rate"]
     print("tuned (learning rate, epochs):", tuned, flush=True)
     (args.out / "scratch" / "tuned.json").write_text(json.dumps(tuned))
     jobs = all_jobs(scale)
-    queue.run(jobs, reserve=15)
+    queue.run(jobs, reserve=GRACE + 12)
     queue.run([Job("speed", "speed")])
     queue.close()
     keep_teachers(args.out, scale)

@@ -391,7 +391,8 @@ def whiskers(drawn: Sequence[tuple[str, Difference]], caption: str) -> str:
         colour = "#64748b" if not d.sure else "#15803d" if d.mean < 0 else "#c2410c"
         parts += [
             f'<text x="{left - 12}" y="{y + 4}" text-anchor="end" fill="#223">{escape(name)}</text>',
-            f'<path d="M{x(d.low):.1f} {y}H{x(d.high):.1f}" stroke="{colour}" stroke-width="3" opacity=".4"/>',
+            f'<path d="M{x(d.low):.1f} {y}H{x(d.high):.1f}" stroke="{colour}" stroke-width="3" '
+            'opacity=".4"/>',
             *(f'<circle cx="{x(v):.1f}" cy="{y}" r="2" fill="#334155" opacity=".5"/>' for v in d.seeds),
             f'<circle cx="{x(d.mean):.1f}" cy="{y}" r="5" fill="{colour}"/>',
             f'<text x="{width - 100}" y="{y + 4}" fill="#223">{d.mean:+.4f}</text>',
@@ -446,8 +447,8 @@ def write_report(run: Path, to: Path) -> Path:
     entropy = float(results.floor.mean())
     intro = (
         f"Simulated arena: {scale['seeds']} seeds of {FOLDS * scale['block']:,} training rows each in {FOLDS} "
-        f"folds, {int(results.test.sum()):,} common test rows in {int(results.groups.max()) + 1:,} prompt "
-        f"groups that no training row shares. The best possible log-loss is {entropy:.4f} in expectation; "
+        f"folds, {int(results.test.sum()):,} common test rows in {len(set(results.groups)):,} "
+        f"prompt groups that no training row shares. The best possible log-loss is {entropy:.4f} in expectation; "
         "regret is what a model loses beyond it, in nats, under the true probabilities. Tiny Llamas of the "
         "true architecture, pretrained on the rows' text, then fully fine-tuned in float32; all predict in "
         "both orders. Learning rate and epochs were chosen once, on hard labels: "

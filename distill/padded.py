@@ -87,6 +87,7 @@ class PaddedClassifier(Classifier):
         super().__init__(model)
         self.plan.compiled = False
         self.encoder = is_encoder(self.inner.config.model_type)
+        self.recomputes = False
 
     @property
     def head_name(self) -> str:
@@ -109,8 +110,9 @@ class PaddedClassifier(Classifier):
         if pack is not None:
             pad_id = self.inner.config.pad_token_id or 0
             input_ids, attention_mask, last = unpack(pack, pad_id)
-        if self.plan.checkpoint == "all" and not self.inner.is_gradient_checkpointing:
+        if self.plan.checkpoint == "all" and not self.recomputes:
             self.inner.gradient_checkpointing_enable()
+            self.recomputes = True
         if not self.encoder:
             return super().forward(input_ids, attention_mask, last)
         return self.inner(input_ids=input_ids, attention_mask=attention_mask).logits.float()
