@@ -44,7 +44,7 @@ class Scale:
     shapes: dict[str, dict[str, int]] = field(default_factory=dict)
     pretrain_steps: int = 1200
     pretrain_rows: int = 6000
-    rows_per_step: int = 64
+    rows_per_step: int = 48
     tune: dict[str, list[list[float]]] = field(default_factory=dict)
     temperatures: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 10.0)
     weights: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9, 1.0)
@@ -69,8 +69,8 @@ FULL = Scale(
         STUDENT: _shape(128, 2, 1024),
     },
     tune={
-        "teacher": [[5e-4, 3], [1e-3, 3], [2e-3, 3], [5e-4, 6], [1e-3, 6]],
-        STUDENT: [[1e-3, 4], [2e-3, 4], [4e-3, 4], [1e-3, 8], [2e-3, 8]],
+        "teacher": [[5e-4, 4], [1e-3, 4], [2e-3, 4], [1e-3, 2], [2e-3, 2]],
+        STUDENT: [[1e-3, 4], [2e-3, 4], [4e-3, 4], [2e-3, 2], [4e-3, 2]],
     },
 )
 SMOKE = Scale(
@@ -530,7 +530,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/distillation"), help="an empty directory")
     parser.add_argument("--minutes", type=float, default=8.0, help="to be ready by then, report included")
-    parser.add_argument("--workers", type=int, default=12, help="processes that share the GPU")
+    parser.add_argument("--workers", type=int, default=14, help="processes that share the GPU")
     parser.add_argument("--smoke", action="store_true", help="a size at which nothing is learnt")
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes - (0 if args.smoke else 25)

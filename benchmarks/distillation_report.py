@@ -447,8 +447,8 @@ def write_report(run: Path, to: Path) -> Path:
     entropy = float(results.floor.mean())
     intro = (
         f"Simulated arena: {scale['seeds']} seeds of {FOLDS * scale['block']:,} training rows each, in "
-        f"{FOLDS} folds; {results.test.sum():,} common test rows in {len(set(results.groups)):,} prompt groups that "
-        f"no training row shares. The best possible log-loss is {entropy:.4f} in expectation; "
+        f"{FOLDS} folds; {results.test.sum():,} common test rows in {len(set(results.groups)):,} prompt "
+        f"groups that no training row shares. The best possible log-loss is {entropy:.4f} in expectation; "
         "regret is what a model loses beyond it, in nats, under the true probabilities. Tiny Llamas of the "
         "true architecture, pretrained on the rows' text, then fully fine-tuned in float32; all predict in "
         "both orders. Learning rate and epochs were chosen once, on hard labels: "
