@@ -20,9 +20,11 @@ from data.files import sha256_files, sha256_text
 from distill.attention import attention_for, registered
 from distill.config import CHECKPOINTING, QUANTISED, BackboneConfig, LoraConfig
 from distill.head import Classifier
+from distill.loading import Checkpoint, build
 from distill.quiet import quiet_transformers
 
 ALL_LINEAR = "all-linear"
+CPU = torch.device("cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -64,26 +66,34 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
     Returns a ``*ForSequenceClassification`` model in evaluation mode, its head all zeros: a fresh
     classifier predicts the uniform distribution, whatever the scale of the backbone's hidden states.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     dtype = compute_dtype(config)
-    with _named_failures(path):
-        options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
+    with _named_failures(path), quiet_transformers():
+        hub: dict[str, Any] = {"revision": config.revision}
+        options = {**hub, "trust_remote_code": config.trust_remote_code}
         model_config = AutoConfig.from_pretrained(path, num_labels=n_classes, **options)
-        options["attn_implementation"] = registered(attention_for(model_config.model_type, config.attention))
-        if config.precision == "nf4":
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_compute_dtype=dtype,
-                bnb_4bit_use_double_quant=config.double_quant,
+        attention = registered(attention_for(model_config.model_type, config.attention))
+        if config.precision in QUANTISED:
+            weights = Checkpoint(path, **hub)
+            model = build(
+                model_config, weights, config.precision, dtype, attention, device, config.double_quant
             )
-        if torch.cuda.is_available():
-            options["device_map"] = {"": torch.cuda.current_device()}
-        with quiet_transformers():
+        else:
             model = AutoModelForSequenceClassification.from_pretrained(
-                path, config=model_config, dtype=dtype, **options
+                path,
+                config=model_config,
+                dtype=dtype,
+                attn_implementation=attention,
+                device_map={"": device},
+                **options,
             )
+    return prepared(model, config)
+
+
+def prepared(model: Any, config: BackboneConfig) -> Any:
+    """Give a base its fresh head, and the settings that do not come with a checkpoint."""
     model.config.use_cache = False
     model.compile_layers = _compiles(config)
     model.score.to(torch.float32)
