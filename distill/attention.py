@@ -290,24 +290,37 @@ def _probe_groups() -> None:
 def flex(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
-    """Flex attention under the call's block masks of documents, soft-capped where asked."""
+    """Flex attention under the call's block mask of documents, soft-capped where asked."""
     if options.get("cu_seq_lens_q") is None:
         return _padded(query, key, value, attention_mask, options)
-    from torch.nn.attention.flex_attention import flex_attention
-
     cap = options.get("softcap")
-    # Long documents under a window have a block mask of their own.
-    masks = options["block_masks"]
-    out = flex_attention(
+    out = _flex_function()(
         query,
         key,
         value,
         score_mod=None if cap is None else _capped(cap),
-        block_mask=masks[0] if options.get("sliding_window") is None else masks[1],
+        block_mask=options["block_mask"],
         scale=options["scaling"],
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _flex_function() -> Callable[..., Any]:
+    """Return ``flex_attention``, compiled unless it already is part of a compiled layer.
+
+    Run as it is, it would make the matrix of all scores.
+    """
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+
+
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
 
 
 @cache

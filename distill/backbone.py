@@ -20,10 +20,12 @@ from data.files import sha256_files, sha256_text
 from distill.attention import SOFTCAPPED, attention_for, registered
 from distill.config import CHECKPOINTING, QUANTISED, BackboneConfig, LoraConfig
 from distill.head import Classifier
+from distill.loading import Checkpoint, build
 from distill.padded import blocks_of, head_of, is_encoder, poolers_of, wrap
 from distill.quiet import quiet_transformers
 
 ALL_LINEAR = "all-linear"
+CPU = torch.device("cpu")
 EAGER_ONLY = {*SOFTCAPPED, "deberta", "deberta-v2"}
 """Architectures that in padded batches take no other attention: capped ones, and those with no other."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -67,27 +69,39 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
     Returns a ``*ForSequenceClassification`` model in evaluation mode, its head all zeros: a fresh
     classifier predicts the uniform distribution, whatever the scale of the backbone's hidden states.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     dtype = compute_dtype(config)
-    with _named_failures(path):
-        options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
+    with _named_failures(path), quiet_transformers():
+        hub: dict[str, Any] = {"revision": config.revision}
+        options = {**hub, "trust_remote_code": config.trust_remote_code}
         model_config = AutoConfig.from_pretrained(path, num_labels=n_classes, **options)
-        options |= _attention_option(config, model_config.model_type)
-        if config.precision == "nf4":
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_compute_dtype=dtype,
-                bnb_4bit_use_double_quant=config.double_quant,
+        attention = _attention(config, model_config.model_type)
+        if config.precision in QUANTISED:
+            if is_encoder(model_config.model_type):
+                raise UserError(
+                    f"recipe: {config.precision} is for decoders; load {model_config.model_type} in bf16 or fp32"
+                )
+            weights = Checkpoint(path, **hub)
+            model = build(
+                model_config, weights, config.precision, dtype, attention, device, config.double_quant
             )
-        if torch.cuda.is_available():
-            options["device_map"] = {"": torch.cuda.current_device()}
-        with quiet_transformers():
+        else:
             model = AutoModelForSequenceClassification.from_pretrained(
-                path, config=model_config, dtype=dtype, **options
+                path,
+                config=model_config,
+                dtype=dtype,
+                attn_implementation=attention,
+                device_map={"": device},
+                **options,
             )
-    _prepared(model, config)
+    return prepared(model, config)
+
+
+def prepared(model: Any, config: BackboneConfig) -> Any:
+    """Give a base its fresh head, and the settings that do not come with a checkpoint."""
+    _configure(model, config)
     last = head_of(model)[1]
     nn.init.zeros_(last.weight)
     if last.bias is not None:
@@ -95,8 +109,8 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
     return model.eval()
 
 
-def _prepared(model: Any, config: BackboneConfig) -> None:
-    """Note on a loaded model how it is to be run; its head computes in float32."""
+def _configure(model: Any, config: BackboneConfig) -> None:
+    """Note on a loaded model how it is to be run; a decoder's head computes in float32."""
     model.config.use_cache = False
     model.compile_layers = _compiles(config)
     model.padded = not packs(config, model.config.model_type)
@@ -120,9 +134,9 @@ def attention_name(config: BackboneConfig, model_type: str) -> str:
     return config.attention
 
 
-def _attention_option(config: BackboneConfig, model_type: str) -> dict[str, str]:
+def _attention(config: BackboneConfig, model_type: str) -> str:
     name = attention_name(config, model_type)
-    return {"attn_implementation": registered(name) if packs(config, model_type) else name}
+    return registered(name) if packs(config, model_type) else name
 
 
 def lora_targets(model: Any, lora: LoraConfig) -> tuple[list[str], list[int]]:
@@ -206,9 +220,9 @@ def load_full(config: BackboneConfig, path: str, n_classes: int) -> Any:
         raise UserError(f"{path}: has {model_config.num_labels} classes, not {n_classes}")
     with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=compute_dtype(config), **_attention_option(config, model_config.model_type)
+            path, dtype=compute_dtype(config), attn_implementation=_attention(config, model_config.model_type)
         )
-    _prepared(model, config)
+    _configure(model, config)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

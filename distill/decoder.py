@@ -51,6 +51,11 @@ class Plan:
     prune: bool = True
     kept: int | None = field(default=None)
 
+    @property
+    def static(self) -> bool:
+        """Whether packs must all have one size; flex attention is compiled even where the layers are not."""
+        return self.compiled or self.attention == "flex"
+
 
 def _run_layer(layer: nn.Module, hidden: Tensor, options: dict[str, Any]) -> Tensor:
     return layer(hidden, attention_mask=None, past_key_values=None, use_cache=False, **options)
@@ -91,9 +96,9 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
         "max_length_q": pack.max_length,
         "max_length_k": pack.max_length,
     }
+    masks = (None, None)
     if plan.attention == "flex":
-        window = getattr(decoder.config, "sliding_window", None)
-        options["block_masks"] = block_masks(pack.documents, window, pack.max_length)
+        masks = block_masks(pack.documents, getattr(decoder.config, "sliding_window", None), pack.max_length)
     run = _layer_function(plan.compiled)
     training = torch.is_grad_enabled()
     first = first_trained(layers) if training and not hidden.requires_grad else 0
@@ -101,6 +106,10 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
     whole = layers[:-1] if prune else layers
     for index, layer in enumerate(whole):
         learning = training and index >= first
+        if plan.attention == "flex":
+            # Chosen here, so that layers of both kinds share compiled code where the masks are the same.
+            windowed = getattr(layer.self_attn, "sliding_window", None) is not None  # type: ignore[union-attr]
+            options = {**options, "block_mask": masks[windowed]}
         if learning and plan.compiled and not hidden.requires_grad:
             # The first trained layer then runs the same compiled code as the others.
             hidden = hidden.detach().requires_grad_()

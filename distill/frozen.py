@@ -155,17 +155,32 @@ def _rounded(kind: str, x: Tensor, factors: Tensor | None = None) -> tuple[Tenso
     return quantise_rows(x if factors is None else x.float() * factors)
 
 
+def _given(*stored: Tensor | None) -> list[Tensor]:
+    return [tensor for tensor in stored if tensor is not None]
+
+
 class FrozenProduct(torch.autograd.Function):
     """``x @ weight.T`` with an input gradient only."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kind: str, shape: tuple[int, int], *stored: Tensor) -> Tensor:
-        """Multiply; ``x`` is (tokens, in)."""
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        kind: str,
+        shape: tuple[int, int],
+        s0: Tensor,
+        s1: Tensor | None = None,
+        s2: Tensor | None = None,
+        s3: Tensor | None = None,
+        s4: Tensor | None = None,
+    ) -> Tensor:
+        """Multiply; ``x`` is (tokens, in). Stored tensors come singly: the compiler misreads ``*args``."""
+        stored = _given(s0, s1, s2, s3, s4)
         ctx.kind, ctx.shape = kind, shape
         ctx.save_for_backward(*stored)
         rounded, scale = _rounded(kind, x)
         return torch.ops.distillstack.frozen_mm(
-            x if rounded is None else rounded, scale, kind, list(stored), list(shape), x.dtype
+            x if rounded is None else rounded, scale, kind, stored, list(shape), x.dtype
         )
 
     @staticmethod
@@ -177,7 +192,7 @@ class FrozenProduct(torch.autograd.Function):
         dx = torch.ops.distillstack.frozen_mm_backward(
             dy if rounded is None else rounded, scale, ctx.kind, list(stored), list(ctx.shape), dy.dtype
         )
-        return dx, None, None, *([None] * len(stored))
+        return dx, None, None, None, None, None, None, None
 
 
 class LoraProduct(torch.autograd.Function):
@@ -192,13 +207,16 @@ class LoraProduct(torch.autograd.Function):
         scaling: float,
         kind: str,
         shape: tuple[int, int],
-        *stored: Tensor,
+        s0: Tensor,
+        s1: Tensor | None = None,
+        s2: Tensor | None = None,
+        s3: Tensor | None = None,
+        s4: Tensor | None = None,
     ) -> Tensor:
         """Multiply; ``x`` is (tokens, in), ``a`` (r, in), ``b`` (out, r), all of one dtype."""
+        stored = _given(s0, s1, s2, s3, s4)
         rounded, scale = _rounded(kind, x)
-        y, inner = torch.ops.distillstack.lora_mm(
-            x, rounded, scale, kind, list(stored), list(shape), a, b, scaling
-        )
+        y, inner = torch.ops.distillstack.lora_mm(x, rounded, scale, kind, stored, list(shape), a, b, scaling)
         ctx.scaling, ctx.kind, ctx.shape = scaling, kind, shape
         ctx.save_for_backward(x, inner, a, b, *stored)
         return y
@@ -215,4 +233,4 @@ class LoraProduct(torch.autograd.Function):
         dx, da, db = torch.ops.distillstack.lora_mm_backward(
             dy, rounded, scale, x, inner, ctx.kind, stored, list(ctx.shape), a, b, ctx.scaling, needs_x
         )
-        return dx if needs_x else None, da, db, None, None, None, *([None] * len(stored))
+        return dx if needs_x else None, da, db, None, None, None, None, None, None, None, None

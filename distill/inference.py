@@ -152,7 +152,7 @@ def _predict(
         packs = [mine[p] for p in by_length(lengths[mine], pack_tokens, most)]
         longest = int(lengths[mine].max())
         size = 0
-        if model.plan.compiled:
+        if model.plan.static:
             size = -(-max(int(lengths[p].sum()) for p in packs) // SIZE_MULTIPLE) * SIZE_MULTIPLE
         finished = 0
         # The next pack is sent off before the last one's logits are fetched, so that the GPU never waits.

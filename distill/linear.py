@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from distill.frozen import FP8, FrozenProduct, LoraProduct, dense, quantise_int8, quantise_rows
 
 QUANTISED = ("int8", "fp8")
-Parts = tuple[str, tuple[int, int], tuple[Tensor, ...]]
+MOST_STORED = 5
+Parts = tuple[str, tuple[int, int], tuple[Tensor | None, ...]]
 
 
 class QuantisedLinear(nn.Linear):

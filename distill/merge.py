@@ -1,8 +1,8 @@
 """A trained run as one plain model: adapters merged, fold students averaged, nothing left to unpack.
 
-Low-rank changes are averaged as the changes that they are, the mean of the products B·A, and never factor by
-factor: mean(B)·mean(A) is another matrix. A quantised base is written out in the values that it computed with,
-so that the plain model is the one that was trained and scored.
+Low-rank changes are averaged as the changes that they are, the mean of the products B·A, and never factor
+by factor: mean(B)·mean(A) is another matrix. A quantised base is written out in the values that it computed
+with, so that the plain model is the one that was trained and scored.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def plain_state(model: Any) -> dict[str, torch.Tensor]:
             for name in module.active_adapters:
                 if name in module.lora_variant:
                     raise UserError("only plain LoRA adapters can be merged; this run has another kind")
-                weight += module.scaling[name] * (module.lora_B[name].weight @ module.lora_A[name].weight).float()
+                weight += (
+                    module.scaling[name] * (module.lora_B[name].weight @ module.lora_A[name].weight).float()
+                )
             state[f"{prefix}weight"] = weight.cpu()
             if base.bias is not None:
                 state[f"{prefix}bias"] = base.bias.float().cpu()

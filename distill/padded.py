@@ -2,8 +2,8 @@
 
 Encoders (BERT, RoBERTa, ELECTRA, DeBERTa-v2/v3, ModernBERT families) are read by the head that their own
 class has, over [CLS] or the mean as suits the model, so that what is trained is what
-``AutoModelForSequenceClassification`` loads. Decoders go this way with ``packed: false``: in float32 on a GPU,
-which the packed attention kernels do not take, and for architectures that the packed path has not met.
+``AutoModelForSequenceClassification`` loads. Decoders go this way with ``packed: false``: in float32 on a
+GPU, which the packed attention kernels do not take, and where the packed path does not know a model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``python -m distill.predict``: predict new rows with trained teachers and students.
 
-A student predicts with its final model, a teacher with the average of its fold models, both in both
-orders of a pair. One model gives one prediction set; several give a directory of them, named so that
+A student predicts with its final model, a teacher with the average of its fold models, a model of
+``distill.export`` at its temperature; all in both orders of a pair. One model gives one prediction set; several give a directory of them, named so that
 ``ensemble.predict`` finds each member.
 """
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     models = [read_saved(path) for path in args.model]
     rows, _ = read_source(args.data)
     for model, out in zip(models, targets, strict=True):
-        probs = softmax(predict_rows(model, rows).mean(axis=1))
+        probs = softmax(predict_rows(model, rows).mean(axis=1) / model.temperature)
         write_predictions(out, rows.row_ids, probs, rows.classes.names)
         print(f"{model.name}: {len(rows)} rows, {len(model.weights)} model(s) averaged: {out}")
 

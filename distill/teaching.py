@@ -160,9 +160,7 @@ def _fold_labels(store: SoftLabels, rows: Rows, folds: Folds, fold: int) -> np.n
         if i is None:
             continue
         if folds.fold[i] == fold:
-            raise UserError(
-                f"{path}: holds row {row_id} of fold {fold}, on which the student is scored"
-            )
+            raise UserError(f"{path}: holds row {row_id} of fold {fold}, on which the student is scored")
         if without != (fold if store.manifest["label_kind"] == "in_sample" else folds.fold[i]):
             raise UserError(f"{path}: row {row_id} was labelled by a teacher that saw it or fold {fold}")
         found[i], have[i] = values.mean(axis=0), True

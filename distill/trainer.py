@@ -12,7 +12,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class ClassifierTrainer(Trainer):
         self._unchecked: list[tuple[int, np.ndarray, Tensor, Any]] = []
 
     def _resize(self) -> None:
-        if self.classifier.plan.compiled:
+        if self.classifier.plan.static:
             encoded = self.examples.encoded
             self.size = static_size(self.steps, encoded.lengths, encoded.orders, self.budget, self.most)
 
@@ -289,6 +289,7 @@ def train(
     out: Path,
     what: str,
     report_to: str = "none",
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train ``model`` on ``train_rows``, resuming from the last checkpoint under ``out`` if there is one.
 
@@ -338,7 +339,8 @@ def train(
     if is_terminal():
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_NamedProgress(what))
-    trainer.add_callback(_MetricsFile(out / "metrics.jsonl"))
+    for callback in (_MetricsFile(out / "metrics.jsonl"), *callbacks):
+        trainer.add_callback(callback)
     checkpoint = last_checkpoint(out)
     model.train()
     with quiet_transformers():
