@@ -81,7 +81,7 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
         if config.precision in QUANTISED:
             if is_encoder(model_config.model_type):
                 raise UserError(
-                    f"recipe: {config.precision} is for decoders; load {model_config.model_type} in bf16 or fp32"
+                    f"recipe: {config.precision} is for decoders; {model_config.model_type} takes bf16, fp32"
                 )
             weights = Checkpoint(path, **hub)
             model = build(

@@ -70,10 +70,9 @@ def export(
         The run's data or backbone are gone or changed; there is no such model in the run.
     """
     import torch
-
-    from data.dataset import load_prepared
     from transformers import AutoTokenizer
 
+    from data.dataset import load_prepared
     from data.encode import pad_token_id, tokenizer_hash
     from data.files import write_json, write_text
     from data.softlabels import check_joinable, read_store

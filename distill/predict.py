@@ -1,8 +1,8 @@
 """``python -m distill.predict``: predict new rows with trained teachers and students.
 
 A student predicts with its final model, a teacher with the average of its fold models, a model of
-``distill.export`` at its temperature; all in both orders of a pair. One model gives one prediction set; several give a directory of them, named so that
-``ensemble.predict`` finds each member.
+``distill.export`` at its temperature; all in both orders of a pair. One model gives one prediction set;
+several give a directory of them, named so that ``ensemble.predict`` finds each member.
 """
 
 from __future__ import annotations

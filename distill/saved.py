@@ -19,7 +19,6 @@ from distill.batches import Examples
 from distill.config import BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
 from distill.trainer import predict_logits
 
-
 EXPORTED = "distillstack.json"
 """In a directory of :mod:`distill.export`: what a plain checkpoint has no place for."""
 
