@@ -144,16 +144,8 @@ def predict_rows(saved: SavedModel, rows: Rows) -> np.ndarray:
     UserError
         The rows' classes, the backbone or the tokenizer are not those of the training.
     """
-    if rows.classes != saved.classes:
-        raise UserError(
-            f"{saved.path}: was trained on classes {', '.join(saved.classes.names)}; "
-            f"the rows have {', '.join(rows.classes.names)}"
-        )
-    manifest, model = saved.manifest, saved.model
-    backbone = manifest["backbone_path"]
-    tokenizer = checked_tokenizer(saved)
-    encoder = Encoder(tokenizer, Template(**manifest["template"]), Truncation(**asdict(model.encode)))
-    examples = Examples(encoder.encode(rows), rows.targets, rows.classes.permutation, pad_token_id(tokenizer))
+    examples = examples_of(saved, rows)
+    model, backbone = saved.model, saved.manifest["backbone_path"]
     everything = np.arange(len(rows))
     total = np.zeros((len(rows), examples.encoded.orders, rows.classes.n))
     for number, weights in enumerate(saved.weights, start=1):
@@ -163,3 +155,16 @@ def predict_rows(saved: SavedModel, rows: Rows) -> np.ndarray:
             classifier, examples, everything, model.train.predict_rows, what, model.train.pack_tokens
         )
     return total / len(saved.weights)
+
+
+def examples_of(saved: SavedModel, rows: Rows) -> Examples:
+    """Encode rows as the model was trained to read them; errors as in :func:`predict_rows`."""
+    if rows.classes != saved.classes:
+        raise UserError(
+            f"{saved.path}: was trained on classes {', '.join(saved.classes.names)}; "
+            f"the rows have {', '.join(rows.classes.names)}"
+        )
+    manifest, model = saved.manifest, saved.model
+    tokenizer = checked_tokenizer(saved)
+    encoder = Encoder(tokenizer, Template(**manifest["template"]), Truncation(**asdict(model.encode)))
+    return Examples(encoder.encode(rows), rows.targets, rows.classes.permutation, pad_token_id(tokenizer))
