@@ -94,6 +94,8 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
                 dtype=dtype,
                 attn_implementation=attention,
                 device_map={"": device},
+                # A checkpoint of another task brings a head of another size; it is made anew in any case.
+                ignore_mismatched_sizes=True,
                 **options,
             )
     return prepared(model, config)

@@ -14,20 +14,22 @@ import torch
 from torch import nn
 
 from data.errors import UserError
-from distill.backbone import load_trained
+from distill.backbone import compute_dtype, load_trained
 from distill.config import ModelConfig
 from distill.linear import dense, parts
 from distill.quiet import quiet_transformers
 
 
 @torch.no_grad()
-def plain_state(model: Any) -> dict[str, torch.Tensor]:
+def plain_state(model: Any, compute: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """Weights of a classifier, adapters merged, under the names of its plain class; float32, on the CPU.
 
     Parameters
     ----------
     model : PreTrainedModel or PeftModel
         Not changed.
+    compute : torch.dtype
+        What NF4 weights were multiplied in, so that they are rounded here as they were there.
     """
     from peft.tuners.lora import LoraLayer
     from peft.utils import ModulesToSaveWrapper
@@ -41,7 +43,7 @@ def plain_state(model: Any) -> dict[str, torch.Tensor]:
             return
         if isinstance(module, LoraLayer):
             base: Any = module.base_layer
-            weight = _written_out(base)
+            weight = _written_out(base, compute)
             for name in module.active_adapters:
                 if name in module.lora_variant:
                     raise UserError("only plain LoRA adapters can be merged; this run has another kind")
@@ -53,7 +55,7 @@ def plain_state(model: Any) -> dict[str, torch.Tensor]:
                 state[f"{prefix}bias"] = base.bias.float().cpu()
             return
         if isinstance(module, nn.Linear):
-            state[f"{prefix}weight"] = _written_out(module).cpu()
+            state[f"{prefix}weight"] = _written_out(module, compute).cpu()
             if module.bias is not None:
                 state[f"{prefix}bias"] = module.bias.float().cpu()
             return
@@ -66,12 +68,13 @@ def plain_state(model: Any) -> dict[str, torch.Tensor]:
     return state
 
 
-def _written_out(layer: nn.Module) -> torch.Tensor:
+def _written_out(layer: nn.Module, compute: torch.dtype) -> torch.Tensor:
     """A linear layer's weight in float32, whatever it is stored in; a tensor of its own."""
-    kind, shape, stored = parts(layer)
+    kind, shape, found = parts(layer)
+    stored: Any = found
     if kind == "fp8":
         return stored[0].float() * stored[1]
-    return dense(kind, list(stored), list(shape), torch.float32).clone()
+    return dense(kind, list(stored), list(shape), compute if kind == "nf4" else torch.float32).float().clone()
 
 
 def merged_model(
@@ -93,7 +96,7 @@ def merged_model(
     total: dict[str, torch.Tensor] = {}
     for path in weights:
         trained = load_trained(config.backbone, backbone, path, config.lora.enabled, n_classes)
-        for name, tensor in plain_state(trained.model).items():
+        for name, tensor in plain_state(trained.model, compute_dtype(config.backbone)).items():
             total[name] = tensor if name not in total else total[name].add_(tensor)
         del trained
     model_config = AutoConfig.from_pretrained(

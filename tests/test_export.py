@@ -138,3 +138,20 @@ def test_mistakes_of_exporting_are_named(trained, exported, tmp_path):
     with pytest.raises(UserError, match="give --average"):
         export.main(["--model", str(trained / "llama"), "--out", str(tmp_path / "x")])
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_an_exported_model_is_a_backbone_whose_head_is_discarded(exported, n_classes):
+    """A pre-stage: train on auxiliary data, export, and start the student from there."""
+    from transformers import AutoModelForSequenceClassification
+
+    from distill.backbone import load_base
+    from distill.config import BackboneConfig
+
+    started = load_base(BackboneConfig(path=str(exported), precision="fp32"), str(exported), n_classes)
+    before = AutoModelForSequenceClassification.from_pretrained(exported)
+    assert before.score.weight.abs().max() > 0
+    assert started.score.weight.shape[0] == n_classes
+    assert not started.score.weight.any()
+    for name, parameter in before.model.named_parameters():
+        assert torch.equal(started.model.get_parameter(name), parameter)
