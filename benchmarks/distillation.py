@@ -44,7 +44,7 @@ class Scale:
     shapes: dict[str, dict[str, int]] = field(default_factory=dict)
     pretrain_steps: int = 1200
     pretrain_rows: int = 6000
-    rows_per_step: int = 48
+    rows_per_step: int = 96
     tune: dict[str, list[list[float]]] = field(default_factory=dict)
     temperatures: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 10.0)
     weights: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9, 1.0)
@@ -69,8 +69,8 @@ FULL = Scale(
         STUDENT: _shape(128, 2, 1024),
     },
     tune={
-        "teacher": [[5e-4, 4], [1e-3, 4], [2e-3, 4], [1e-3, 2], [2e-3, 2]],
-        STUDENT: [[1e-3, 4], [2e-3, 4], [4e-3, 4], [2e-3, 2], [4e-3, 2]],
+        "teacher": [[5e-4, 4], [1e-3, 4], [2e-3, 4], [4e-3, 4], [2e-3, 2]],
+        STUDENT: [[1e-3, 4], [2e-3, 4], [4e-3, 4], [8e-3, 4], [4e-3, 2]],
     },
 )
 SMOKE = Scale(

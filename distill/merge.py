@@ -47,9 +47,9 @@ def plain_state(model: Any, compute: torch.dtype = torch.float32) -> dict[str, t
             for name in module.active_adapters:
                 if name in module.lora_variant:
                     raise UserError("only plain LoRA adapters can be merged; this run has another kind")
-                weight += (
-                    module.scaling[name] * (module.lora_B[name].weight @ module.lora_A[name].weight).float()
-                )
+                a: Any = module.lora_A[name].weight
+                b: Any = module.lora_B[name].weight
+                weight += module.scaling[name] * (b.float() @ a.float())
             state[f"{prefix}weight"] = weight.cpu()
             if base.bias is not None:
                 state[f"{prefix}bias"] = base.bias.float().cpu()
