@@ -110,6 +110,10 @@ class TrainConfig:
     ``gradient_checkpointing`` computes activations again in the backward pass: true, false, or auto, for as
     many layers as memory needs. ``checkpoint_steps`` is how often a resumable checkpoint is written
     (0: never).
+
+    ``select_share`` of the training's prompt groups is held back to keep the moment of least log-loss after
+    temperature scaling (:mod:`distill.select`); it is looked at every ``select_steps`` (0: ten times), and
+    the training stops after ``patience`` looks without improvement (0: never).
     """
 
     epochs: float = 1.0
@@ -129,6 +133,9 @@ class TrainConfig:
     gradient_checkpointing: str = "auto"
     checkpoint_steps: int = 0
     log_steps: int = 10
+    select_share: float = 0.0
+    select_steps: int = 0
+    patience: int = 0
     seed: int = 0
 
 
@@ -256,7 +263,8 @@ def _check_model(name: str, model: ModelConfig) -> None:
     _in_range(f"{name}.lora.first_layer", lora.first_layer, 0, 0.999)
     for key in ("epochs", "lr", "rows_per_step", "pack_tokens", "log_steps"):
         _positive(f"{name}.train.{key}", getattr(train, key))
-    for key in ("micro_rows", "predict_rows"):
+    _in_range(f"{name}.train.select_share", train.select_share, 0, 0.9)
+    for key in ("micro_rows", "predict_rows", "select_steps", "patience"):
         _in_range(f"{name}.train.{key}", getattr(train, key), 0, float("inf"))
     for key, value in (
         ("train.gradient_checkpointing", train.gradient_checkpointing),

@@ -37,6 +37,7 @@ from distill.batches import Examples
 from distill.config import ModelConfig, save_resolved
 from distill.head import Classifier
 from distill.provenance import write_trained_on
+from distill.select import KeepBest, held_back
 from distill.tiny import tiny_backbone
 from distill.trainer import Loss, predict_logits, train
 
@@ -284,6 +285,15 @@ def trained(
     base = load_base(model.backbone, run.backbone, run.rows.classes.n)
     classifier = add_adapters(base, model.lora, seed, model.train.gradient_checkpointing)
     config = replace(model.train, seed=seed)
+    keeper = None
+    if config.select_share:
+        back = held_back(run.folds.group_ids, config.select_share, seed)[train_rows]
+        if not back.any() or back.all():
+            raise UserError(f"{run.name}, {what}: train.select_share {config.select_share} leaves no rows")
+        keeper = KeepBest(
+            classifier, examples, train_rows[back], directory, config.select_steps, config.patience
+        )
+        train_rows = train_rows[~back]
     try:
         train(
             classifier,
@@ -294,12 +304,16 @@ def trained(
             directory,
             f"{run.name}, {what}",
             report_to,
+            [] if keeper is None else [keeper],
         )
     except FloatingPointError as error:
         raise UserError(
             f"{run.name}, {what}: {error}; lower train.lr, or use bf16 instead of fp16"
         ) from error
-    write_trained_on(directory, [run.rows.row_ids[i] for i in train_rows])
+    if keeper is not None:
+        keeper.restore()
+    seen = np.flatnonzero(allowed & np.isfinite(examples.targets).all(axis=1))
+    write_trained_on(directory, [run.rows.row_ids[i] for i in seen])
     unfinished = directory / ".adapter.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     classifier.save(unfinished)
