@@ -129,8 +129,12 @@ class Encoder:
         self.tokenizer = tokenizer
         self.template = template
         self.truncation = truncation
-        bos = tokenizer.bos_token_id
+        bos, cls = tokenizer.bos_token_id, tokenizer.cls_token_id
+        bos = cls if bos is None else bos
         self.prefix: list[int] = [] if bos is None else [int(bos)]
+        # An encoder's texts stand between [CLS] and [SEP]; a decoder's have no end.
+        encoder = cls is not None and tokenizer.sep_token_id is not None
+        self.suffix: list[int] = [int(tokenizer.sep_token_id)] if encoder else []
 
     def encode(self, rows: Rows) -> Encoded:
         """Encode every row in all its orders."""
@@ -173,6 +177,7 @@ class Encoder:
         lengths = dict.fromkeys(PARTS, 0)
         lengths |= {segment.part: len(tokens[segment.text]) for segment in segments if segment.part != "tag"}
         tags = sum(len(tokens[segment.text]) for segment in segments if segment.part == "tag")
+        tags += len(self.suffix)
         room = self.truncation.max_length - len(self.prefix) - tags
         if room < 0:
             raise UserError(
@@ -186,6 +191,7 @@ class Encoder:
         for segment in segments:
             piece = tokens[segment.text]
             ids += piece if segment.part == "tag" else cut(piece, budget[segment.part], self.truncation.keep)
+        ids += self.suffix
         if self.prefix and ids.count(self.prefix[0]) != 1:
             raise AssertionError("a sequence must hold exactly one BOS")
         return ids, sum(lengths.values()) <= room

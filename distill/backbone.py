@@ -17,19 +17,23 @@ from torch import nn
 
 from data.errors import UserError, listing
 from data.files import sha256_files, sha256_text
-from distill.config import BackboneConfig, LoraConfig
+from distill.attention import SOFTCAPPED, attention_for, registered
+from distill.config import CHECKPOINTING, QUANTISED, BackboneConfig, LoraConfig
 from distill.head import Classifier
+from distill.loading import Checkpoint, build
+from distill.padded import blocks_of, head_of, is_encoder, poolers_of, wrap
 from distill.quiet import quiet_transformers
 
 ALL_LINEAR = "all-linear"
-SOFTCAPPED = {"gemma2"}
-
+CPU = torch.device("cpu")
+EAGER_ONLY = {*SOFTCAPPED, "deberta", "deberta-v2"}
+"""Architectures that in padded batches take no other attention: capped ones, and those with no other."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def compute_dtype(config: BackboneConfig) -> torch.dtype:
-    """Return the dtype of matrix products: the base's own, or under nf4 what the hardware does well."""
-    wanted = config.compute if config.precision == "nf4" else config.precision
+    """Return the dtype of matrix products: the base's own, or for a quantised one what hardware does well."""
+    wanted = config.compute if config.precision in QUANTISED else config.precision
     if wanted in DTYPES:
         return DTYPES[wanted]
     if wanted != "auto":
@@ -37,21 +41,6 @@ def compute_dtype(config: BackboneConfig) -> torch.dtype:
     if not torch.cuda.is_available():
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def attention_for(model_type: str, wanted: str) -> str:
-    """Return the attention implementation; soft-capped models never get one that drops the cap.
-
-    transformers 5.17 gives Gemma-2 ``sdpa``, which ignores ``attn_logit_softcapping`` without a word.
-    """
-    if wanted == "auto":
-        return "eager" if model_type in SOFTCAPPED else "sdpa"
-    if wanted == "sdpa" and model_type in SOFTCAPPED:
-        raise UserError(
-            f"recipe: attention sdpa drops the soft-capping of {model_type}; use eager, flex_attention or "
-            "flash_attention_2"
-        )
-    return wanted
 
 
 def load_tokenizer(config: BackboneConfig, path: str) -> Any:
@@ -64,36 +53,92 @@ def load_tokenizer(config: BackboneConfig, path: str) -> Any:
         )
 
 
+def model_type(config: BackboneConfig, path: str) -> str:
+    """Return the checkpoint's architecture by the library's name for it."""
+    from transformers import AutoConfig
+
+    with _named_failures(path):
+        return AutoConfig.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        ).model_type
+
+
 def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
     """Load the frozen base with a fresh float32 head of ``n_classes`` outputs.
 
     Returns a ``*ForSequenceClassification`` model in evaluation mode, its head all zeros: a fresh
     classifier predicts the uniform distribution, whatever the scale of the backbone's hidden states.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     dtype = compute_dtype(config)
-    with _named_failures(path):
-        options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
+    with _named_failures(path), quiet_transformers():
+        hub: dict[str, Any] = {"revision": config.revision}
+        options = {**hub, "trust_remote_code": config.trust_remote_code}
         model_config = AutoConfig.from_pretrained(path, num_labels=n_classes, **options)
-        options["attn_implementation"] = attention_for(model_config.model_type, config.attention)
-        if config.precision == "nf4":
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_compute_dtype=dtype,
-                bnb_4bit_use_double_quant=config.double_quant,
+        attention = _attention(config, model_config.model_type)
+        if config.precision in QUANTISED:
+            if is_encoder(model_config.model_type):
+                raise UserError(
+                    f"recipe: {config.precision} is for decoders; {model_config.model_type} takes bf16, fp32"
+                )
+            weights = Checkpoint(path, **hub)
+            model = build(
+                model_config, weights, config.precision, dtype, attention, device, config.double_quant
             )
-        if torch.cuda.is_available():
-            options["device_map"] = {"": torch.cuda.current_device()}
-        with quiet_transformers():
+        else:
             model = AutoModelForSequenceClassification.from_pretrained(
-                path, config=model_config, dtype=dtype, **options
+                path,
+                config=model_config,
+                dtype=dtype,
+                attn_implementation=attention,
+                device_map={"": device},
+                # A checkpoint of another task brings a head of another size; it is made anew in any case.
+                ignore_mismatched_sizes=True,
+                **options,
             )
-    model.config.use_cache = False
-    model.score.to(torch.float32)
-    nn.init.zeros_(model.score.weight)
+    return prepared(model, config)
+
+
+def prepared(model: Any, config: BackboneConfig) -> Any:
+    """Give a base its fresh head, and the settings that do not come with a checkpoint."""
+    _configure(model, config)
+    last = head_of(model)[1]
+    nn.init.zeros_(last.weight)
+    if last.bias is not None:
+        nn.init.zeros_(last.bias)
     return model.eval()
+
+
+def _configure(model: Any, config: BackboneConfig) -> None:
+    """Note on a loaded model how it is to be run; a decoder's head computes in float32."""
+    model.config.use_cache = False
+    model.compile_layers = _compiles(config)
+    model.padded = not packs(config, model.config.model_type)
+    if not is_encoder(model.config.model_type):
+        model.score.to(torch.float32)
+
+
+def packs(config: BackboneConfig, model_type: str) -> bool:
+    """Whether a model of this architecture runs in packs."""
+    return config.packed and not is_encoder(model_type)
+
+
+def attention_name(config: BackboneConfig, model_type: str) -> str:
+    """Attention implementation of a backbone: ours in packs, the library's own in padded batches."""
+    if packs(config, model_type):
+        return attention_for(model_type, config.attention)
+    if config.attention == "auto":
+        return "eager" if model_type in EAGER_ONLY else "sdpa"
+    if model_type in SOFTCAPPED and config.attention == "sdpa":
+        raise UserError(f"recipe: attention sdpa drops the soft-capping of {model_type}; use eager")
+    return config.attention
+
+
+def _attention(config: BackboneConfig, model_type: str) -> str:
+    name = attention_name(config, model_type)
+    return registered(name) if packs(config, model_type) else name
 
 
 def lora_targets(model: Any, lora: LoraConfig) -> tuple[list[str], list[int]]:
@@ -102,9 +147,9 @@ def lora_targets(model: Any, lora: LoraConfig) -> tuple[list[str], list[int]]:
     Raises
     ------
     UserError
-        A target that no decoder layer has.
+        A target that no layer has.
     """
-    layers = model.get_decoder().layers
+    layers = blocks_of(model)[0]
     found = sorted(
         {
             name.rsplit(".", 1)[-1]
@@ -121,17 +166,16 @@ def lora_targets(model: Any, lora: LoraConfig) -> tuple[list[str], list[int]]:
     return wanted, list(range(round(lora.first_layer * len(layers)), len(layers)))
 
 
-def add_adapters(model: Any, lora: LoraConfig, seed: int, gradient_checkpointing: bool = False) -> Classifier:
+def add_adapters(
+    model: Any, lora: LoraConfig, seed: int, gradient_checkpointing: bool | str = False
+) -> Classifier:
     """Freeze the base, add LoRA adapters (float32) and a trainable head, and wrap as a classifier."""
     from peft import LoraConfig as PeftLoraConfig
     from peft import TaskType, get_peft_model
 
     torch.manual_seed(seed)
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
     if not lora.enabled:
-        return Classifier(model.requires_grad_(True))
+        return _checkpointed(wrap(model.requires_grad_(True)), gradient_checkpointing)
     targets, layers = lora_targets(model, lora)
     peft_config = PeftLoraConfig(
         task_type=TaskType.SEQ_CLS,
@@ -140,10 +184,22 @@ def add_adapters(model: Any, lora: LoraConfig, seed: int, gradient_checkpointing
         lora_dropout=lora.dropout,
         target_modules=targets,
         layers_to_transform=layers,
-        layers_pattern="layers",
-        modules_to_save=["score"],
+        layers_pattern=blocks_of(model)[1],
+        modules_to_save=[head_of(model)[0], *poolers_of(model)],
     )
-    return Classifier(get_peft_model(model, peft_config))
+    with quiet_transformers():
+        adapted = get_peft_model(model, peft_config)
+    return _checkpointed(wrap(adapted), gradient_checkpointing)
+
+
+def _checkpointed(classifier: Classifier, wanted: bool | str) -> Classifier:
+    classifier.plan.checkpoint = CHECKPOINTING[str(wanted).lower()]
+    return classifier
+
+
+def _compiles(config: BackboneConfig) -> bool:
+    """Whether the layers are compiled: ``auto`` does where a GPU makes it worth the wait."""
+    return torch.cuda.is_available() if config.compile == "auto" else config.compile.lower() == "true"
 
 
 def load_trained(
@@ -151,8 +207,8 @@ def load_trained(
 ) -> Classifier:
     """Load a trained classifier for prediction from the directory that :meth:`Classifier.save` wrote."""
     if not lora_enabled:
-        return Classifier(load_full(config, str(trained), n_classes))
-    classifier = Classifier(load_base(config, path, n_classes))
+        return wrap(load_full(config, str(trained), n_classes))
+    classifier = wrap(load_base(config, path, n_classes))
     classifier.load(trained)
     return classifier
 
@@ -164,13 +220,11 @@ def load_full(config: BackboneConfig, path: str, n_classes: int) -> Any:
     model_config = AutoConfig.from_pretrained(path)
     if model_config.num_labels != n_classes:
         raise UserError(f"{path}: has {model_config.num_labels} classes, not {n_classes}")
-    attention = attention_for(model_config.model_type, config.attention)
     with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=compute_dtype(config), attn_implementation=attention
+            path, dtype=compute_dtype(config), attn_implementation=_attention(config, model_config.model_type)
         )
-    model.config.use_cache = False
-    model.score.to(torch.float32)
+    _configure(model, config)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

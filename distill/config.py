@@ -14,8 +14,16 @@ from typing import Any
 from data.errors import UserError, listing
 
 RECIPES = Path(__file__).parent / "recipes"
-PRECISIONS = ("nf4", "bf16", "fp16", "fp32")
-FAMILIES = ("llama", "gemma2")
+PRECISIONS = ("nf4", "int8", "fp8", "bf16", "fp16", "fp32")
+QUANTISED = ("nf4", "int8", "fp8")
+SWITCHES = ("auto", "true", "false")
+CHECKPOINTING = {"auto": "auto", "true": "all", "false": "none"}
+FAMILIES = ("llama", "gemma2", "bert")
+LOSS_NAMES = ("kl", "blackpearl", "wsdm1", "wsdm3", "mse", "smoothing", "hard")
+"""The keys of :data:`distill.losses.LOSSES`, which is not imported here to spare commands torch."""
+LABELS = ("oof", "in_sample", "fold_mean", "human")
+WEIGHTINGS = ("equal", "fitted", "confidence")
+MIXINGS = ("separate", "probability", "log")
 NF4_BLOCK = 64
 """Weights that share one NF4 scale; bitsandbytes' CPU kernels want rows of whole blocks."""
 
@@ -44,9 +52,13 @@ class BackboneConfig:
     """Which pretrained model, and how it is loaded.
 
     ``path`` is a Hugging Face name or a local checkpoint; ``tiny`` makes one instead. ``precision`` of
-    the frozen base: nf4 (QLoRA), bf16, fp16 or fp32. ``compute`` is the matmul dtype under nf4:
-    ``auto`` is bfloat16 on cards that have it, float16 on those that do not, float32 on the CPU.
-    ``attention``: auto, eager, sdpa, flex_attention or flash_attention_2.
+    the frozen base: nf4 (QLoRA), int8, fp8 (row-wise, products in FP8 on Hopper and later), bf16, fp16 or
+    fp32. ``compute`` is the matmul dtype of a quantised base: ``auto`` is bfloat16 on cards that have it,
+    float16 on those that do not, float32 on the CPU.
+    ``attention``: auto, varlen, flex_attention, sdpa, eager or flash_attention_2/3/4; see
+    :mod:`distill.attention`. ``packed: false`` runs a decoder in padded batches through the library's own
+    forward, as encoders always are: see :mod:`distill.padded`. ``compile`` compiles the decoder layers: true,
+    false, or auto, which does on CUDA.
     """
 
     path: str = ""
@@ -56,6 +68,8 @@ class BackboneConfig:
     double_quant: bool = False
     compute: str = "auto"
     attention: str = "auto"
+    compile: str = "auto"
+    packed: bool = True
     trust_remote_code: bool = False
 
 
@@ -89,39 +103,69 @@ class EncodeConfig:
 class TrainConfig:
     """Optimisation.
 
-    ``rows_per_step`` rows make one optimiser step, in micro-batches of ``micro_rows``; with
-    ``both_orders`` each row of a pair is in its step twice, once in each order. ``checkpoint_steps`` is
-    how often a resumable checkpoint is written (0: never).
+    ``rows_per_step`` rows make one optimiser step; with ``both_orders`` each row of a pair is in its step
+    twice, once in each order; without, once, in an order drawn by lot each epoch or, with ``random_order``
+    false, always as given. A step is cut into packs of at most ``pack_tokens`` tokens and ``micro_rows``
+    rows (0: any number); prediction packs hold at most ``predict_rows`` sequences.
+    ``gradient_checkpointing`` computes activations again in the backward pass: true, false, or auto, for as
+    many layers as memory needs. ``checkpoint_steps`` is how often a resumable checkpoint is written
+    (0: never).
+
+    ``select_share`` of the training's prompt groups is held back to keep the moment of least log-loss after
+    temperature scaling (:mod:`distill.select`); it is looked at every ``select_steps`` (0: ten times), and
+    the training stops after ``patience`` looks without improvement (0: never).
     """
 
     epochs: float = 1.0
     lr: float = 2e-4
     head_lr: float | None = None
     rows_per_step: int = 16
-    micro_rows: int = 16
-    predict_rows: int = 64
+    micro_rows: int = 0
+    pack_tokens: int = 16384
+    predict_rows: int = 0
     both_orders: bool = True
+    random_order: bool = True
     warmup: float = 0.05
     schedule: str = "cosine"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: str = "auto"
     checkpoint_steps: int = 0
     log_steps: int = 10
+    select_share: float = 0.0
+    select_steps: int = 0
+    patience: int = 0
     seed: int = 0
 
 
 @dataclass
 class DistillConfig:
-    """The student's loss, ``(1 - weight) * CE + weight * T**2 * KL``, see :mod:`distill.losses`.
+    """What the student learns from whom.
 
-    ``teacher_weights`` maps a teacher's name to its weight; empty means equal weights.
+    Loss: ``loss`` is one of :data:`distill.losses.LOSSES`; ``weight`` and ``temperature`` are those of
+    ``(1 - weight) * CE + weight * T**2 * KL``, ``smoothing`` that of label smoothing. ``consistency`` adds so
+    much of the divergence between a pair's two orders; it needs ``train.both_orders``.
+
+    Soft labels: ``labels`` is oof, in_sample, fold_mean, or human (the rows' own ``label_probs``).
+    ``pseudo_labels`` also trains on unlabelled rows whose teachers' mean gives one class at least this
+    probability; null leaves them out.
+
+    Several teachers: ``weighting`` is equal, fitted (simplex blend on the student's training folds), or
+    confidence (a row's share falls with the teacher's entropy); ``teacher_weights`` maps names to weights
+    instead. ``mixing`` is separate (a term a teacher), probability or log (one mixed teacher).
     """
 
+    loss: str = "kl"
     weight: float = 0.7
     temperature: float = 1.0
+    smoothing: float = 0.1
+    consistency: float = 0.0
+    labels: str = "oof"
+    pseudo_labels: float | None = None
+    weighting: str = "equal"
     teacher_weights: dict[str, float] = field(default_factory=dict)
+    mixing: str = "separate"
 
 
 @dataclass
@@ -163,10 +207,35 @@ class Recipe:
         models: list[tuple[str, ModelConfig]] = [(f"teachers.{n}", m) for n, m in self.teachers.items()]
         if self.student is not None:
             models.append(("student", self.student))
-            _in_range("student.distill.weight", self.student.distill.weight, 0, 1)
-            _positive("student.distill.temperature", self.student.distill.temperature)
+            _check_distill(self.student)
         for name, model in models:
             _check_model(name, model)
+
+
+def _check_distill(student: StudentConfig) -> None:
+    distill = student.distill
+    for key, known in (
+        ("loss", LOSS_NAMES),
+        ("labels", LABELS),
+        ("weighting", WEIGHTINGS),
+        ("mixing", MIXINGS),
+    ):
+        if getattr(distill, key) not in known:
+            raise UserError(
+                f"recipe: student.distill.{key} is {getattr(distill, key)!r}, not one of {listing(known, 9)}"
+            )
+    for key in ("weight", "smoothing"):
+        _in_range(f"student.distill.{key}", getattr(distill, key), 0, 1)
+    _positive("student.distill.temperature", distill.temperature)
+    _in_range("student.distill.consistency", distill.consistency, 0, float("inf"))
+    if distill.pseudo_labels is not None:
+        _in_range("student.distill.pseudo_labels", distill.pseudo_labels, 0, 1)
+    if distill.consistency and not student.train.both_orders:
+        raise UserError("recipe: student.distill.consistency needs both orders in a step: train.both_orders")
+    if distill.teacher_weights and distill.weighting != "equal":
+        raise UserError(
+            f"recipe: student.distill has teacher_weights and weighting {distill.weighting}; keep one of them"
+        )
 
 
 def _check_model(name: str, model: ModelConfig) -> None:
@@ -187,20 +256,24 @@ def _check_model(name: str, model: ModelConfig) -> None:
         raise UserError(
             f"recipe: {name}.backbone.precision is {backbone.precision!r}; it is one of {listing(PRECISIONS)}"
         )
-    if not lora.enabled and backbone.precision in {"nf4", "fp16"}:
+    if not lora.enabled and backbone.precision in {*QUANTISED, "fp16"}:
         raise UserError(
             f"recipe: {name} trains full weights, which {backbone.precision} cannot; use bf16 or fp32"
         )
     _in_range(f"{name}.lora.first_layer", lora.first_layer, 0, 0.999)
-    for key in ("epochs", "lr", "rows_per_step", "micro_rows", "predict_rows", "log_steps"):
+    for key in ("epochs", "lr", "rows_per_step", "pack_tokens", "log_steps"):
         _positive(f"{name}.train.{key}", getattr(train, key))
+    _in_range(f"{name}.train.select_share", train.select_share, 0, 0.9)
+    for key in ("micro_rows", "predict_rows", "select_steps", "patience"):
+        _in_range(f"{name}.train.{key}", getattr(train, key), 0, float("inf"))
+    for key, value in (
+        ("train.gradient_checkpointing", train.gradient_checkpointing),
+        ("backbone.compile", backbone.compile),
+    ):
+        if value.lower() not in SWITCHES:
+            raise UserError(f"recipe: {name}.{key} is {value!r}; it is one of {listing(SWITCHES)}")
     if lora.enabled:
         _positive(f"{name}.lora.r", lora.r)
-    if train.rows_per_step % train.micro_rows:
-        raise UserError(
-            f"recipe: {name}.train.rows_per_step ({train.rows_per_step}) must be a multiple of "
-            f"micro_rows ({train.micro_rows})"
-        )
 
 
 def _positive(key: str, value: float) -> None:

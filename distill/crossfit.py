@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,25 @@ from data.folds import Folds
 from data.schema import Rows
 from data.softlabels import MANIFEST, OOF, SoftLabels, read_logits, read_store, write_logits
 from data.template import Template
-from distill.backbone import add_adapters, compute_dtype, load_base, load_tokenizer, load_trained, weight_hash
+from distill.backbone import (
+    add_adapters,
+    attention_name,
+    compute_dtype,
+    load_base,
+    load_tokenizer,
+    load_trained,
+    model_type,
+    weight_hash,
+)
 from distill.batches import Examples
 from distill.config import ModelConfig, save_resolved
 from distill.head import Classifier
+from distill.provenance import write_trained_on
+from distill.select import KeepBest, held_back
 from distill.tiny import tiny_backbone
 from distill.trainer import Loss, predict_logits, train
 
+LessonsFor = Callable[[int], dict[str, Any]]
 FORMAT = 1
 MAY_CHANGE = ("versions", "data", "backbone_path", "truncated_share")
 """Manifest fields that may differ when a run is continued: they do not change its numbers."""
@@ -55,6 +67,8 @@ class Run:
     loss : callable
         Logits and batch to a loss a sequence.
     manifest : dict
+    lessons : callable or None
+        From the number of a fold, or of all rows, to fields that replace those of ``examples``.
     """
 
     name: str
@@ -66,6 +80,11 @@ class Run:
     examples: Examples
     loss: Loss
     manifest: dict[str, Any]
+    lessons: LessonsFor | None = None
+
+    def examples_for(self, number: int) -> Examples:
+        """The examples as the model of fold ``number``, or of all rows, is to learn them."""
+        return self.examples if self.lessons is None else replace(self.examples, **self.lessons(number))
 
 
 def versions() -> dict[str, str]:
@@ -90,7 +109,7 @@ def plan_run(
     data_dir: Path,
     out: Path,
     loss: Loss,
-    teacher_logits: np.ndarray | None = None,
+    lessons: LessonsFor | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> Run:
     """Resolve backbone and tokenizer, encode the rows, and describe the run in a manifest.
@@ -100,7 +119,8 @@ def plan_run(
     kind : {"teacher", "student"}
     data_dir : Path
         Where rows and folds are; the run records the way there.
-    teacher_logits : ndarray of shape (n, teachers, K), optional
+    lessons : callable, optional
+        What each model learns, where that differs; see :class:`Run`.
     details : mapping, optional
         Further manifest fields, such as a student's teachers.
     """
@@ -110,7 +130,11 @@ def plan_run(
     encoder = Encoder(tokenizer, template, Truncation(**asdict(model.encode)))
     encoded = encoder.encode(rows)
     examples = Examples(
-        encoded, rows.targets, rows.classes.permutation, pad_token_id(tokenizer), teacher_logits
+        encoded,
+        rows.targets,
+        rows.classes.permutation,
+        pad_token_id(tokenizer),
+        row_ids=rows.row_ids,
     )
     training = asdict(model.train)
     training.pop("predict_rows")
@@ -131,7 +155,7 @@ def plan_run(
             "precision": model.backbone.precision,
             "double_quant": model.backbone.double_quant,
             "compute": str(compute_dtype(model.backbone)).removeprefix("torch."),
-            "attention": model.backbone.attention,
+            "attention": attention_name(model.backbone, model_type(model.backbone, backbone)),
         },
         "tokenizer_hash": tokenizer_hash(tokenizer),
         **encoder.describe(),
@@ -143,7 +167,7 @@ def plan_run(
         "data": os.path.relpath(data_dir, out),
         "versions": versions(),
     }
-    return Run(name, out, model, backbone, rows, folds, examples, loss, manifest)
+    return Run(name, out, model, backbone, rows, folds, examples, loss, manifest, lessons)
 
 
 def resolve_backbone(model: ModelConfig, rows: Rows, template: Template, home: Path) -> str:
@@ -206,62 +230,90 @@ def fit_fold(run: Run, fold: int, report_to: str = "none") -> None:
     if (directory / OOF).exists():
         return
     inside = run.folds.fold == fold
-    classifier = _trained(
-        run, directory, np.flatnonzero(~inside & labelled(run)), fold, report_to, f"fold {fold}"
-    )
+    classifier = trained(run, directory, ~inside, fold, report_to, f"fold {fold}")
     held_out = np.flatnonzero(inside)
     what = f"{run.name} predicts fold {fold}"
-    logits = predict_logits(classifier, run.examples, held_out, run.model.train.predict_rows, what)
+    shards = directory / "predicting"
+    logits = predict_logits(
+        classifier,
+        run.examples,
+        held_out,
+        run.model.train.predict_rows,
+        what,
+        run.model.train.pack_tokens,
+        shards,
+    )
     if not np.isfinite(logits).all():
         raise UserError(
             f"{directory}: the model predicts logits that are not finite; lower the learning rate"
         )
     row_ids = [run.rows.row_ids[i] for i in held_out]
     write_logits(directory / OOF, row_ids, np.full(len(held_out), fold), logits, run.rows.classes)
+    shutil.rmtree(shards, ignore_errors=True)
 
 
 def fit_final(run: Run, report_to: str = "none") -> Path:
     """Train the deployable model on all labelled rows; return the directory of its weights."""
     directory = run.out / "final"
     if not (directory / "adapter").exists():
-        _trained(run, directory, np.flatnonzero(labelled(run)), run.folds.n_folds, report_to, "all rows")
+        everything = np.ones(len(run.rows), dtype=bool)
+        trained(run, directory, everything, run.folds.n_folds, report_to, "all rows")
     return directory / "adapter"
 
 
-def labelled(run: Run) -> np.ndarray:
-    """Which rows have a target, shape (n,), bool."""
-    return np.isfinite(run.examples.targets).all(axis=1)
-
-
-def _trained(
-    run: Run, directory: Path, train_rows: np.ndarray, number: int, report_to: str, what: str
+def trained(
+    run: Run, directory: Path, allowed: np.ndarray, number: int, report_to: str, what: str
 ) -> Classifier:
-    """Return the trained classifier of ``directory``, training it first if its weights are not there."""
+    """Return the trained classifier of ``directory``, training it first if its weights are not there.
+
+    Parameters
+    ----------
+    allowed : ndarray of bool, shape (n,)
+        Rows that it may learn from; it does from those that have a target.
+    number : int
+        The fold's number, or the number of folds for all rows.
+    """
     adapter = directory / "adapter"
     model = run.model
     if adapter.exists():
         return load_trained(model.backbone, run.backbone, adapter, model.lora.enabled, run.rows.classes.n)
+    examples = run.examples_for(number)
+    train_rows = np.flatnonzero(allowed & np.isfinite(examples.targets).all(axis=1))
     if not train_rows.size:
         raise UserError(f"{run.name}, {what}: there are no labelled rows to train on")
     seed = model.train.seed * 1000 + number
     base = load_base(model.backbone, run.backbone, run.rows.classes.n)
     classifier = add_adapters(base, model.lora, seed, model.train.gradient_checkpointing)
     config = replace(model.train, seed=seed)
+    keeper = None
+    if config.select_share:
+        back = held_back(run.folds.group_ids, config.select_share, seed)[train_rows]
+        if not back.any() or back.all():
+            raise UserError(f"{run.name}, {what}: train.select_share {config.select_share} leaves no rows")
+        keeper = KeepBest(
+            classifier, examples, train_rows[back], directory, config.select_steps, config.patience
+        )
+        train_rows = train_rows[~back]
     try:
         train(
             classifier,
-            run.examples,
+            examples,
             train_rows,
             config,
             run.loss,
             directory,
             f"{run.name}, {what}",
             report_to,
+            [] if keeper is None else [keeper],
         )
     except FloatingPointError as error:
         raise UserError(
             f"{run.name}, {what}: {error}; lower train.lr, or use bf16 instead of fp16"
         ) from error
+    if keeper is not None:
+        keeper.restore()
+    seen = np.flatnonzero(allowed & np.isfinite(examples.targets).all(axis=1))
+    write_trained_on(directory, [run.rows.row_ids[i] for i in seen])
     unfinished = directory / ".adapter.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     classifier.save(unfinished)

@@ -13,6 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from distill.attention import REGISTERED
+from distill.decoder import Plan, pooled_hidden
+from distill.linear import fuse
+from distill.packing import Pack
+
 
 class Classifier(nn.Module):
     """Wraps a ``*ForSequenceClassification`` model, or the PEFT model around one.
@@ -20,11 +25,21 @@ class Classifier(nn.Module):
     Parameters
     ----------
     model : PreTrainedModel or PeftModel
+
+    Attributes
+    ----------
+    plan : Plan
+        How packs are run; may be changed between calls.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        known = {name: own for own, name in REGISTERED.items()}
+        attention = self.inner.config._attn_implementation
+        compiled = getattr(self.inner, "compile_layers", False)
+        self.plan = Plan(attention=known.get(attention, attention), compiled=compiled)
+        fuse(model)
 
     @property
     def inner(self) -> Any:
@@ -37,27 +52,48 @@ class Classifier(nn.Module):
         return hasattr(self.model, "peft_config")
 
     @property
+    def head_name(self) -> str:
+        """Name of the head's module."""
+        return "score"
+
+    @property
+    def base_dtype(self) -> torch.dtype:
+        """What the base computes in."""
+        return self.inner.get_decoder().embed_tokens.weight.dtype
+
+    @property
     def device(self) -> torch.device:
         """Where the model lives."""
         return next(self.parameters()).device
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, last: torch.Tensor
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        last: torch.Tensor | None = None,
+        pack: Pack | None = None,
     ) -> torch.Tensor:
-        """Return float32 logits of shape (sequences, K).
+        """Return float32 logits of shape (sequences, K), of a pack or of a padded batch.
 
         Parameters
         ----------
-        input_ids, attention_mask : int tensors of shape (sequences, length), padded on the right
+        input_ids, attention_mask : int tensors of shape (sequences, length), padded
         last : int tensor of shape (sequences,)
             Index of each sequence's last real token.
+        pack : Pack
+            Instead of the three.
         """
         inner = self.inner
-        hidden = inner.get_decoder()(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
-        pooled = hidden[torch.arange(len(last), device=hidden.device), last]
-        with torch.autocast(device_type=hidden.device.type, enabled=False):
+        if pack is not None:
+            pooled = pooled_hidden(inner.get_decoder(), pack, self.plan)
+        else:
+            assert input_ids is not None
+            assert last is not None
+            hidden = inner.get_decoder()(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            ).last_hidden_state
+            pooled = hidden[torch.arange(len(last), device=hidden.device), last]
+        with torch.autocast(device_type=pooled.device.type, enabled=False):
             return inner.score(pooled.float()).float()
 
     def save(self, directory: Path) -> None:
@@ -76,6 +112,7 @@ class Classifier(nn.Module):
             from peft import PeftModel
 
             self.model = PeftModel.from_pretrained(self.model, str(directory), is_trainable=trainable)
+            fuse(self.model)
         else:
             self._load_full(directory)
         if not trainable:

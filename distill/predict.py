@@ -1,8 +1,8 @@
 """``python -m distill.predict``: predict new rows with trained teachers and students.
 
-A student predicts with its final model, a teacher with the average of its fold models, both in both
-orders of a pair. One model gives one prediction set; several give a directory of them, named so that
-``ensemble.predict`` finds each member.
+A student predicts with its final model, a teacher with the average of its fold models, a model of
+``distill.export`` at its temperature; all in both orders of a pair. One model gives one prediction set;
+several give a directory of them, named so that ``ensemble.predict`` finds each member.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.command import run
+from data.command import format_table, run
 from data.errors import UserError
 
 SUFFIXES = (".csv", ".parquet")
@@ -20,7 +20,21 @@ SUFFIXES = (".csv", ".parquet")
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m distill.predict", description=__doc__)
-    parser.add_argument("--model", nargs="+", type=Path, required=True, metavar="DIR", help="finished runs")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", nargs="+", type=Path, metavar="DIR", help="finished runs")
+    which.add_argument(
+        "--cascade",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="runs on the same rows: a cheap one for all rows, dear ones for those where they pay",
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=0.3,
+        help="of a cascade: share of the dear models' cost on all rows that may be spent (default 0.3)",
+    )
     parser.add_argument(
         "--data", required=True, metavar="FILE", help="rows to predict: any source that data.prepare reads"
     )
@@ -33,16 +47,31 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
-    targets = output_files(args.out, args.model)
+    targets = output_files(args.out, args.model or args.cascade[:1])
     from data.softlabels import softmax
     from data.sources import read_source
     from distill.saved import predict_rows, read_saved
     from ensemble.predict import write_predictions
 
-    models = [read_saved(path) for path in args.model]
+    models = [read_saved(path) for path in args.model or args.cascade]
+    if args.cascade:
+        from distill.cascade_run import check_cascade
+
+        check_cascade(models, args.budget)
     rows, _ = read_source(args.data)
+    if args.cascade:
+        from distill.cascade_run import run_cascade
+
+        found = run_cascade(models, rows, args.budget)
+        write_predictions(targets[0], rows.row_ids, found.probs, rows.classes.names)
+        print(
+            format_table(["budget", "s for 1,000 rows", "log-loss, by gain", "log-loss, by lot"], found.table)
+        )
+        dear = " + ".join(model.name for model in models[1:])
+        print(f"{models[0].name}: {len(rows)} rows, {found.routed} of them also {dear}: {targets[0]}")
+        return
     for model, out in zip(models, targets, strict=True):
-        probs = softmax(predict_rows(model, rows).mean(axis=1))
+        probs = softmax(predict_rows(model, rows).mean(axis=1) / model.temperature)
         write_predictions(out, rows.row_ids, probs, rows.classes.names)
         print(f"{model.name}: {len(rows)} rows, {len(model.weights)} model(s) averaged: {out}")
 

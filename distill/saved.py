@@ -10,14 +10,17 @@ import numpy as np
 
 from data.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
 from data.errors import UserError
-from data.files import require_file
+from data.files import read_json, require_file
 from data.schema import Classes, Rows
 from data.softlabels import read_manifest
 from data.template import Template
 from distill.backbone import load_tokenizer, load_trained, weight_hash
 from distill.batches import Examples
-from distill.config import ModelConfig, StudentConfig
+from distill.config import BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
 from distill.trainer import predict_logits
+
+EXPORTED = "distillstack.json"
+"""In a directory of :mod:`distill.export`: what a plain checkpoint has no place for."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,16 @@ class SavedModel:
         return self.path.resolve().name
 
     @property
+    def exported(self) -> bool:
+        """Whether this is a plain model that ``distill.export`` left."""
+        return (self.path / EXPORTED).exists()
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before they become probabilities; 1 but for exported models."""
+        return float(self.manifest.get("temperature", 1.0))
+
+    @property
     def classes(self) -> Classes:
         """The classes the model was trained on."""
         swap = self.manifest.get("swap")
@@ -52,13 +65,15 @@ class SavedModel:
 
 
 def read_saved(path: Path) -> SavedModel:
-    """Read a finished run's directory.
+    """Read a finished run's directory, or a model that ``distill.export`` made of one.
 
     Raises
     ------
     UserError
-        Not a run, unfinished, or its configuration is damaged.
+        Neither, unfinished, or its configuration is damaged.
     """
+    if (path / EXPORTED).exists():
+        return _read_exported(path)
     manifest = read_manifest(path)
     kind = StudentConfig if manifest.get("kind") == "student" else ModelConfig
     final = path / "final" / "adapter"
@@ -69,6 +84,22 @@ def read_saved(path: Path) -> SavedModel:
             f"{path}: has {len(weights)} of {expected} fold models; start its command again to finish it"
         )
     return SavedModel(path, manifest, read_config(path / "config.yaml", kind), weights)
+
+
+def _read_exported(path: Path) -> SavedModel:
+    settings = read_json(path / EXPORTED, "exported model's settings")
+    config = read_json(path / "config.json", "model configuration")
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[dtype]
+    try:
+        model = ModelConfig(
+            BackboneConfig(path=str(path), precision=precision),
+            LoraConfig(enabled=False),
+            EncodeConfig(**settings["truncation"]),
+        )
+        return SavedModel(path, {**settings, "backbone_path": str(path)}, model, [path])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path / EXPORTED}: not the settings of an exported model ({error})") from error
 
 
 def read_config(path: Path, kind: type[ModelConfig]) -> ModelConfig:
@@ -88,6 +119,18 @@ def read_config(path: Path, kind: type[ModelConfig]) -> ModelConfig:
     return config
 
 
+def checked_tokenizer(saved: SavedModel) -> Any:
+    """Return the tokenizer of a run, if it and the backbone are those of the training."""
+    manifest, config = saved.manifest, saved.model.backbone
+    backbone = manifest["backbone_path"]
+    if not saved.exported and weight_hash(backbone, config.revision) != manifest["backbone"]["weight_hash"]:
+        raise UserError(f"{backbone}: these are not the weights that {saved.path} was trained from")
+    tokenizer = load_tokenizer(config, backbone)
+    if tokenizer_hash(tokenizer) != manifest["tokenizer_hash"]:
+        raise UserError(f"{backbone}: this is not the tokenizer that {saved.path} was trained with")
+    return tokenizer
+
+
 def predict_rows(saved: SavedModel, rows: Rows) -> np.ndarray:
     """Predict rows in all their orders; fold models are averaged in logits.
 
@@ -101,24 +144,27 @@ def predict_rows(saved: SavedModel, rows: Rows) -> np.ndarray:
     UserError
         The rows' classes, the backbone or the tokenizer are not those of the training.
     """
+    examples = examples_of(saved, rows)
+    model, backbone = saved.model, saved.manifest["backbone_path"]
+    everything = np.arange(len(rows))
+    total = np.zeros((len(rows), examples.encoded.orders, rows.classes.n))
+    for number, weights in enumerate(saved.weights, start=1):
+        classifier = load_trained(model.backbone, backbone, weights, model.lora.enabled, rows.classes.n)
+        what = f"{saved.name} predicts ({number}/{len(saved.weights)})"
+        total += predict_logits(
+            classifier, examples, everything, model.train.predict_rows, what, model.train.pack_tokens
+        )
+    return total / len(saved.weights)
+
+
+def examples_of(saved: SavedModel, rows: Rows) -> Examples:
+    """Encode rows as the model was trained to read them; errors as in :func:`predict_rows`."""
     if rows.classes != saved.classes:
         raise UserError(
             f"{saved.path}: was trained on classes {', '.join(saved.classes.names)}; "
             f"the rows have {', '.join(rows.classes.names)}"
         )
     manifest, model = saved.manifest, saved.model
-    backbone = manifest["backbone_path"]
-    if weight_hash(backbone, model.backbone.revision) != manifest["backbone"]["weight_hash"]:
-        raise UserError(f"{backbone}: these are not the weights that {saved.path} was trained from")
-    tokenizer = load_tokenizer(model.backbone, backbone)
-    if tokenizer_hash(tokenizer) != manifest["tokenizer_hash"]:
-        raise UserError(f"{backbone}: this is not the tokenizer that {saved.path} was trained with")
+    tokenizer = checked_tokenizer(saved)
     encoder = Encoder(tokenizer, Template(**manifest["template"]), Truncation(**asdict(model.encode)))
-    examples = Examples(encoder.encode(rows), rows.targets, rows.classes.permutation, pad_token_id(tokenizer))
-    everything = np.arange(len(rows))
-    total = np.zeros((len(rows), examples.encoded.orders, rows.classes.n))
-    for number, weights in enumerate(saved.weights, start=1):
-        classifier = load_trained(model.backbone, backbone, weights, model.lora.enabled, rows.classes.n)
-        what = f"{saved.name} predicts ({number}/{len(saved.weights)})"
-        total += predict_logits(classifier, examples, everything, model.train.predict_rows, what)
-    return total / len(saved.weights)
+    return Examples(encoder.encode(rows), rows.targets, rows.classes.permutation, pad_token_id(tokenizer))

@@ -9,10 +9,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.command import format_table, run
 from data.errors import UserError
 from distill.inputs import add_common_arguments, check_tracker, open_data, parse, score_line
+
+if TYPE_CHECKING:
+    from data.folds import Folds
+    from data.schema import Rows
+    from distill.config import DistillConfig
+    from distill.teaching import Teachers
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -29,6 +36,12 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, help="the student's store (default: student in the data's directory)"
     )
+    parser.add_argument(
+        "--leakage",
+        choices=("standard", "strict"),
+        default="standard",
+        help="strict: a fold's student learns only from teachers that never saw that fold",
+    )
     return parse(parser, argv)
 
 
@@ -43,10 +56,11 @@ def main(argv: Sequence[str]) -> None:
     rows, folds, data_dir = open_data(args.data, recipe.data)
 
     from distill.crossfit import cross_fit, fit_final, plan_run
-    from distill.teaching import find_teachers, read_teachers, student_loss, teacher_details
+    from distill.teaching import StudentLoss, lessons, mode_of, teacher_details
 
     check_tracker(args.report_to)
-    teachers = read_teachers(args.teachers or find_teachers(data_dir), rows, folds)
+    config = recipe.student.distill
+    teachers = open_teachers(config, args.teachers, rows, folds, data_dir, args.leakage)
     student = plan_run(
         "student",
         "student",
@@ -55,19 +69,40 @@ def main(argv: Sequence[str]) -> None:
         folds,
         data_dir,
         args.out or data_dir / "student",
-        loss=student_loss(recipe.student.distill, teachers.names),
-        teacher_logits=teachers.logits,
-        details=teacher_details(recipe.student.distill, teachers),
+        loss=StudentLoss(config, rows.classes.permutation),
+        lessons=None if teachers is None else lambda k: vars(lessons(config, teachers, rows, folds, k)),
+        details=teacher_details(config, teachers),
     )
     store = cross_fit(student, args.report_to)
     final = fit_final(student, args.report_to)
     print(
         format_table(
-            ["student", "rows", "log-loss", "accuracy", "out-of-fold store"],
-            [score_line("student", store, rows)],
+            ["student", "rows", "log-loss", "accuracy", "out-of-fold store", "soft labels"],
+            [[*score_line("student", store, rows), mode_of(config, teachers)]],
         )
     )
     print(f"deployable model: {final}")
+
+
+def open_teachers(
+    config: DistillConfig,
+    paths: list[Path] | None,
+    rows: Rows,
+    folds: Folds,
+    data_dir: Path,
+    leakage: str,
+) -> Teachers | None:
+    """Read the teachers that the recipe's loss and soft labels ask for; None where it needs none."""
+    from distill.teaching import HUMAN, find_teachers, human_labels, read_teachers, taught
+
+    if not taught(config) or config.labels == HUMAN:
+        if paths:
+            raise UserError(
+                f"recipe: the student's loss {config.loss} with labels {config.labels} has no teachers; "
+                "leave --teachers out"
+            )
+        return human_labels(rows) if taught(config) else None
+    return read_teachers(paths or find_teachers(data_dir, config.labels), rows, folds, config.labels, leakage)
 
 
 if __name__ == "__main__":

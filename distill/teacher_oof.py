@@ -21,6 +21,19 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, help="parent of the teachers' stores (default: the data's directory)"
     )
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        choices=("in_sample", "fold_mean"),
+        default=[],
+        help="also leave these soft labels, each as a store named after the teacher",
+    )
+    parser.add_argument(
+        "--leakage",
+        choices=("standard", "strict"),
+        default="standard",
+        help="strict: also train without every two folds, for students scored with --leakage strict",
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="train only these teachers of the recipe")
     return parse(parser, argv)
 
@@ -41,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
     out = args.out or data_dir
 
     from distill.crossfit import cross_fit, plan_run
+    from distill.labels import write_derived, write_strict
     from distill.losses import cross_entropy
 
     check_tracker(args.report_to)
@@ -57,8 +71,14 @@ def main(argv: Sequence[str]) -> None:
             loss=lambda logits, batch: cross_entropy(logits, batch["targets"]),
         )
         store = cross_fit(teacher, args.report_to)
-        lines.append(score_line(name, store, rows))
-    print(format_table(["teacher", "rows", "log-loss", "accuracy", "out-of-fold store"], lines))
+        lines.append([*score_line(name, store, rows), "oof"])
+        if args.leakage == "strict":
+            write_strict(teacher, args.report_to)
+            lines[-1][-1] = "oof, strict too"
+        for kind in args.labels:
+            derived = write_derived(teacher, kind, args.report_to)
+            lines.append([*score_line(derived.name, derived, rows), f"{kind}: rows it was trained on"])
+    print(format_table(["teacher", "rows", "log-loss", "accuracy", "store", "soft labels"], lines))
 
 
 if __name__ == "__main__":

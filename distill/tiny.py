@@ -32,11 +32,20 @@ SPECIAL_TOKENS = {
         "eos_token": "<|end_of_text|>",
         "pad_token": "<|finetune_right_pad_id|>",
     },
+    "bert": {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    },
     "gemma2": {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"},
 }
 FORMAT = 1
 PRETRAIN_LENGTH = 160
 PRETRAIN_BATCH = 16
+MASKED = 0.15
+"""Share of tokens that an encoder's pretraining hides (Devlin et al., arXiv 1810.04805)."""
 
 
 def tiny_backbone(tiny: TinyConfig, rows: Rows, template: Template, seed: int, cache: Path) -> Path:
@@ -93,17 +102,29 @@ def train_tokenizer(family: str, texts: Sequence[str], vocab_size: int) -> PreTr
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    bos = special["bos_token"]
+    bos, sep = special.get("bos_token") or special["cls_token"], special.get("sep_token")
+    end = f" {sep}" if sep else ""
     backend.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, backend.token_to_id(bos))]
+        single=f"{bos} $A{end}",
+        pair=f"{bos} $A {sep or bos} $B{end}",
+        special_tokens=[(token, backend.token_to_id(token)) for token in (bos, sep) if token],
     )
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
 def tiny_model_config(tiny: TinyConfig, tokenizer: Any) -> PretrainedConfig:
-    """Return the ``transformers`` configuration of a tiny Llama-3.1 or Gemma-2."""
-    from transformers import Gemma2Config, LlamaConfig
+    """Return the ``transformers`` configuration of a tiny Llama-3.1, Gemma-2 or BERT."""
+    from transformers import BertConfig, Gemma2Config, LlamaConfig
 
+    if tiny.family == "bert":
+        return BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=tiny.hidden_size,
+            intermediate_size=tiny.intermediate_size,
+            num_hidden_layers=tiny.layers,
+            num_attention_heads=tiny.heads,
+            pad_token_id=tokenizer.pad_token_id,
+        )
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": tiny.hidden_size,
@@ -139,10 +160,11 @@ def tiny_model_config(tiny: TinyConfig, tokenizer: Any) -> PretrainedConfig:
 
 def _make_model(tiny: TinyConfig, tokenizer: Any, texts: list[str], seed: int, path: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_model_config(tiny, tokenizer), attn_implementation="eager")
+    kind = AutoModelForMaskedLM if tiny.family == "bert" else AutoModelForCausalLM
+    model = kind.from_config(tiny_model_config(tiny, tokenizer), attn_implementation="eager")
     model = model.to(torch.float32)
     if tiny.pretrain_steps:
         _pretrain(model, tokenizer, texts, tiny, seed)
@@ -151,8 +173,11 @@ def _make_model(tiny: TinyConfig, tokenizer: Any, texts: list[str], seed: int, p
 
 
 def _pretrain(model: Any, tokenizer: Any, texts: list[str], tiny: TinyConfig, seed: int) -> None:
-    """Train next-token prediction on windows of the rows' text, in float32."""
+    """Train next-token or masked-token prediction on windows of the rows' text, in float32."""
     import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
 
     windows = []
     for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts):
@@ -163,6 +188,7 @@ def _pretrain(model: Any, tokenizer: Any, texts: list[str], tiny: TinyConfig, se
         optimizer, max_lr=tiny.pretrain_lr, total_steps=tiny.pretrain_steps, pct_start=0.1
     )
     generator = np.random.default_rng(seed)
+    options = {} if tiny.family == "bert" else {"use_cache": False}
     model.train()
     for _ in progress(range(tiny.pretrain_steps), f"pretraining tiny {tiny.family}", unit="step"):
         chosen = [windows[i] for i in generator.integers(len(windows), size=PRETRAIN_BATCH)]
@@ -173,10 +199,17 @@ def _pretrain(model: Any, tokenizer: Any, texts: list[str], tiny: TinyConfig, se
             batch[i, : len(ids)] = torch.tensor(ids)
             labels[i, : len(ids)] = torch.tensor(ids)
         mask = (labels != -100).long()
-        loss = model(input_ids=batch, attention_mask=mask, labels=labels, use_cache=False).loss
+        if tokenizer.mask_token_id is not None:
+            hidden = torch.from_numpy(generator.random(batch.shape) < MASKED) & mask.bool()
+            batch, labels = (
+                batch.masked_fill(hidden, tokenizer.mask_token_id),
+                labels.masked_fill(~hidden, -100),
+            )
+        batch, mask, labels = (x.to(device) for x in (batch, mask, labels))
+        loss = model(input_ids=batch, attention_mask=mask, labels=labels, **options).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    model.eval()
+    model.eval().cpu()

@@ -1,17 +1,19 @@
-"""``transformers.Trainer`` with our batches, our loss and checkpoints that hold only what is trained.
+"""``transformers.Trainer`` with packed steps, our loss and checkpoints that hold only what is trained.
 
-Logging, trackers, schedules, optimisers, mixed precision and the resume of optimiser and random state
-are the library's.
+One item of the Trainer's loop is a whole optimiser step, which is cut into packs here: so a step keeps its
+rows whatever fits into memory at once. Logging, trackers, schedules, optimisers, several processes and
+the resume of optimiser and random state are the library's.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import shutil
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,81 +24,192 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from data.progress import is_terminal, progress
-from distill.batches import Examples, MicroBatch, by_length, collate, pad, plan
-from distill.config import TrainConfig
+from data.errors import listing
+from data.progress import is_terminal
+from distill.batches import Examples
+from distill.config import CHECKPOINTING, TrainConfig
 from distill.head import Classifier
+from distill.inference import predict_logits
+from distill.packing import Step, cut, pack, plan_steps, send, static_size, targets_of
 from distill.quiet import quiet_transformers
 
+__all__ = ["ClassifierTrainer", "Loss", "last_checkpoint", "predict_logits", "train"]
+
 Loss = Callable[[Tensor, dict[str, Tensor]], Tensor]
-"""Maps logits (n, K) and a collated batch to a loss a sequence, shape (n,)."""
+"""Maps logits (n, K) and a pack's targets to a loss a sequence, shape (n,)."""
+
+log = logging.getLogger(__name__)
 
 
-class _Plan(Dataset):
-    """The planned micro-batches, one an item."""
+class _Steps(Dataset):
+    """The planned steps, one an item."""
 
-    def __init__(self, batches: list[MicroBatch]) -> None:
-        self.batches = batches
+    def __init__(self, steps: list[Step]) -> None:
+        self.steps = steps
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.steps)
 
-    def __getitem__(self, index: int) -> MicroBatch:
-        return self.batches[index]
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        step = self.steps[index]
+        return {"rows": step.rows, "swapped": step.swapped}
 
 
-def _collate_one(examples: Examples, items: list[MicroBatch]) -> dict[str, Tensor]:
-    (batch,) = items
-    return collate(examples, batch)
+def _only(items: list[Any]) -> Any:
+    (item,) = items
+    return item
 
 
 class ClassifierTrainer(Trainer):
-    """A Trainer over planned micro-batches."""
+    """A Trainer over planned steps.
+
+    Attributes
+    ----------
+    budget : int
+        Tokens a pack may have; lowered when CUDA runs out of memory.
+    size : int
+        Tokens every pack is padded to, for a compiled model; 0 for none.
+    """
 
     def __init__(
         self,
         model: Classifier,
         args: TrainingArguments,
         examples: Examples,
-        batches: list[MicroBatch],
+        steps: list[Step],
         loss: Loss,
-        head_lr: float,
+        config: TrainConfig,
     ) -> None:
         # A compute_loss_func tells Trainer that the loss is already divided by the whole step's rows.
-        super().__init__(model=model, args=args, train_dataset=_Plan(batches), compute_loss_func=loss)
+        super().__init__(model=model, args=args, train_dataset=_Steps(steps), compute_loss_func=loss)
         self.classifier = model
         self.examples = examples
+        self.steps = steps
         self.row_loss = loss
-        self.head_lr = head_lr
+        self.head_lr = config.head_lr or config.lr
+        self.most = config.micro_rows * (2 if config.both_orders and examples.encoded.orders == 2 else 1)
+        self.longest = int(examples.encoded.lengths.max())
+        self.budget = max(config.pack_tokens, self.longest)
+        self.size = 0
+        self._resize()
+        self._unchecked: list[tuple[int, np.ndarray, Tensor, Any]] = []
+
+    def _resize(self) -> None:
+        if self.classifier.plan.static:
+            encoded = self.examples.encoded
+            self.size = static_size(self.steps, encoded.lengths, encoded.orders, self.budget, self.most)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the planned micro-batches, in order."""
-        loader = DataLoader(
+        """Return the planned steps, in order; every process sees them all and takes its packs of each."""
+        return DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
             batch_size=1,
             shuffle=False,
-            collate_fn=partial(_collate_one, self.examples),
+            collate_fn=_only,
         )
-        return self.accelerator.prepare(loader)
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """Sum the sequences' losses over the rows of the whole optimiser step, not of the micro-batch."""
-        logits = model(inputs["input_ids"], inputs["attention_mask"], inputs["last"])
-        loss = self.row_loss(logits, inputs).sum() / inputs["step_rows"]
-        return (loss, logits) if return_outputs else loss
+    def training_step(
+        self, model: Any, inputs: dict[str, np.ndarray], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Run a whole step, with smaller packs if CUDA runs out of memory."""
+        model.train()
+        step = Step(inputs["rows"], inputs["swapped"])
+        while True:
+            try:
+                return self._packed_step(model, step)
+            except torch.OutOfMemoryError as error:
+                failure = str(error)
+            self._spare_memory(model, failure)
+
+    def _packed_step(self, model: Any, step: Step) -> Tensor:
+        """Sum the sequences' losses over the packs, divided by the rows of the whole step."""
+        encoded, accelerator = self.examples.encoded, self.accelerator
+        sequences = step.sequences(encoded.orders)
+        packs = self._cut(encoded.lengths[sequences])
+        mine = packs[accelerator.process_index :: accelerator.num_processes]
+        # DDP averages over processes; one without a pack of its own still has to take part.
+        share = accelerator.num_processes / len(step) if mine else 0.0
+        mine = mine or packs[:1]
+        device = accelerator.device
+        total = torch.zeros((), device=device)
+        for number, chosen in enumerate(mine, start=1):
+            part = step.take(chosen)
+            inputs = pack(encoded, sequences[chosen], self.examples.pad_id, self.size, self._bound).to(device)
+            targets = {name: send(t, device) for name, t in targets_of(self.examples, part).items()}
+            with nullcontext() if number == len(mine) else accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    losses = self.row_loss(model(pack=inputs), targets)  # type: ignore[arg-type]
+                    loss = losses.sum() * share
+                accelerator.backward(loss)
+            self._remember(part.rows, losses.detach())
+            total += loss.detach()
+        return total
+
+    def _cut(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """Cut a step into packs; a loss with ``whole_pairs`` sees both orders of a row side by side."""
+        if not getattr(self.row_loss, "whole_pairs", False):
+            return cut(lengths, self.budget, self.most)
+        pairs = cut(lengths.reshape(-1, 2).sum(axis=1), max(self.budget, 2 * self.longest), self.most // 2)
+        return [(2 * pair[:, None] + np.arange(2)).ravel() for pair in pairs]
+
+    @property
+    def _bound(self) -> int:
+        return self.longest if self.size else 0
+
+    def _remember(self, rows: np.ndarray, losses: Tensor) -> None:
+        """Have losses checked: at once on the CPU, a step later on a GPU, which is not to be waited for."""
+        step = self.state.global_step + 1
+        if not losses.is_cuda:
+            self._unchecked.append((step, rows, losses, None))
+            self.check_losses()
+            return
+        self.check_losses(before=step)
+        done = torch.cuda.Event()
+        copied = losses.to("cpu", non_blocking=True)
+        done.record()
+        self._unchecked.append((step, rows, copied, done))
+
+    def check_losses(self, before: float = math.inf) -> None:
+        """Raise :class:`FloatingPointError`, naming step and rows, if a loss so far is not finite."""
+        while self._unchecked and self._unchecked[0][0] < before:
+            step, rows, losses, done = self._unchecked.pop(0)
+            if done is not None:
+                done.synchronize()
+            wrong = ~torch.isfinite(losses)
+            if wrong.any():
+                ids = self.examples.row_ids
+                bad = dict.fromkeys(rows[wrong.numpy()])
+                names = listing([str(row) if ids is None else ids[row] for row in bad])
+                value = float(losses[wrong][0])
+                raise FloatingPointError(f"the loss is {value} at step {step}, rows {names}")
+
+    def _spare_memory(self, model: Any, failure: str) -> None:
+        """After an out-of-memory error: recompute more, or lower the token budget; give up with one row."""
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        plan = self.classifier.plan
+        if self.accelerator.num_processes > 1:
+            raise torch.OutOfMemoryError(f"{failure}; lower train.pack_tokens for several processes")
+        if plan.checkpoint == "auto":
+            plan.checkpoint = "all"
+            log.warning("CUDA is out of memory; from here on all layers recompute their activations")
+        elif self.budget > self.longest:
+            before, self.budget = self.budget, max(self.longest, self.budget // 2)
+            self._resize()
+            log.warning("CUDA is out of memory; pack_tokens is lowered from %d to %d", before, self.budget)
+        else:
+            raise torch.OutOfMemoryError(
+                f"{failure}; packs are down to the longest row ({self.longest} tokens): lower "
+                "encode.max_length, or use precision nf4 and gradient_checkpointing true"
+            )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Give the head its own learning rate, and see that every group has the one it was asked for."""
         if self.optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args)
-            head = [p for n, p in self.classifier.named_parameters() if p.requires_grad and "score" in n]
-            body = [p for n, p in self.classifier.named_parameters() if p.requires_grad and "score" not in n]
+            learnt = [(n.split("."), p) for n, p in self.classifier.named_parameters() if p.requires_grad]
+            head = [p for path, p in learnt if self.classifier.head_name in path]
+            body = [p for path, p in learnt if self.classifier.head_name not in path]
             groups = [
                 {"params": body, "lr": self.args.learning_rate, "weight_decay": self.args.weight_decay},
                 {"params": head, "lr": self.head_lr, "weight_decay": 0.0},
@@ -106,6 +219,15 @@ class ClassifierTrainer(Trainer):
             if [group["lr"] for group in self.optimizer.param_groups] != asked:
                 raise AssertionError("an optimizer group did not take its learning rate")
         return self.optimizer
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, after a look at the losses behind the numbers."""
+        self.check_losses()
+        super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.check_losses()
+        super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         self.classifier.save(Path(output_dir or str(self.args.output_dir)))
@@ -167,6 +289,7 @@ def train(
     out: Path,
     what: str,
     report_to: str = "none",
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train ``model`` on ``train_rows``, resuming from the last checkpoint under ``out`` if there is one.
 
@@ -174,32 +297,30 @@ def train(
     """
     out.mkdir(parents=True, exist_ok=True)
     orders = examples.encoded.orders
-    batches = plan(
+    planned = plan_steps(
         train_rows,
         examples.encoded.lengths[::orders],
         epochs=config.epochs,
         rows_per_step=config.rows_per_step,
-        micro_rows=config.micro_rows,
         orders=orders,
         both_orders=config.both_orders,
         seed=config.seed,
+        random_order=config.random_order,
     )
-    accumulation = config.rows_per_step // config.micro_rows
-    dtype = _autocast_dtype(model)
-    steps = math.ceil(len(batches) / accumulation)
+    model.plan.checkpoint = CHECKPOINTING[config.gradient_checkpointing.lower()]
+    model.plan.kept = None
     args = TrainingArguments(
         output_dir=str(out),
-        max_steps=steps,
-        per_device_train_batch_size=config.micro_rows,
-        gradient_accumulation_steps=accumulation,
+        max_steps=len(planned),
+        per_device_train_batch_size=1,
         learning_rate=config.lr,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         lr_scheduler_type=config.schedule,
-        warmup_steps=round(config.warmup * steps),
+        warmup_steps=round(config.warmup * len(planned)),
         optim=config.optimizer,
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
+        # Products are in the base's dtype already; float16 gradients alone need a scaler.
+        fp16=model.base_dtype == torch.float16,
         logging_steps=config.log_steps,
         logging_nan_inf_filter=False,
         save_strategy="steps" if config.checkpoint_steps else "no",
@@ -213,16 +334,18 @@ def train(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    trainer = ClassifierTrainer(model, args, examples, batches, loss, config.head_lr or config.lr)
+    trainer = ClassifierTrainer(model, args, examples, planned, loss, config)
     trainer.remove_callback(PrinterCallback)
     if is_terminal():
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_NamedProgress(what))
-    trainer.add_callback(_MetricsFile(out / "metrics.jsonl"))
+    for callback in (_MetricsFile(out / "metrics.jsonl"), *callbacks):
+        trainer.add_callback(callback)
     checkpoint = last_checkpoint(out)
     model.train()
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.check_losses()
     model.eval()
 
 
@@ -245,42 +368,3 @@ class _NamedProgress(ProgressCallback):
         """Show the loss on the bar instead of printing a line a log."""
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
-
-
-def _autocast_dtype(model: Classifier) -> torch.dtype:
-    """The dtype the base computes in, under which fp32 adapters need autocast."""
-    quantization = getattr(model.inner.config, "quantization_config", None)
-    if quantization is not None:
-        return quantization.bnb_4bit_compute_dtype
-    return model.inner.dtype
-
-
-@torch.no_grad()
-def predict_logits(
-    model: Classifier, examples: Examples, rows: np.ndarray, batch_size: int, what: str
-) -> np.ndarray:
-    """Predict rows in all their orders.
-
-    Returns
-    -------
-    ndarray of shape (len(rows), orders, K), float32
-        Classes permuted back into each row's own order.
-    """
-    model.eval()
-    orders = examples.encoded.orders
-    k = len(examples.permutation)
-    sequences = (rows[:, None] * orders + np.arange(orders)).ravel()
-    position = {int(s): i for i, s in enumerate(sequences)}
-    logits = np.empty((len(sequences), k), dtype=np.float32)
-    batches = list(by_length(examples.encoded, sequences, batch_size))
-    dtype = _autocast_dtype(model)
-    for chosen in progress(batches, what, unit="batch"):
-        tensors = pad(examples.encoded, chosen, examples.pad_id)
-        tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
-        with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            out = model(**tensors)
-        logits[[position[int(s)] for s in chosen]] = out.float().cpu().numpy()
-    shaped = logits.reshape(len(rows), orders, k)
-    if orders == 2:
-        shaped[:, 1] = shaped[:, 1][:, examples.permutation]
-    return shaped

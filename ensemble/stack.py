@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def resolve(args: argparse.Namespace) -> tuple[list[str], Path | None, Path]:
     """Return the models, the data directory and the output directory that the arguments mean."""
-    from data.softlabels import is_store
+    from data.softlabels import is_store, read_manifest
 
     if args.oof:
         return args.oof, args.data, args.out or Path("runs/stack")
@@ -81,6 +81,8 @@ def resolve(args: argparse.Namespace) -> tuple[list[str], Path | None, Path]:
         raise UserError(f"{home}: no such data; prepare it with python -m data.prepare")
     folder = home if home.is_dir() or not home.exists() else home.parent
     stores = sorted(str(p) for p in folder.iterdir() if is_store(p)) if folder.is_dir() else []
+    # Soft labels of other kinds beside them are lessons for a student, not members.
+    stores = [path for path in stores if read_manifest(Path(path)).get("label_kind", "oof") == "oof"]
     if not stores:
         hint = "python -m distill.teacher_oof" + (f" --data {home}" if args.data else "")
         raise UserError(f"{folder}: holds no soft-label stores; run {hint} first, or give --oof MODEL...")

@@ -34,7 +34,7 @@ teachers:
              vocab_size: 400, pretrain_steps: 4}
     lora: {r: 4, alpha: 8}
     encode: {max_length: 192}
-    train: {epochs: 2, lr: 1.0e-3, head_lr: 1.0e-2, rows_per_step: 8, micro_rows: 8,
+    train: {epochs: 2, lr: 1.0e-3, head_lr: 1.0e-2, rows_per_step: 8,
             log_steps: 1, checkpoint_steps: 3}
   gemma2:
     <<: *teacher

@@ -11,7 +11,8 @@ from torch import nn
 from data.arena import ArenaConfig, simulate_arena
 from data.errors import UserError
 from data.template import Template
-from distill.backbone import add_adapters, attention_for, load_base, lora_targets, weight_hash
+from distill.attention import attention_for, sdpa
+from distill.backbone import add_adapters, load_base, lora_targets, weight_hash
 from distill.batches import pad
 from distill.config import BackboneConfig, LoraConfig, TinyConfig
 from distill.tiny import tiny_backbone
@@ -137,10 +138,10 @@ def test_soft_capping_is_never_dropped(checkpoint):
     """Gemma-2 gets eager whatever the library's default, and its cap changes the result."""
     kind = json.loads((checkpoint / "config.json").read_text())["model_type"]
     if kind == "llama":
-        assert base(checkpoint).config._attn_implementation == "sdpa"
+        assert base(checkpoint).config._attn_implementation == "packed_sdpa"
         return
     model = base(checkpoint)
-    assert model.config._attn_implementation == "eager"
+    assert model.config._attn_implementation == "packed_eager"
     ids = torch.arange(10, 40)[None]
     with torch.no_grad():
         for layer in model.get_decoder().layers:
@@ -152,6 +153,8 @@ def test_soft_capping_is_never_dropped(checkpoint):
     assert (capped - bare).abs().max() > 1e-3
     with pytest.raises(UserError, match="soft-capping"):
         attention_for("gemma2", "sdpa")
+    with pytest.raises(ValueError, match="cannot soft-cap"):
+        sdpa(None, None, None, None, None, softcap=50.0)
 
 
 def test_full_weights_can_be_trained_saved_and_loaded(checkpoint, tmp_path):

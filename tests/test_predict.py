@@ -97,3 +97,41 @@ def test_swapping_the_responses_swaps_the_prediction(trained):
     swapped = predict_rows(saved, exchanged).mean(axis=1)
     np.testing.assert_allclose(given, swapped[:, [1, 0, 2]], atol=2e-3)
     assert pq.read_table(trained / "rows.parquet").num_rows == 96
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.4, 1.0])
+def test_a_cascade_shows_the_dear_models_what_its_budget_allows(trained, tmp_path, capsys, budget):
+    rows = read_rows(trained)
+    models = [str(trained / name) for name in ("student", "llama")]
+    out = tmp_path / "out.csv"
+    data = str(trained / "rows.parquet")
+    predict.main(["--cascade", *models, "--budget", str(budget), "--data", data, "--out", str(out)])
+    shown = capsys.readouterr().out
+    routed = int(shown.split("rows, ")[1].split(" of them")[0])
+    assert (routed == 0) if budget == 0 else (routed == len(rows)) if budget == 1 else 0 < routed < 60
+    assert f"{budget:.2f} <-" in shown
+    table = pc.read_csv(out)
+    probs = np.stack([table[c].to_numpy() for c in CLASSES], axis=1)
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-6)
+
+    from distill.cascade import fit_cascade
+
+    stores = [read_store(trained / name).probs for name in ("student", "llama")]
+    cascade = fit_cascade(np.stack(stores, axis=1), rows.targets)
+    fresh = [
+        softmax(predict_rows(read_saved(path), rows).mean(axis=1))
+        for path in map(trained.joinpath, ("student", "llama"))
+    ]
+    if budget == 0:
+        np.testing.assert_allclose(probs, cascade.cheap(fresh[0]), atol=1e-4)
+    if budget == 1:
+        np.testing.assert_allclose(probs, cascade.all_models(np.stack(fresh, axis=1)), atol=1e-4)
+
+
+def test_what_cannot_be_a_cascade_is_refused(trained, tmp_path):
+    student, rows = str(trained / "student"), str(trained / "rows.parquet")
+    common = ["--data", rows, "--out", str(tmp_path / "x.csv")]
+    with pytest.raises(UserError, match="at least one dear"):
+        predict.main(["--cascade", student, *common])
+    with pytest.raises(UserError, match="between 0 and 1"):
+        predict.main(["--cascade", student, student, "--budget", "2", *common])

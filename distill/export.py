@@ -1,0 +1,151 @@
+"""``python -m distill.export``: make a trained run one plain Hugging Face directory.
+
+The final model, or the mean of the fold models, merged and written so that
+``AutoModelForSequenceClassification`` loads it; with its temperature, fitted on the run's out-of-fold
+predictions, and a model card. ``distill.predict`` takes the directory like a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.command import format_table, run
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    from distill.saved import SavedModel
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m distill.export", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a finished run")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the model goes")
+    parser.add_argument(
+        "--average",
+        action="store_true",
+        help="the mean of the fold models' changes, instead of the model trained on all rows",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
+    parser.add_argument("--data", type=Path, help="the run's prepared data, if it has moved")
+    parser.add_argument("--license", default="other", help="for the model card, such as apache-2.0")
+    parser.add_argument("--push-to-hub", metavar="NAME", help="also upload it, as owner/name, private")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    args = arguments(argv)
+    from distill.saved import read_saved
+
+    saved = read_saved(args.model)
+    if args.out.exists() and any(args.out.iterdir()):
+        raise UserError(f"{args.out}: is not empty; choose another --out, or delete that directory")
+    found = export(saved, args.out, args.average, args.dtype, args.data, args.license)
+    line = [saved.name, str(found["rows"]), f"{found['log_loss']:.4f}", f"{found['temperature']:.3f}"]
+    print(
+        format_table(
+            ["model", "rows", "out-of-fold log-loss", "temperature", "exported to"], [[*line, str(args.out)]]
+        )
+    )
+    if args.push_to_hub:
+        print(f"uploaded: {push(args.out, args.push_to_hub)}")
+
+
+def export(
+    saved: SavedModel, out: Path, average: bool, dtype: str, data: Path | None, licence: str
+) -> dict[str, Any]:
+    """Write the plain model, tokenizer, settings and card into ``out``; return the run's scores.
+
+    Raises
+    ------
+    UserError
+        The run's data or backbone are gone or changed; there is no such model in the run.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from data.dataset import load_prepared
+    from data.encode import pad_token_id, tokenizer_hash
+    from data.files import write_json, write_text
+    from data.softlabels import check_joinable, read_store
+    from distill.card import model_card, scores
+    from distill.merge import merged_model
+    from distill.quiet import quiet_transformers
+    from distill.saved import EXPORTED, checked_tokenizer
+
+    manifest, model = saved.manifest, saved.model
+    home = data or Path(os.path.normpath(saved.path / manifest["data"]))
+    rows, folds = load_prepared(home)
+    ours = {
+        "classes": list(rows.classes.names),
+        "rows_hash": rows.content_hash,
+        "folds_hash": folds.content_hash,
+    }
+    check_joinable(ours, manifest, str(home), str(saved.path))
+    weights = sorted(saved.path.glob("fold-*/adapter")) if average else saved.weights
+    if average and len(weights) != manifest["n_folds"]:
+        raise UserError(f"{saved.path}: has {len(weights)} of {manifest['n_folds']} fold models to average")
+    if not average and len(weights) != 1:
+        raise UserError(
+            f"{saved.path}: has no model trained on all rows; give --average for the fold models'"
+        )
+    found = scores(read_store(saved.path), rows, folds)
+    tokenizer = checked_tokenizer(saved)
+    plain = merged_model(model, manifest["backbone_path"], weights, rows.classes.n, getattr(torch, dtype))
+    plain.config.pad_token_id = pad_token_id(tokenizer)
+    plain.config.id2label = dict(enumerate(rows.classes.names))
+    plain.config.label2id = {name: k for k, name in enumerate(rows.classes.names)}
+    temporary = out.parent / f".{out.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    with quiet_transformers():
+        plain.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    made_of = f"the mean of {len(weights)} fold models" if average else "trained on all labelled rows"
+    settings = {
+        "format": 1,
+        "classes": manifest["classes"],
+        "swap": manifest.get("swap"),
+        "template": manifest["template"],
+        "truncation": manifest["truncation"],
+        "tokenizer_hash": tokenizer_hash(AutoTokenizer.from_pretrained(temporary)),
+        "temperature": found["temperature"],
+        "scores": found,
+        "made_of": made_of,
+        "rows_hash": manifest["rows_hash"],
+        "folds_hash": manifest["folds_hash"],
+    }
+    write_json(temporary / EXPORTED, settings)
+    write_text(temporary / "README.md", model_card(manifest, found, made_of, licence))
+    if out.exists():
+        out.rmdir()
+    os.replace(temporary, out)
+    return found
+
+
+def push(directory: Path, name: str) -> str:
+    """Upload an exported directory as a private repository; return its address."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    try:
+        api = HfApi()
+        address = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=directory)
+    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--push-to-hub {name}: {reason}; the model itself is complete in {directory}"
+        ) from error
+    return str(address)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,236 @@
+"""Matrix products with frozen weights, alone and with a low-rank adapter beside them.
+
+A frozen weight has an input gradient and none of its own, whatever it is stored in: dense, NF4, int8 or
+row-wise FP8. The adapter is added into the product in place (a product written out, read back and added
+costs some 3 % of a step), computed in the activations' dtype; its factors may be kept in float32.
+
+The products are opaque operators, so that a compiled layer keeps the in-place addition; the FP8 rounding
+of activations is ordinary code, which the compiler fuses with what comes before it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+NF4_BLOCK = 64
+
+
+def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each row to FP8 under a scale of its own: (m, k) FP8 and (m, 1) float32."""
+    scale = (x.abs().amax(-1, keepdim=True).float() / FP8_MAX).clamp_min(1e-12)
+    return (x.float() / scale).to(FP8), scale
+
+
+def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each row to int8 under a scale of its own."""
+    scale = (weight.abs().amax(-1, keepdim=True).float() / 127).clamp_min(1e-12)
+    return (weight.float() / scale).round().to(torch.int8), scale
+
+
+def scaled_mm(x: Tensor, x_scale: Tensor, weight: Tensor, w_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """FP8 product ``x @ weight.T`` under row scales of both; written out where there is no FP8 hardware."""
+    if not x.is_cuda:
+        return ((x.float() * x_scale) @ (weight.float() * w_scale).t()).to(dtype)
+    if dtype == torch.float32:
+        return scaled_mm(x, x_scale, weight, w_scale, torch.bfloat16).float()
+    return torch._scaled_mm(
+        x, weight.t(), scale_a=x_scale, scale_b=w_scale.t(), out_dtype=dtype, use_fast_accum=True
+    )
+
+
+def dense(kind: str, stored: list[Tensor], shape: list[int], dtype: torch.dtype) -> Tensor:
+    """Return a stored weight as an ordinary matrix (out, in)."""
+    if kind == "dense":
+        return stored[0] if stored[0].dtype == dtype else stored[0].to(dtype)
+    if kind == "int8":
+        return (stored[0].to(torch.float32) * stored[1]).to(dtype)
+    packed, scales, *nested = stored
+    if nested:
+        code, outer, offset = nested
+        scales = torch.ops.bitsandbytes.dequantize_blockwise(scales, outer, code, 256, torch.float32) + offset
+    return torch.ops.bitsandbytes.dequantize_4bit(packed, scales, NF4_BLOCK, "nf4", shape, dtype)
+
+
+def _product(
+    x: Tensor, x_scale: Tensor | None, kind: str, stored: list[Tensor], shape: list[int], dtype: torch.dtype
+) -> Tensor:
+    if x_scale is not None:
+        return scaled_mm(x, x_scale, stored[0], stored[1], dtype)
+    return x @ dense(kind, stored, shape, dtype).t()
+
+
+def _transposed_product(
+    dy: Tensor, dy_scale: Tensor | None, kind: str, stored: list[Tensor], shape: list[int], dtype: torch.dtype
+) -> Tensor:
+    if dy_scale is not None:
+        # The weight's own row scales were multiplied into dy, so the very FP8 values of the forward pass
+        # serve again, and the scale of the transposed weight is one.
+        turned = stored[2] if len(stored) > 2 else stored[0].t().contiguous()
+        return scaled_mm(dy, dy_scale, turned, dy_scale.new_ones(len(turned), 1), dtype)
+    return dy @ dense(kind, stored, shape, dtype)
+
+
+@torch.library.custom_op("distillstack::frozen_mm", mutates_args=())
+def _frozen_mm(
+    x: Tensor, x_scale: Tensor | None, kind: str, stored: list[Tensor], shape: list[int], dtype: torch.dtype
+) -> Tensor:
+    return _product(x, x_scale, kind, stored, shape, dtype)
+
+
+@_frozen_mm.register_fake
+def _(x, x_scale, kind, stored, shape, dtype):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape[0], shape[0], dtype=dtype)
+
+
+@torch.library.custom_op("distillstack::frozen_mm_backward", mutates_args=())
+def _frozen_mm_backward(
+    dy: Tensor, dy_scale: Tensor | None, kind: str, stored: list[Tensor], shape: list[int], dtype: torch.dtype
+) -> Tensor:
+    return _transposed_product(dy, dy_scale, kind, stored, shape, dtype)
+
+
+@_frozen_mm_backward.register_fake
+def _(dy, dy_scale, kind, stored, shape, dtype):  # type: ignore[no-untyped-def]
+    return dy.new_empty(dy.shape[0], shape[1], dtype=dtype)
+
+
+@torch.library.custom_op("distillstack::lora_mm", mutates_args=())
+def _lora_mm(
+    x: Tensor,
+    rounded: Tensor | None,
+    x_scale: Tensor | None,
+    kind: str,
+    stored: list[Tensor],
+    shape: list[int],
+    a: Tensor,
+    b: Tensor,
+    scaling: float,
+) -> tuple[Tensor, Tensor]:
+    y = _product(x if rounded is None else rounded, x_scale, kind, stored, shape, x.dtype)
+    inner = (x @ a.t()).mul_(scaling)
+    return y.addmm_(inner, b.t()), inner
+
+
+@_lora_mm.register_fake
+def _(x, rounded, x_scale, kind, stored, shape, a, b, scaling):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape[0], shape[0]), x.new_empty(x.shape[0], a.shape[0])
+
+
+@torch.library.custom_op("distillstack::lora_mm_backward", mutates_args=())
+def _lora_mm_backward(
+    dy: Tensor,
+    rounded: Tensor | None,
+    dy_scale: Tensor | None,
+    x: Tensor,
+    inner: Tensor,
+    kind: str,
+    stored: list[Tensor],
+    shape: list[int],
+    a: Tensor,
+    b: Tensor,
+    scaling: float,
+    needs_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_inner = (dy @ b).mul_(scaling)
+    da, db = d_inner.t() @ x, dy.t() @ inner
+    if not needs_x:
+        return x.new_empty(0), da, db
+    dx = _transposed_product(dy if rounded is None else rounded, dy_scale, kind, stored, shape, dy.dtype)
+    return dx.addmm_(d_inner, a), da, db
+
+
+@_lora_mm_backward.register_fake
+def _(dy, rounded, dy_scale, x, inner, kind, stored, shape, a, b, scaling, needs_x):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape if needs_x else (0,)), torch.empty_like(a), torch.empty_like(b)
+
+
+def _rounded(kind: str, x: Tensor, factors: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+    if kind != "fp8":
+        return None, None
+    return quantise_rows(x if factors is None else x.float() * factors)
+
+
+def _given(*stored: Tensor | None) -> list[Tensor]:
+    return [tensor for tensor in stored if tensor is not None]
+
+
+class FrozenProduct(torch.autograd.Function):
+    """``x @ weight.T`` with an input gradient only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        kind: str,
+        shape: tuple[int, int],
+        s0: Tensor,
+        s1: Tensor | None = None,
+        s2: Tensor | None = None,
+        s3: Tensor | None = None,
+        s4: Tensor | None = None,
+    ) -> Tensor:
+        """Multiply; ``x`` is (tokens, in). Stored tensors come singly: the compiler misreads ``*args``."""
+        stored = _given(s0, s1, s2, s3, s4)
+        ctx.kind, ctx.shape = kind, shape
+        ctx.save_for_backward(*stored)
+        rounded, scale = _rounded(kind, x)
+        return torch.ops.distillstack.frozen_mm(
+            x if rounded is None else rounded, scale, kind, stored, list(shape), x.dtype
+        )
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        """Return the input gradient."""
+        stored = ctx.saved_tensors
+        dy = dy.contiguous()
+        rounded, scale = _rounded(ctx.kind, dy, stored[1].t() if ctx.kind == "fp8" else None)
+        dx = torch.ops.distillstack.frozen_mm_backward(
+            dy if rounded is None else rounded, scale, ctx.kind, list(stored), list(ctx.shape), dy.dtype
+        )
+        return dx, None, None, None, None, None, None, None
+
+
+class LoraProduct(torch.autograd.Function):
+    """``x @ weight.T + scaling * x @ a.T @ b.T``, the second added into the first in place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+        kind: str,
+        shape: tuple[int, int],
+        s0: Tensor,
+        s1: Tensor | None = None,
+        s2: Tensor | None = None,
+        s3: Tensor | None = None,
+        s4: Tensor | None = None,
+    ) -> Tensor:
+        """Multiply; ``x`` is (tokens, in), ``a`` (r, in), ``b`` (out, r), all of one dtype."""
+        stored = _given(s0, s1, s2, s3, s4)
+        rounded, scale = _rounded(kind, x)
+        y, inner = torch.ops.distillstack.lora_mm(x, rounded, scale, kind, stored, list(shape), a, b, scaling)
+        ctx.scaling, ctx.kind, ctx.shape = scaling, kind, shape
+        ctx.save_for_backward(x, inner, a, b, *stored)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        """Return the gradients of ``x``, ``a`` and ``b``."""
+        x, inner, a, b, *stored = ctx.saved_tensors
+        dy = dy.contiguous()
+        needs_x = ctx.needs_input_grad[0]
+        rounded, scale = None, None
+        if needs_x:
+            rounded, scale = _rounded(ctx.kind, dy, stored[1].t() if ctx.kind == "fp8" else None)
+        dx, da, db = torch.ops.distillstack.lora_mm_backward(
+            dy, rounded, scale, x, inner, ctx.kind, stored, list(ctx.shape), a, b, ctx.scaling, needs_x
+        )
+        return dx if needs_x else None, da, db, None, None, None, None, None, None, None, None

@@ -1,0 +1,85 @@
+"""The ablation's own rules: who labels what in each mode, and intervals that mean what they say."""
+
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT))
+from benchmarks import distillation, distillation_report
+
+N = 40
+
+
+class Stub:
+    """Teachers whose logit of every row tells which folds they were trained without."""
+
+    def places(self, seed):
+        return np.arange(N), np.arange(N) % distillation.FOLDS, np.arange(0)
+
+    def teacher(self, key):
+        without = [int(f) for f in key.split("-without-")[1].split("-")]
+        return np.tile([float(f in without) for f in range(distillation.FOLDS)], (N, 1))[:, :4]
+
+
+@pytest.mark.parametrize(
+    ("kind", "held", "saw_own", "saw_scored"),
+    [
+        ("oof", None, False, None),
+        ("in_sample", None, True, None),
+        ("oof", 0, False, True),
+        ("strict", 0, False, False),
+        ("strict_size", 0, False, True),
+    ],
+)
+def test_labels_come_from_teachers_that_saw_what_the_mode_says(monkeypatch, kind, held, saw_own, saw_scored):
+    monkeypatch.setattr(distillation.np, "zeros", lambda shape, dtype=None: np.full((shape[0], 4), np.nan))
+    job = distillation.Job(
+        "x", "student", 0, {"labels": kind, **({} if held is None else {"held_out": held})}
+    )
+    fold = np.arange(N) % distillation.FOLDS
+    labels = distillation.soft_labels(Stub(), job, "a", fold)
+    learning = fold != held
+    without_own = labels[np.arange(N), fold][learning]
+    assert (without_own == (0.0 if saw_own else 1.0)).all()
+    if saw_scored is not None:
+        assert (labels[learning, held] == (0.0 if saw_scored else 1.0)).all()
+
+
+def test_every_job_waits_only_for_jobs_before_it():
+    jobs = distillation.all_jobs(distillation.FULL)
+    keys = [job.key for job in jobs]
+    assert len(set(keys)) == len(keys)
+    seen = set()
+    for job in jobs:
+        assert set(job.needs) <= seen, job.key
+        seen.add(job.key)
+
+
+def test_intervals_cover_chance_and_exclude_a_true_difference():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(200), 3)
+    shared = np.repeat(rng.normal(size=200), 3)  # rows of a group go together
+    covered = 0
+    for _ in range(40):
+        seeds = 0.02 * rng.normal(size=(5, 1))
+        noise = 0.3 * rng.permutation(shared.reshape(200, 3)).reshape(-1) + seeds
+        found = distillation_report.difference(noise - noise.mean(), groups)
+        covered += found.low <= 0 <= found.high
+    assert covered >= 36
+    sure = distillation_report.difference(0.05 + 0.1 * rng.normal(size=(5, 600)), groups)
+    assert sure.sure
+    assert sure.low < 0.05 < sure.high
+    assert len(sure.seeds) == 5
+
+
+def test_pictures_hold_every_variant():
+    difference = distillation_report.Difference(-0.01, -0.02, -0.005, [-0.01, -0.012])
+    drawn = [("oof", difference), ("a < b", difference)]
+    svg = distillation_report.whiskers(drawn, "regret")
+    assert svg.count("<circle") == 6
+    assert "a &lt; b" in svg
+    assert distillation_report.verdict(drawn, "labels/hard").startswith("Better than hard")
+    cells = [("1", "0.5", 0.03), ("1", "1", float("nan")), ("5", "0.5", 0.01)]
+    assert distillation_report.heat_map(cells).count("<rect") == 3
