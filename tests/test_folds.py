@@ -16,12 +16,11 @@ from data.files import write_parquet
 from data.folds import (
     Folds,
     check_folds,
-    group_prompts,
     make_folds,
-    normalise_prompt,
     read_folds,
     write_folds,
 )
+from data.groups import group_prompts, normalise_prompt
 from data.schema import PREFERENCE, Rows, make_rows
 
 

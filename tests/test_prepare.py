@@ -51,6 +51,7 @@ def test_prepare_leaves_what_load_reads(tmp_path: Path, rows: Rows) -> None:
         "kind": "data",
         "format": 1,
         "source": "simulated arena",
+        "sources": {"simulated arena": 60},
         "n_rows": 60,
         "classes": ["winner_model_a", "winner_model_b", "winner_tie"],
         "swap": [1, 0, 2],
@@ -58,6 +59,9 @@ def test_prepare_leaves_what_load_reads(tmp_path: Path, rows: Rows) -> None:
         "folds_hash": folds.content_hash,
         "n_folds": 4,
         "n_groups": len(set(folds.group_ids)),
+        "near": None,
+        "pin": [],
+        "n_pinned": 0,
         "label_counts": dict(zip(rows.classes.names, np.bincount(rows.labels).tolist(), strict=True)),
     }
 
