@@ -78,7 +78,11 @@ def read_teachers(paths: list[Path], rows: Rows, folds: Folds) -> Teachers:
         position = {row_id: i for i, row_id in enumerate(store.row_ids)}
         missing = [row_id for row_id in rows.row_ids if row_id not in position]
         if missing:
-            raise UserError(f"{path / OOF}: has no soft labels for {len(missing)} rows: {listing(missing)}")
+            pinned = int(folds.pinned.sum())
+            raise UserError(
+                f"{path / OOF}: has no soft labels for {len(missing)} rows: {listing(missing)}"
+                + ("; rows pinned to every training have no out-of-fold label" if pinned else "")
+            )
         names.append(store.name)
         logits.append(store.mean_logits[[position[row_id] for row_id in rows.row_ids]])
     return Teachers(names, np.stack(logits, axis=1), [sha256_files([path / OOF]) for path in paths])
