@@ -11,13 +11,15 @@ Special tokens spelled out in a row's text stay text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from data.errors import UserError, brief
+from data.fast_bpe import LONGEST, FastBpe, fast_bpe
 from data.files import sha256_text
 from data.schema import Rows
 from data.template import PARTS, Shape, Template
@@ -25,6 +27,8 @@ from data.truncate import Parts, Truncation, fit
 
 RESERVED_PADS = ("<|finetune_right_pad_id|>", "<pad>", "<|reserved_special_token_0|>", "[PAD]", "<unk>")
 CHUNK_ROWS = 2048
+FAST_FROM = 500_000
+"""Characters of one chunk from which on a faster form of the tokenizer is worth looking for."""
 
 __all__ = ["Encoded", "Encoder", "Tokens", "Truncation", "pad_token_id", "tokenizer_hash"]
 
@@ -86,24 +90,23 @@ class Tokens:
         borders = np.concatenate([[0], np.cumsum(self.turns, dtype=np.int64)])
         return np.diff(ends[borders]).reshape(len(self), 3)
 
-    def parts(self, start: int = 0, stop: int | None = None) -> Iterator[Parts]:
-        """Iterate over rows as lists of ids a turn; the arrays are views."""
-        stop = len(self) if stop is None else min(stop, len(self))
+    def slice(self, start: int, stop: int) -> Tokens:
+        """Return the rows ``start`` to ``stop``, as views."""
         turn = int(self.turns[:start].sum(dtype=np.int64))
-        last = turn + int(self.turns[start:stop].sum(dtype=np.int64))
+        turns = self.turns[start:stop]
+        lengths = self.lengths[turn : turn + int(turns.sum(dtype=np.int64))]
         at = int(self.lengths[:turn].sum(dtype=np.int64))
-        lengths = self.lengths[turn:last].tolist()
+        return Tokens(self.ids[at : at + int(lengths.sum(dtype=np.int64))], lengths, turns)
+
+    def parts(self) -> Iterator[Parts]:
+        """Iterate over rows as lists of ids a turn; the arrays are views."""
+        ends = np.cumsum(self.lengths, dtype=np.int64).tolist()
+        pieces = [self.ids[a:b] for a, b in zip([0, *ends], ends, strict=False)]
         place = 0
-        for counts in self.turns[start:stop].tolist():
-            row: list[list[np.ndarray]] = []
-            for count in counts:
-                part = []
-                for length in lengths[place : place + count]:
-                    part.append(self.ids[at : at + length])
-                    at += length
-                place += count
-                row.append(part)
-            yield row[0], row[1], row[2]
+        for prompt, first, second in self.turns.tolist():
+            a, b, c = place + prompt, place + prompt + first, place + prompt + first + second
+            yield pieces[place:a], pieces[a:b], pieces[b:c]
+            place = c
 
 
 class Encoder:
@@ -137,7 +140,7 @@ class Encoder:
         if bos is None:
             bos = getattr(tokenizer, "cls_token_id", None)
         self.prefix: list[int] = [] if bos is None else [int(bos)]
-        self.plain = PlainText(tokenizer.backend_tokenizer, special_ids(tokenizer))
+        self.plain = PlainText(lambda: tokenizer.backend_tokenizer, special_ids(tokenizer))
         self.marker = self.plain([truncation.marker])[0] if truncation.marker else np.zeros(0, np.uint32)
         self._layouts: dict[tuple[Shape, bool], list[np.ndarray | tuple[int, int]]] = {}
         self._fixed: dict[tuple[Shape, bool], int] = {}
@@ -168,29 +171,34 @@ class Encoder:
         ``orders`` is that of the rows' classes: (False, True) for a pair, (False,) for plain text.
         """
         pair = len(orders) > 1
+        if start or stop is not None:
+            tokens = tokens.slice(start, len(tokens) if stop is None else stop)
         pieces: list[np.ndarray] = []
         lengths: list[int] = []
-        truncated = 0
         prefix = np.array(self.prefix, dtype=np.uint32)
-        for parts in tokens.parts(start, stop):
-            fitted = self.fit(parts, pair)
-            truncated += (fitted is not parts) * len(orders)
-            prompt, first, second = fitted
+        fits = self.lengths(tokens, pair) <= self.truncation.max_length
+        for parts, whole in zip(tokens.parts(), fits.tolist(), strict=True):
+            fitted = parts if whole else self.fit(parts, pair)
             for swap in orders:
-                ordered = (prompt, second, first) if swap else fitted
-                length = len(prefix)
-                pieces.append(prefix)
+                ordered = (fitted[0], fitted[2], fitted[1]) if swap else fitted
+                sequence = [prefix]
                 for slot in self.layout(ordered, pair):
-                    piece = slot if isinstance(slot, np.ndarray) else ordered[slot[0]][slot[1]]
-                    pieces.append(piece)
-                    length += len(piece)
-                lengths.append(length)
+                    sequence.append(ordered[slot[0]][slot[1]] if isinstance(slot, tuple) else slot)
+                lengths.append(sum(map(len, sequence)))
+                pieces += sequence
+        truncated = int((~fits).sum()) * len(orders)
         flat = np.concatenate(pieces).astype(np.int32) if pieces else np.zeros(0, np.int32)
         offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
         offsets[1:] = np.cumsum(lengths)
         if self.prefix and int((flat == self.prefix[0]).sum()) != len(lengths):
             raise AssertionError("a sequence must hold exactly one BOS")
         return Encoded(flat, offsets, len(orders), truncated)
+
+    def lengths(self, tokens: Tokens, pair: bool) -> np.ndarray:
+        """Tokens of every row, BOS and template included, if nothing is cut, shape (n,), int64."""
+        shapes, shape_of_row = np.unique(tokens.turns, axis=0, return_inverse=True)
+        fixed = [self.fixed_length((p, a, b), pair) for p, a, b in shapes.tolist()]
+        return np.array(fixed, dtype=np.int64)[shape_of_row.ravel()] + tokens.totals().sum(axis=1)
 
     def fit(self, parts: Parts, pair: bool) -> Parts:
         """Cut a row's turns to fit; ``parts`` itself where they do. Symmetric in the responses."""
@@ -257,15 +265,27 @@ class PlainText:
 
     Parameters
     ----------
-    backend : tokenizers.Tokenizer
+    load : callable
+        Returns the ``tokenizers.Tokenizer``; called only once it is needed.
     special : dict of int to str
         Ids that must not come out, and what they are called.
+    fast : FastBpe, optional
+        Its faster form where that is known already; looked for once there is much to tokenize.
     """
 
-    def __init__(self, backend: Any, special: dict[int, str]) -> None:
-        self.backend = backend
+    def __init__(
+        self, load: Callable[[], Any], special: dict[int, str], fast: FastBpe | None = None
+    ) -> None:
+        self._load = load
         self.special = special
+        self.fast = fast
+        self._sought = fast is not None
         self._ids = np.array(sorted(special), dtype=np.uint32)
+
+    @cached_property
+    def backend(self) -> Any:
+        """The tokenizer itself."""
+        return self._load()
 
     def __call__(self, texts: list[str]) -> list[np.ndarray]:
         """Return the ids of each text."""
@@ -273,6 +293,9 @@ class PlainText:
 
     def flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of all texts one after another, and the tokens of each; both uint32."""
+        if self.seek_fast(texts) and max(map(len, texts), default=0) <= LONGEST:
+            assert self.fast is not None
+            return _joined([self.fast.encode(text) for text in texts])
         before = self.backend.encode_special_tokens
         self.backend.encode_special_tokens = True
         try:
@@ -280,13 +303,23 @@ class PlainText:
                 np.array(encoding.ids, dtype=np.uint32)
                 for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)
             ]
-            flat = np.concatenate(pieces) if pieces else np.zeros(0, np.uint32)
-            if len(self._ids) and np.isin(flat, self._ids).any():
+            if len(self._ids) and any(np.isin(piece, self._ids).any() for piece in pieces):
                 pieces = [self._spelled(text, piece) for text, piece in zip(texts, pieces, strict=True)]
-                flat = np.concatenate(pieces)
         finally:
             self.backend.encode_special_tokens = before
-        return flat, np.fromiter((len(piece) for piece in pieces), np.uint32, len(pieces))
+        return _joined(pieces)
+
+    def seek_fast(self, texts: list[str] | None = None) -> bool:
+        """Whether there is a faster form; looked for once, where these texts are enough to be worth it."""
+        if not self._sought and (texts is None or sum(map(len, texts)) >= FAST_FROM):
+            self._sought = True
+            before = self.backend.encode_special_tokens
+            self.backend.encode_special_tokens = True
+            try:
+                self.fast = fast_bpe(self.backend)
+            finally:
+                self.backend.encode_special_tokens = before
+        return self.fast is not None
 
     def _spelled(self, text: str, ids: np.ndarray) -> np.ndarray:
         """Encode a text that spells a special token (a unigram model knows these as pieces) by its letters."""
@@ -313,6 +346,11 @@ class PlainText:
                 f"{self.special[int(wrong[0])]}; take a tokenizer that keeps text and special tokens apart"
             )
         return spelled
+
+
+def _joined(pieces: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    flat = np.concatenate(pieces) if pieces else np.zeros(0, np.uint32)
+    return flat, np.fromiter(map(len, pieces), np.uint32, len(pieces))
 
 
 def split_ids(flat: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:

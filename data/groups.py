@@ -9,6 +9,7 @@ transitively. Time and memory grow linearly with the rows: signatures live only 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -153,8 +154,9 @@ def _band_keys(rows: Rows, index: np.ndarray, near: Near) -> list[np.ndarray]:
     keys = np.empty((count, len(index)), dtype=np.uint64)
     mix = np.random.default_rng(SIGNATURE_SEED).integers(1, 2**63, size=width, dtype=np.uint64) | np.uint64(1)
     chunks = range(0, len(index), CHUNK_ROWS)
+    prompts = _prompts_at(rows, index)
     for start in progress(chunks, "finding near-duplicates", len(chunks), "chunk"):
-        texts = _normalised(rows, index[start : start + CHUNK_ROWS])
+        texts = [normalise_prompt(turns) for turns in itertools.islice(prompts, CHUNK_ROWS)]
         hashes, offsets = shingle_hashes(texts)
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(
             hashes, offsets, N_PERMUTATIONS, SIGNATURE_SEED
@@ -199,7 +201,7 @@ class _Shingles:
     """Exact Jaccard similarity of prompts, a few thousand sets of pieces kept at hand."""
 
     def __init__(self, rows: Rows, index: np.ndarray) -> None:
-        self.rows = rows
+        self.prompts = rows.table.column("prompt")
         self.index = index
         self.known: dict[int, frozenset[str]] = {}
 
@@ -207,8 +209,7 @@ class _Shingles:
         if i not in self.known:
             if len(self.known) >= 2048:
                 self.known.clear()
-            (text,) = _normalised(self.rows, self.index[i : i + 1])
-            text = text.ljust(SHINGLE)
+            text = normalise_prompt(self.prompts[int(self.index[i])].as_py()).ljust(SHINGLE)
             self.known[i] = frozenset(text[j : j + SHINGLE] for j in range(len(text) - SHINGLE + 1))
         return self.known[i]
 
@@ -220,8 +221,14 @@ class _Shingles:
         return common / (len(one) + len(two) - common)
 
 
-def _normalised(rows: Rows, index: np.ndarray) -> list[str]:
-    return [normalise_prompt(turns) for turns in rows.table.column("prompt").take(index).to_pylist()]
+def _prompts_at(rows: Rows, index: np.ndarray) -> Iterator[list[str]]:
+    """Iterate over the prompts at ascending indices."""
+    start = 0
+    for batch in rows.table.select(["prompt"]).to_batches(CHUNK_ROWS):
+        low, high = np.searchsorted(index, (start, start + batch.num_rows))
+        if high > low:
+            yield from batch.column(0).take(index[low:high] - start).to_pylist()
+        start += batch.num_rows
 
 
 def largest_groups(rows: Rows, groups: Sequence[str], limit: int = 5) -> list[tuple[str, int, str]]:

@@ -46,10 +46,7 @@ class Lengths:
 
 def measure(encoder: Encoder, tokens: Tokens, pair: bool) -> Lengths:
     """Return the length of every row as it would be if nothing were cut."""
-    shapes, shape_of_row = np.unique(tokens.turns, axis=0, return_inverse=True)
-    fixed = np.array([encoder.fixed_length((int(p), int(a), int(b)), pair) for p, a, b in shapes], np.int64)
-    parts = tokens.totals()
-    return Lengths(fixed[shape_of_row.ravel()] + parts.sum(axis=1), parts)
+    return Lengths(encoder.lengths(tokens, pair), tokens.totals())
 
 
 def plot(lengths: Lengths, max_length: int, title: str) -> str:

@@ -46,7 +46,7 @@ def explain(encoder: Encoder, tokens: Tokens, row: int, pair: bool) -> tuple[lis
     dropped : list of int
         Turns that were left out whole.
     """
-    (parts,) = tokens.parts(row, row + 1)
+    (parts,) = tokens.slice(row, row + 1).parts()
     fitted = encoder.fit(parts, pair)
     kept = _kept_turns(parts, fitted)
     pieces = [Piece("template", None, np.array(encoder.prefix, np.uint32), np.array(encoder.prefix, np.uint32))]
@@ -74,7 +74,7 @@ def show_row(encoder: Encoder, tokens: Tokens, rows: Rows, row: int, colour: boo
     pair = rows.classes.swap is not None
     pieces, dropped = explain(encoder, tokens, row, pair)
     total = sum(len(piece.ids) for piece in pieces)
-    whole = encoder.fixed_length(_shape(tokens, row), pair) + int(tokens.totals()[row].sum())
+    whole = int(encoder.lengths(tokens.slice(row, row + 1), pair)[0])
     label = int(rows.labels[row])
     named = rows.classes.names[label] if label >= 0 else "unlabelled"
     lines = [f"── row {rows.row_ids[row]} · {named} · {total:,} tokens of {whole:,}"]
@@ -85,11 +85,6 @@ def show_row(encoder: Encoder, tokens: Tokens, rows: Rows, row: int, colour: boo
     text = "".join(_piece(encoder, piece, specials, colour) for piece in pieces)
     lines += ["   │ " + line for line in text.split("\n")]
     return "\n".join(lines)
-
-
-def _shape(tokens: Tokens, row: int) -> tuple[int, int, int]:
-    prompt, first, second = tokens.turns[row].tolist()
-    return prompt, first, second
 
 
 def _piece(encoder: Encoder, piece: Piece, specials: dict[int, str], colour: bool) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 
 from data.encode import CHUNK_ROWS, Encoder, PlainText, Tokens, tokenizer_hash, turns_of
 from data.errors import UserError, brief
+from data.fast_bpe import FastBpe
 from data.files import make_directory, read_json, sha256_text, unwritable, write_json
 from data.progress import progress
 from data.schema import Rows
@@ -33,7 +34,7 @@ PROGRESS = "progress.json"
 FILES = ("ids", "lengths", "turns")
 FORMAT = 1
 CHECKPOINT_CHUNKS = 16
-WORKER_ROWS = 20_000
+WORKER_ROWS = 50_000
 """Below this many rows, starting other processes takes longer than they save."""
 
 
@@ -204,12 +205,13 @@ def _tokenized(
         return
     import multiprocessing
 
+    encoder.plain.seek_fast()
     definition = encoder.tokenizer.backend_tokenizer.to_str()
     with ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),  # a fork would take the caller's threads and locks with it
         _start_worker,
-        (definition, encoder.plain.special),
+        (definition, encoder.plain.special, encoder.plain.fast),
     ) as pool:
         waiting: deque[tuple[np.ndarray, list[int], Future]] = deque()
         remaining = iter(chunks)
@@ -232,12 +234,16 @@ def _tokenized(
 _plain: PlainText | None = None
 
 
-def _start_worker(definition: str, special: dict[int, str]) -> None:
+def _start_worker(definition: str, special: dict[int, str], fast: FastBpe | None) -> None:
     global _plain
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core; threads would contend
-    from tokenizers import Tokenizer
 
-    _plain = PlainText(Tokenizer.from_str(definition), special)
+    def load() -> Any:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(definition)
+
+    _plain = PlainText(load, special, fast)
 
 
 def _work(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
