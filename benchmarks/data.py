@@ -123,7 +123,17 @@ def tree_memory(pid: int) -> tuple[int, int]:
 
 def prepare(source: Path, out: Path, tokenizer: str, kill_after: float | None = None) -> dict[str, float]:
     """Run the command; return seconds and peak memory of its process tree."""
-    command = [sys.executable, "-m", "data.prepare", "--source", str(source), "--out", str(out), "--tokenizer", tokenizer]
+    command = [
+        sys.executable,
+        "-m",
+        "data.prepare",
+        "--source",
+        str(source),
+        "--out",
+        str(out),
+        "--tokenizer",
+        tokenizer,
+    ]
     start = time.perf_counter()
     peak = peak_anonymous = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
@@ -135,7 +145,12 @@ def prepare(source: Path, out: Path, tokenizer: str, kill_after: float | None = 
             time.sleep(0.1)
         if kill_after is None and process.returncode:
             raise SystemExit(f"{command} failed with {process.returncode}")
-    return {"seconds": time.perf_counter() - start, "peak": peak, "anonymous": peak_anonymous, "rc": process.returncode}
+    return {
+        "seconds": time.perf_counter() - start,
+        "peak": peak,
+        "anonymous": peak_anonymous,
+        "rc": process.returncode,
+    }
 
 
 def fingerprint(out: Path) -> str:
@@ -187,7 +202,10 @@ def rendered(rows: Rows, template: Template, bos: str) -> tuple[list[str], list[
     """The text of every row in both orders."""
     columns = [rows.table.column(name).to_pylist() for name in ("prompt", "response_a", "response_b")]
     both = tuple(
-        [bos + "".join(s.text for s in template.segments(*row, swap=swap)) for row in zip(*columns, strict=True)]
+        [
+            bos + "".join(s.text for s in template.segments(*row, swap=swap))
+            for row in zip(*columns, strict=True)
+        ]
         for swap in (False, True)
     )
     return both[0], both[1]
@@ -221,7 +239,7 @@ def ours(rows: Rows, encoder: Encoder, home: Path) -> tuple[float, list[np.ndarr
     return seconds, [chunk[s] for chunk in chunks for s in range(len(chunk.lengths))]
 
 
-def beside_peer(name: str, rows: Rows, tokenizer: Any, work: Path) -> list[str]:
+def beside_peer(name: str, rows: Rows, tokenizer: Any, work: Path, runs: int) -> list[str]:
     import datasets
 
     datasets.disable_progress_bars()
@@ -232,7 +250,7 @@ def beside_peer(name: str, rows: Rows, tokenizer: Any, work: Path) -> list[str]:
     best: dict[str, float] = {}
     mine: list[np.ndarray] = []
     theirs: list[Any] = []
-    for _ in range(2):
+    for _ in range(runs):
         seconds, mine = ours(rows, encoder, work / "peer-tokens")
         best["ours"] = min(best.get("ours", seconds), seconds)
         for label, workers in (("1 process, threads", None), (f"num_proc={cores}", cores)):
@@ -259,21 +277,22 @@ def beside_peer(name: str, rows: Rows, tokenizer: Any, work: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokenizer", required=True, help="what to tokenize with, e.g. that of Llama 3")
-    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
-    parser.add_argument("--peer-rows", type=int, default=60_000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 200_000, 1_000_000])
+    parser.add_argument("--peer-rows", type=int, default=30_000)
+    parser.add_argument("--runs", type=int, default=2, help="runs beside the peer, of which the best counts")
     parser.add_argument("--source", help="real rows to tokenize beside the peer, too")
     parser.add_argument("--table", type=Path, default=HERE / "data.md")
     args = parser.parse_args()
     tokenizer = load_tokenizer(args.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
+        found = scale(args.rows, args.tokenizer, work) if args.rows != [0] else []
         write_synthetic(work / "peer.parquet", args.peer_rows)
         rows, _ = read_source(str(work / "peer.parquet"), SourceOptions())
-        lines = beside_peer("synthetic", rows, tokenizer, work)
+        lines = beside_peer("synthetic", rows, tokenizer, work, args.runs)
         if args.source:
             real, _ = read_source(args.source)
-            lines += beside_peer("LMSYS", real, tokenizer, work)
-        found = scale(args.rows, args.tokenizer, work) if args.rows != [0] else []
+            lines += beside_peer("LMSYS", real, tokenizer, work, args.runs)
     cores = os.cpu_count()
     text = f"""# Data at scale
 
@@ -291,7 +310,7 @@ Synthetic rows of about 300 characters, 10 % of the prompts repeated and 5 % nea
 ## Tokens of both orders, beside `datasets.map`
 
 The token store and both orders spliced from it, against `datasets.map(batched=True)` over the rendered
-text of each order; better of two runs in turn. A seam is the border of a turn. The template has special tokens at its
+text of each order; best of {args.runs} runs in turn. A seam is the border of a turn. The template has special tokens at its
 seams, so that the whole text merges nothing across one, and then the ids of all rows must be equal.
 
 | rows | ours, s | map, one process with threads, s | map, {cores} processes, s | faster than the better | equal sequences |

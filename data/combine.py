@@ -54,7 +54,9 @@ class Repeats:
             out.append(f"{len(self.within):,} rows repeat a pair of their own source: {listing(self.within)}")
         for name, ids in self.between.items():
             fate = "kept" if self.kept else "left out"
-            out.append(f"{len(ids):,} rows of {name} repeat a pair of an earlier source, {fate}: {listing(ids)}")
+            out.append(
+                f"{len(ids):,} rows of {name} repeat a pair of an earlier source, {fate}: {listing(ids)}"
+            )
         if self.contradicting:
             shown = listing(("=".join(ids[:4]) for ids in self.contradicting), 3)
             out.append(
@@ -100,11 +102,15 @@ def combine(
 
     names = [name for name, _ in parts]
     if len(set(names)) < len(names):
-        raise UserError(f"sources {listing(names)}: two have the same name; name them apart in a sources file")
+        raise UserError(
+            f"sources {listing(names)}: two have the same name; name them apart in a sources file"
+        )
     classes = common_classes(parts)
     tables = [_with_source(part.table, name, prefix_ids) for name, part in parts]
     if len(tables) > 1 or classes != parts[0][1].classes:
-        tables = [_fit_classes(table, part.classes, classes) for table, (_, part) in zip(tables, parts, strict=True)]
+        tables = [
+            _fit_classes(table, part.classes, classes) for table, (_, part) in zip(tables, parts, strict=True)
+        ]
     table = tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
     rows = Rows(table, classes)
     part_of_row = np.repeat(np.arange(len(parts)), [len(part) for _, part in parts])

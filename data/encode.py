@@ -216,7 +216,8 @@ class Encoder:
         if (shape, pair) not in self._fixed:
             shapes = {shape, (shape[0], shape[2], shape[1])}
             lengths = [
-                sum(len(slot) for slot in self._lay_out(s, pair) if isinstance(slot, np.ndarray)) for s in shapes
+                sum(len(slot) for slot in self._lay_out(s, pair) if isinstance(slot, np.ndarray))
+                for s in shapes
             ]
             self._fixed[shape, pair] = len(self.prefix) + max(lengths)
         return self._fixed[shape, pair]
@@ -273,9 +274,7 @@ class PlainText:
         Its faster form where that is known already; looked for once there is much to tokenize.
     """
 
-    def __init__(
-        self, load: Callable[[], Any], special: dict[int, str], fast: FastBpe | None = None
-    ) -> None:
+    def __init__(self, load: Callable[[], Any], special: dict[int, str], fast: FastBpe | None = None) -> None:
         self._load = load
         self.special = special
         self.fast = fast

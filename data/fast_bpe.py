@@ -43,9 +43,7 @@ class FastBpe:
     def _encoding(self) -> Any:
         import tiktoken
 
-        return tiktoken.Encoding(
-            "same", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens={}
-        )
+        return tiktoken.Encoding("same", pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens={})
 
     def encode(self, text: str) -> np.ndarray:
         """Return the ids of a text, special tokens spelled in it being text; uint32."""
@@ -104,7 +102,9 @@ def _merges_all(model: dict[str, Any]) -> bool:
     if any(number < 0 for number in made) or any(a > b for a, b in zip(made, made[1:], strict=False)):
         return False
     possible = sum(
-        token[:i] in vocabulary and token[i:] in vocabulary for token in vocabulary for i in range(1, len(token))
+        token[:i] in vocabulary and token[i:] in vocabulary
+        for token in vocabulary
+        for i in range(1, len(token))
     )
     return possible == len(set(merges))
 

@@ -154,7 +154,9 @@ def winner_index(value: object, winners: dict[str, int], row_id: str, where: str
     if text is None:
         return None
     if text not in winners:
-        raise UserError(f"{where}: row {row_id} has winner {brief(text)}; it must be one of {listing(winners, 9)}")
+        raise UserError(
+            f"{where}: row {row_id} has winner {brief(text)}; it must be one of {listing(winners, 9)}"
+        )
     return winners[text]
 
 
@@ -220,6 +222,8 @@ def _one_hot(values: tuple[object, ...], row_id: object, where: str) -> int | No
     if all(text is None for text in texts):
         return None
     if sorted(str(text) for text in texts) != ["0", "0", "1"]:
-        shown = listing(f"{name}={brief(value, 40)}" for name, value in zip(PREFERENCE.names, values, strict=True))
+        shown = listing(
+            f"{name}={brief(value, 40)}" for name, value in zip(PREFERENCE.names, values, strict=True)
+        )
         raise UserError(f"{where}: row {row_id} has {shown}; exactly one of them must be 1 and the others 0")
     return texts.index("1")

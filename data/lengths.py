@@ -72,9 +72,7 @@ def plot(lengths: Lengths, max_length: int, title: str) -> str:
     ]
     for share in (0, 0.25, 0.5, 0.75, 1):
         out.append(f'<path d="M{left} {y(share):.1f}H{width - right}" stroke="#e5e7eb"/>')
-        out.append(
-            f'<text x="{width - right + 8}" y="{y(share) + 4:.1f}" fill="#b45309">{share:.0%}</text>'
-        )
+        out.append(f'<text x="{width - right + 8}" y="{y(share) + 4:.1f}" fill="#b45309">{share:.0%}</text>')
     for count in (tallest, tallest // 2):
         out.append(
             f'<text x="{left - 8}" y="{y(count / tallest) + 4:.1f}" text-anchor="end" '

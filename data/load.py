@@ -205,7 +205,9 @@ def _parse_json(text: bytes, where: str) -> Any:
     try:
         return json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: not valid JSON ({brief(error)}); is the file damaged or cut off?") from error
+        raise UserError(
+            f"{where}: not valid JSON ({brief(error)}); is the file damaged or cut off?"
+        ) from error
     except RecursionError as error:
         raise UserError(f"{where}: JSON nested too deep to be a row; give one object a row") from error
     except ValueError as error:  # a number of more digits than Python converts

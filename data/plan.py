@@ -87,7 +87,11 @@ def read_plan(sources: list[str], options: SourceOptions, given: dict[str, Any])
         content = read_yaml(path, "sources file")
         if isinstance(content, list):
             content = {"sources": content}
-        if not isinstance(content, dict) or not isinstance(content.get("sources"), list) or not content["sources"]:
+        if (
+            not isinstance(content, dict)
+            or not isinstance(content.get("sources"), list)
+            or not content["sources"]
+        ):
             raise UserError(f"{path}: expected a list of sources, or a mapping with one under 'sources'")
         _known(content, _PLAN_KEYS, path)
         found += [_source(entry, path) for entry in content.pop("sources")]
@@ -109,7 +113,9 @@ def _source(entry: Any, where: Path) -> Source:
     }  # fmt: skip
     for name, value in entry.items():
         if not isinstance(value, wanted[name]) or (isinstance(value, bool) and wanted[name] is not bool):  # type: ignore[arg-type]
-            raise UserError(f"{where}: {name} of source {entry['path']} is {brief(value, 40)!r}, of the wrong type")
+            raise UserError(
+                f"{where}: {name} of source {entry['path']} is {brief(value, 40)!r}, of the wrong type"
+            )
     options = {name: value for name, value in entry.items() if name not in {"path", "pin"}}
     if "columns" in options:
         options["columns"] = column_map(options["columns"], where)
@@ -117,7 +123,9 @@ def _source(entry: Any, where: Path) -> Source:
         options["classes"] = tuple(str(value) for value in options["classes"])
     if "swap" in options:
         if not all(isinstance(value, int) for value in options["swap"]):
-            raise UserError(f"{where}: swap of source {entry['path']} is {options['swap']}; give class indices")
+            raise UserError(
+                f"{where}: swap of source {entry['path']} is {options['swap']}; give class indices"
+            )
         options["swap"] = tuple(options["swap"])
     path = entry["path"]
     beside = where.parent / path
@@ -144,10 +152,14 @@ def _checked(plan: Plan, where: str) -> Plan:
         if not isinstance(value, kinds) or (kinds is int and isinstance(value, bool)):
             raise UserError(f"{where}: {name} is {brief(value, 40)!r}, of the wrong type")
     if plan.repeats not in REPEATS:
-        raise UserError(f"{where}: repeats is {brief(plan.repeats, 40)!r}; it must be one of {listing(REPEATS)}")
+        raise UserError(
+            f"{where}: repeats is {brief(plan.repeats, 40)!r}; it must be one of {listing(REPEATS)}"
+        )
     if plan.near is not None and (isinstance(plan.near, bool) or not isinstance(plan.near, (int, float))):
         if plan.near != "off":
-            raise UserError(f"{where}: near is {brief(plan.near, 40)!r}; give a similarity such as 0.8, or off")
+            raise UserError(
+                f"{where}: near is {brief(plan.near, 40)!r}; give a similarity such as 0.8, or off"
+            )
         plan = replace(plan, near=None)
     return plan
 
@@ -160,7 +172,9 @@ def column_map(value: Any, where: Path | str) -> dict[str, str]:
     for name, column in value.items():
         names = column if isinstance(column, list) else [column]
         if not all(isinstance(entry, str) for entry in names):
-            raise UserError(f"{where}: field {name!r} holds {brief(column, 60)}; give a column name, or a list of them")
+            raise UserError(
+                f"{where}: field {name!r} holds {brief(column, 60)}; give a column name, or a list of them"
+            )
         columns[str(name)] = ",".join(names)
     return columns
 

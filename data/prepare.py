@@ -225,7 +225,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--split", default="train", help="split of a data set (default: train)")
     add("--streaming", action="store_true", help="stream a data set instead of downloading it whole")
     add("--limit", type=int, help="keep the first rows only")
-    add("--margin", type=float, default=0.0, help="for ratings: a difference up to this is a tie (default: 0)")
+    add(
+        "--margin", type=float, default=0.0, help="for ratings: a difference up to this is a tie (default: 0)"
+    )
     add("--rows", type=int, help=f"rows to simulate with --source {ARENA}")
     groups = parser.add_argument_group("combining and folds")
     add = groups.add_argument
@@ -236,7 +238,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="SIMILARITY",
         help="prompts at least this similar share a fold (default: 0.8; 'off' for equal prompts only)",
     )
-    add("--pin", nargs="+", default=[], metavar="NAME", help="sources whose rows train every fold, unvalidated")
+    add(
+        "--pin",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="sources whose rows train every fold, unvalidated",
+    )
     add("--folds", type=int, help="number of folds (default: 5)")
     add("--seed", type=int, help="seed of the folds and of the arena (default: 0)")
     tokens = parser.add_argument_group("tokens")

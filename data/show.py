@@ -10,7 +10,14 @@ import numpy as np
 from data.encode import Encoder, Tokens, special_ids
 from data.schema import Rows
 
-COLOURS = {"template": "90", "prompt": "36", "response_a": "32", "response_b": "35", "special": "7", "cut": "31"}
+COLOURS = {
+    "template": "90",
+    "prompt": "36",
+    "response_a": "32",
+    "response_b": "35",
+    "special": "7",
+    "cut": "31",
+}
 NAMES = ("prompt", "response_a", "response_b")
 
 
@@ -49,7 +56,9 @@ def explain(encoder: Encoder, tokens: Tokens, row: int, pair: bool) -> tuple[lis
     (parts,) = tokens.slice(row, row + 1).parts()
     fitted = encoder.fit(parts, pair)
     kept = _kept_turns(parts, fitted)
-    pieces = [Piece("template", None, np.array(encoder.prefix, np.uint32), np.array(encoder.prefix, np.uint32))]
+    pieces = [
+        Piece("template", None, np.array(encoder.prefix, np.uint32), np.array(encoder.prefix, np.uint32))
+    ]
     for slot in encoder.layout(fitted, pair):
         if isinstance(slot, np.ndarray):
             pieces.append(Piece("template", None, slot, slot))
@@ -61,9 +70,7 @@ def explain(encoder: Encoder, tokens: Tokens, row: int, pair: bool) -> tuple[lis
     return pieces, [turn for turn in range(turns) if turn not in kept]
 
 
-def _kept_turns(
-    parts: tuple[list[np.ndarray], ...], fitted: tuple[list[np.ndarray], ...]
-) -> list[int]:
+def _kept_turns(parts: tuple[list[np.ndarray], ...], fitted: tuple[list[np.ndarray], ...]) -> list[int]:
     """Which turns are left: dropping takes the oldest middle ones, so the first and the latest stay."""
     turns, left = max(len(part) for part in parts), max(len(part) for part in fitted)
     return list(range(turns)) if left == turns else [0, *range(turns - left + 1, turns)]
@@ -121,7 +128,11 @@ def _runs(encoder: Encoder, ids: np.ndarray, specials: dict[int, str]) -> Iterat
 def _printable(text: str) -> str:
     """Control characters as their pictures: a row must not steer the terminal it is shown on."""
     return "".join(
-        c if c in "\n\t" or ord(c) >= 0xA0 or 0x20 <= ord(c) < 0x7F else chr(0x2400 + ord(c)) if ord(c) < 0x20 else "␡"
+        c
+        if c in "\n\t" or ord(c) >= 0xA0 or 0x20 <= ord(c) < 0x7F
+        else chr(0x2400 + ord(c))
+        if ord(c) < 0x20
+        else "␡"
         for c in text
     )
 
@@ -136,7 +147,12 @@ def _paint(text: str, kind: str, colour: bool) -> str:
 
 def legend(colour: bool) -> str:
     """One line that says which colour is what; empty without colours."""
-    names = {"prompt": "prompt", "response_a": "response A", "response_b": "response B", "template": "template"}
+    names = {
+        "prompt": "prompt",
+        "response_a": "response A",
+        "response_b": "response B",
+        "template": "template",
+    }
     if not colour:
         return ""
     painted = "  ".join(_paint(name, kind, True) for kind, name in names.items())

@@ -195,7 +195,9 @@ def join_parts(parts: Iterator[pa.Table], scratch: Path | None, name: str) -> pa
             for part in parts:
                 writer.write_table(part)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written while reading {name} ({error.strerror or error})") from error
+        raise UserError(
+            f"{path}: cannot be written while reading {name} ({error.strerror or error})"
+        ) from error
     with pa.memory_map(str(path)) as file:
         return ipc.open_file(file).read_all()
 

@@ -85,9 +85,7 @@ class TableReader:
         return make_rows(out, self.classes, where)
 
 
-def _choose_columns(
-    names: list[str], where: str, columns: Mapping[str, str]
-) -> dict[str, str]:
+def _choose_columns(names: list[str], where: str, columns: Mapping[str, str]) -> dict[str, str]:
     unknown = [name for name in columns if name not in FIELDS]
     if unknown:
         raise UserError(

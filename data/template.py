@@ -183,7 +183,14 @@ class Template:
             )
         except UserError:
             raise
-        except (TemplateError, TypeError, ValueError, ArithmeticError, OverflowError, RecursionError) as error:
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise UserError(f"template {self.name}: cannot be rendered ({brief(error)})") from error
 
 
@@ -199,7 +206,9 @@ def _split(name: str, rendered: str, shape: Shape) -> list[str | tuple[int, int]
     if at < len(rendered):
         pieces.append(rendered[at:])
     if any(isinstance(piece, str) and (_OPEN in piece or _CLOSE in piece) for piece in pieces):
-        raise UserError(f"template {name}: changes the text of a turn; put turns in as they are, without filters")
+        raise UserError(
+            f"template {name}: changes the text of a turn; put turns in as they are, without filters"
+        )
     found = [piece for piece in pieces if not isinstance(piece, str)]
     wanted = [(part, turn) for part, n in enumerate(shape) for turn in range(n)]
     twice = {piece for piece in found if found.count(piece) > 1}

@@ -106,7 +106,9 @@ def _from_tiktoken(path: Path) -> PreTrainedTokenizerFast:
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
     reserved = iter(range(LLAMA3_SPECIAL))
-    names = [LLAMA3_NAMED.get(i) or f"<|reserved_special_token_{next(reserved)}|>" for i in range(LLAMA3_SPECIAL)]
+    names = [
+        LLAMA3_NAMED.get(i) or f"<|reserved_special_token_{next(reserved)}|>" for i in range(LLAMA3_SPECIAL)
+    ]
     try:
         backend = TikTokenConverter(str(path), extra_special_tokens=names).converted()
     except Exception as error:

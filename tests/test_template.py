@@ -61,7 +61,9 @@ def test_a_plain_text_row_is_its_prompt_alone():
 
 def test_a_template_survives_a_manifest(tmp_path):
     own = tmp_path / "own.jinja"
-    own.write_text("{% for t in turns %}Q {{ t.prompt }} 1 {{ t.response_a }} 2 {{ t.response_b }}{% endfor %} =")
+    own.write_text(
+        "{% for t in turns %}Q {{ t.prompt }} 1 {{ t.response_a }} 2 {{ t.response_b }}{% endfor %} ="
+    )
     template = read_template(str(own))
     assert template.name == "own"
     own.unlink()
@@ -121,7 +123,9 @@ def chat_tokenizer():
 
 def one_row():
     return make_rows(
-        {"row_id": ["r"], "prompt": [["Why?"]], "response_a": [["a b"]], "response_b": [["c"]]}, PREFERENCE, "t"
+        {"row_id": ["r"], "prompt": [["Why?"]], "response_a": [["a b"]], "response_b": [["c"]]},
+        PREFERENCE,
+        "t",
     )
 
 
@@ -136,7 +140,9 @@ def test_a_chat_template_brings_no_second_bos():
     baked = encoder.describe()["template"]
     assert baked["chat_template"] == LLAMA_CHAT
     tokenizer.chat_template = "{{ messages[0]['content'] }}"  # the manifest's is used, not a later one
-    assert Encoder(tokenizer, Template(**baked), Truncation(512)).encode(one_row())[0].tolist() == ids.tolist()
+    assert (
+        Encoder(tokenizer, Template(**baked), Truncation(512)).encode(one_row())[0].tolist() == ids.tolist()
+    )
 
 
 def test_chat_without_or_with_a_broken_chat_template_is_a_users_mistake():
@@ -174,6 +180,8 @@ def test_real_chat_templates(real_data: Path, family):
 
 def test_a_bos_inside_a_template_is_refused():
     tokenizer = small_tokenizer("byte_bpe")
-    own = Template("own", "{{ turns[0].prompt }}<|begin_of_text|>{{ turns[0].response_a }}{{ turns[0].response_b }}")
+    own = Template(
+        "own", "{{ turns[0].prompt }}<|begin_of_text|>{{ turns[0].response_a }}{{ turns[0].response_b }}"
+    )
     with pytest.raises(UserError, match="writes the BOS token"):
         Encoder(tokenizer, own, Truncation(64)).encode(one_row())

@@ -36,9 +36,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def equal(one: Tokens, two: Tokens) -> bool:
-    return all(
-        np.array_equal(getattr(one, name), getattr(two, name)) for name in ("ids", "lengths", "turns")
-    )
+    return all(np.array_equal(getattr(one, name), getattr(two, name)) for name in ("ids", "lengths", "turns"))
 
 
 def test_a_store_holds_what_tokenizing_gives(tmp_path: Path, rows: Rows, encoder: Encoder) -> None:
@@ -71,7 +69,9 @@ def test_truncation_makes_no_difference_but_template_and_tokenizer_do(
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_swapping_costs_no_tokenization(rows: Rows, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swapping_costs_no_tokenization(
+    rows: Rows, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[int] = []
     plain = encoder.plain.__class__.flat
 
@@ -81,7 +81,12 @@ def test_swapping_costs_no_tokenization(rows: Rows, encoder: Encoder, monkeypatc
 
     monkeypatch.setattr(encoder.plain.__class__, "flat", counted)
     stored = encoder.tokenize(rows)
-    texts = {t for name in ("prompt", "response_a", "response_b") for turn in rows.table[name].to_pylist() for t in turn}
+    texts = {
+        t
+        for name in ("prompt", "response_a", "response_b")
+        for turn in rows.table[name].to_pylist()
+        for t in turn
+    }
     assert calls == [len(texts)]  # each text once
     encoder.assemble(stored, rows.classes.orders)
     assert calls == [len(texts)]
@@ -107,7 +112,12 @@ def test_a_damaged_store_is_found_and_rebuilt(
     assert what.startswith("rebuilt: ") or (file, harm) == ("manifest.json", "gone")
     assert equal(rebuilt, encoder.tokenize(rows))
     assert check_store(store) is None
-    assert sorted(path.name for path in store.iterdir()) == ["ids.u32", "lengths.u32", "manifest.json", "turns.u32"]
+    assert sorted(path.name for path in store.iterdir()) == [
+        "ids.u32",
+        "lengths.u32",
+        "manifest.json",
+        "turns.u32",
+    ]
 
 
 def test_a_store_of_other_rows_is_stale(tmp_path: Path, rows: Rows, encoder: Encoder) -> None:
@@ -160,7 +170,11 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(
     whole, _ = open_tokens(rows, encoder, tmp_path)
     (store,) = tmp_path.iterdir()
     manifest = json.loads((store / "manifest.json").read_text())
-    for progress in ("{", json.dumps({**manifest, "rows": 96}), json.dumps({**manifest, "rows_hash": "x", "rows": 9})):
+    for progress in (
+        "{",
+        json.dumps({**manifest, "rows": 96}),
+        json.dumps({**manifest, "rows_hash": "x", "rows": 9}),
+    ):
         shutil.rmtree(store)
         store.mkdir()
         (store / "progress.json").write_text(progress)

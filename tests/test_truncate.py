@@ -15,10 +15,22 @@ from data.template import Template
 from data.truncate import Truncation, budgets, cut, fit, share_evenly
 
 length = st.integers(0, 400)
-SPELLED = ("<|begin_of_text|>", "<bos>", "<s>", "[CLS]", "<|eot_id|>", "</s>", "<pad>", "[SEP]", "<start_of_turn>")
+SPELLED = (
+    "<|begin_of_text|>",
+    "<bos>",
+    "<s>",
+    "[CLS]",
+    "<|eot_id|>",
+    "</s>",
+    "<pad>",
+    "[SEP]",
+    "<start_of_turn>",
+)
 text = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=80),
-    st.lists(st.sampled_from([*SPELLED, " ", "word ", "\n", "東京", "🙂", "<", ">"]), max_size=12).map("".join),
+    st.lists(st.sampled_from([*SPELLED, " ", "word ", "\n", "東京", "🙂", "<", ">"]), max_size=12).map(
+        "".join
+    ),
     st.text("ab \n", min_size=200, max_size=400),
 )
 turns = st.lists(text, min_size=1, max_size=4)
@@ -33,7 +45,9 @@ truncation = st.builds(
 
 
 def pair(prompt, a, b):
-    return make_rows({"row_id": ["r"], "prompt": [prompt], "response_a": [a], "response_b": [b]}, PREFERENCE, "t")
+    return make_rows(
+        {"row_id": ["r"], "prompt": [prompt], "response_a": [a], "response_b": [b]}, PREFERENCE, "t"
+    )
 
 
 def decoded_parts(tokens):
@@ -147,7 +161,11 @@ def test_whole_middle_turns_go_first_and_the_oldest_of_them_first():
     parts = row([10, 11, 12, 13], [20, 21, 22, 23], [30, 31, 32, 33])
     out = fitted(parts, Truncation(240))
     assert [[len(t) for t in part] for part in out] == [[10, 12, 13], [20, 22, 23], [30, 32, 33]]
-    assert all(a is b for mine, theirs in zip(out, parts, strict=True) for a, b in zip(mine, [theirs[0], *theirs[2:]], strict=True))
+    assert all(
+        a is b
+        for mine, theirs in zip(out, parts, strict=True)
+        for a, b in zip(mine, [theirs[0], *theirs[2:]], strict=True)
+    )
     out = fitted(parts, Truncation(150))
     assert [[len(t) for t in part] for part in out] == [[10, 13], [20, 23], [30, 33]]
 
