@@ -174,7 +174,8 @@ def scale(sizes: list[int], tokenizer: str, work: Path) -> list[str]:
         took = prepare(source, out, tokenizer)
         whole[n] = took["seconds"]
         lines.append(
-            f"| {n:,} | {took['seconds']:.0f} | {n / took['seconds']:,.0f} | {took['peak'] / 2**30:.2f} GiB | "
+            f"| {n:,} | {took['seconds']:.0f} | {n / took['seconds']:,.0f} | {took['peak'] / 2**30:.2f} "
+            "GiB | "
             f"{took['anonymous'] / 2**30:.2f} GiB |"
         )
         print(lines[-1], flush=True)
@@ -297,8 +298,8 @@ def main() -> None:
     text = f"""# Data at scale
 
 `python -m benchmarks.data` on {cores} cores shared with other work ({platform.machine()}, Python
-{platform.python_version()}), with the Llama 3 tokenizer. Seconds on a busy machine are rough; ratios come from
-runs in turn.
+{platform.python_version()}), with the Llama 3 tokenizer. Seconds on a busy machine are rough;
+ratios come from runs in turn.
 
 ## Prepare: groups with near-duplicates, folds, tokens
 
@@ -310,10 +311,11 @@ Synthetic rows of about 300 characters, 10 % of the prompts repeated and 5 % nea
 ## Tokens of both orders, beside `datasets.map`
 
 The token store and both orders spliced from it, against `datasets.map(batched=True)` over the rendered
-text of each order; best of {args.runs} runs in turn. A seam is the border of a turn. The template has special tokens at its
-seams, so that the whole text merges nothing across one, and then the ids of all rows must be equal.
+text of each order; best of {args.runs} runs in turn. A seam is the border of a turn. The
+template has special tokens at its seams, so that the whole text merges nothing across one, and the ids of
+all rows must be equal.
 
-| rows | ours, s | map, one process with threads, s | map, {cores} processes, s | faster than the better | equal sequences |
+| rows | ours, s | map, threads, s | map, {cores} processes, s | faster than the better | equal sequences |
 |---|---|---|---|---|---|
 {chr(10).join(lines)}
 """

@@ -142,7 +142,8 @@ def common_classes(parts: Sequence[tuple[str, Rows]]) -> Classes:
     other = next(part for part in parts if part[1].classes != first[1].classes)
     raise UserError(
         f"{first[0]} has the classes {listing(first[1].classes.names)} and {other[0]} "
-        f"{listing(other[1].classes.names)}; sources of one table share their classes, name them with --classes"
+        f"{listing(other[1].classes.names)}; sources of one table share their classes, name them with "
+        "--classes"
     )
 
 

@@ -139,7 +139,8 @@ def _refuse_other_folds(
     wrong = np.flatnonzero(folds.pinned != expected_pins(rows, folds.group_ids, pin))
     if wrong.size:
         raise UserError(
-            f"{where}: {wrong.size} rows, e.g. {folds.row_ids[wrong[0]]}, are pinned to every training there and "
+            f"{where}: {wrong.size} rows, e.g. {folds.row_ids[wrong[0]]}, are pinned to every training "
+            "there and "
             f"not by this command's --pin, or the reverse, {remedy}"
         )
     stands = where.parent / MANIFEST
@@ -217,7 +218,8 @@ def check_prepared(path: Path) -> tuple[Rows, Folds, dict[str, Any]]:
     for name, value in found.items():
         if manifest.get(name) != value:
             raise UserError(
-                f"{path / MANIFEST}: {name} is {brief(manifest.get(name), 60)} there and {brief(value, 60)} in the "
+                f"{path / MANIFEST}: {name} is {brief(manifest.get(name), 60)} there and "
+                f"{brief(value, 60)} in the "
                 "files; they do not belong together, prepare the data again"
             )
     return rows, folds, manifest

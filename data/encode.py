@@ -237,7 +237,8 @@ class Encoder:
             ids = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
             if self.prefix and self.prefix[0] in ids:
                 raise UserError(
-                    f"template {self.template.name}: writes the BOS token into its text; leave it out, every row "
+                    f"template {self.template.name}: writes the BOS token into its text; leave it out, "
+                    "every row "
                     "gets exactly one, first"
                 )
             if ids:
@@ -321,7 +322,7 @@ class PlainText:
         return self.fast is not None
 
     def _spelled(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """Encode a text that spells a special token (a unigram model knows these as pieces) by its letters."""
+        """Encode special tokens that a text spells by their letters: a unigram model knows them as pieces."""
         if not np.isin(ids, self._ids).any():
             return ids
         pieces: list[str] = [text]

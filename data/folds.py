@@ -122,7 +122,8 @@ def make_folds(
     validated = np.bincount(group_of_row, weights=~to_pin, minlength=len(names)) > 0
     if validated.sum() < n_folds:
         raise UserError(
-            f"{int((~to_pin).sum())} rows hold {int(validated.sum())} distinct prompts, too few for {n_folds} "
+            f"{int((~to_pin).sum())} rows hold {int(validated.sum())} distinct prompts, too few for "
+            f"{n_folds} "
             "folds: rows of one prompt share a fold; give fewer folds or more prompts"
         )
     strata, n_strata = _strata(rows)
@@ -289,7 +290,8 @@ def _refuse_split(groups: list[str], folds: Folds, what: str, where: Path | str)
         if PINNED in (own, fold[other]):
             pinned, held = (two, one) if own == PINNED else (one, two)
             raise UserError(
-                f"{where}: {what} {group} holds row {pinned}, pinned to every training, and row {held}, which "
+                f"{where}: {what} {group} holds row {pinned}, pinned to every training, and row {held}, "
+                "which "
                 "is validated: that leaks; make the folds again with python -m data.prepare"
             )
         raise UserError(

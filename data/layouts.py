@@ -58,7 +58,8 @@ class Place:
                 raise UserError(f"{self.where}: row {self.start + i} (counted from 0) has no row_id")
             if isinstance(value, bool) or not isinstance(value, (str, int)):
                 raise UserError(
-                    f"{self.where}: row {self.start + i} (counted from 0) has the id {brief(value)!r} of type "
+                    f"{self.where}: row {self.start + i} (counted from 0) has the id {brief(value)!r} of "
+                    "type "
                     f"{type(value).__name__}; an id is text or a whole number"
                 )
             kind = "text" if isinstance(value, str) else "number"
@@ -72,7 +73,8 @@ class Place:
             text = str(value)
             if "\x00" in text or len(text) > 1000:
                 raise UserError(
-                    f"{self.where}: row {self.start + i} (counted from 0) has an id of {len(text):,} characters "
+                    f"{self.where}: row {self.start + i} (counted from 0) has an id of {len(text):,} "
+                    "characters "
                     "or with a NUL in it; give short ids"
                 )
             out.append(text)

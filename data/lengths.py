@@ -100,7 +100,8 @@ def plot(lengths: Lengths, max_length: int, title: str) -> str:
     fitting = float((lengths.rows <= max_length).mean())
     anchor, shift = ("end", -6) if at > width / 2 else ("start", 6)
     out += [
-        f'<path d="M{at:.1f} {top - 10}V{y(0):.1f}" stroke="#b91c1c" stroke-width="2" stroke-dasharray="5 4"/>',
+        f'<path d="M{at:.1f} {top - 10}V{y(0):.1f}" stroke="#b91c1c" stroke-width="2" '
+        'stroke-dasharray="5 4"/>',
         f'<text x="{at + shift:.1f}" y="{top - 2}" text-anchor="{anchor}" fill="#b91c1c">max_length '
         f"{max_length:,}: {fitting:.1%} of rows fit whole</text>",
         f'<text x="{left}" y="{height - 12}" fill="#374151">tokens a row, before truncation (bars: rows; '

@@ -117,7 +117,8 @@ def _refuse_bomb(path: Path) -> None:
                 size += len(chunk)
                 if size > limit:
                     raise UserError(
-                        f"{path}: unpacks to more than {MAX_EXPANSION} times its size; if that is no mistake, "
+                        f"{path}: unpacks to more than {MAX_EXPANSION} times its size; if that is no "
+                        "mistake, "
                         "unpack it yourself and give the file"
                     )
     except (OSError, EOFError, zlib.error) as error:

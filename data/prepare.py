@@ -15,12 +15,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.command import format_table, run
 from data.errors import UserError
 
 if TYPE_CHECKING:
+    from data.encode import Encoder
     from data.folds import Folds
     from data.plan import Plan
     from data.schema import Rows
@@ -47,13 +48,13 @@ def _prepare(args: argparse.Namespace) -> None:
     from data.groups import Near, largest_groups
 
     out = Path(_required_out(args))
-    _tokenizer_options(args)
+    encoder = _encoder(args)
     plan = _plan(args)
     near = None if plan.near is None else Near(plan.near)
     folds_stood = (out / "folds.parquet").exists()
     with _nothing_left_behind(out) as scratch:
         if args.source == [ARENA]:
-            rows, notes, details = _simulate(args), ["nothing was changed"], {}
+            rows, notes, details = _simulate(args), ["nothing was changed"], dict[str, Any]()
         else:
             rows, notes, details = _read(plan, scratch)
         folds = prepare(rows, out, plan.folds, plan.seed, near, plan.pin, details)
@@ -68,8 +69,8 @@ def _prepare(args: argparse.Namespace) -> None:
             print(f"group {group}: {n:,} rows, {prompt}")
         if plan.pin:
             _report_pins(rows, folds, plan)
-        if args.tokenizer:
-            _tokens(args, rows, out)
+        if encoder is not None:
+            _tokens(args, encoder, rows, out)
     print(f"{out / 'folds.parquet'}: {'kept as it was' if folds_stood else 'written'}")
 
 
@@ -119,25 +120,21 @@ def _inspect_prepared(args: argparse.Namespace) -> None:
 
     if not args.tokenizer:
         raise UserError(
-            "nothing to do: give --source with --out, --check DIR, or --out DIR with --tokenizer and --inspect"
+            "nothing to do: give --source with --out, --check DIR, or --out DIR with --tokenizer and "
+            "--inspect"
         )
     out = Path(_required_out(args))
-    _tokenizer_options(args)
+    encoder = _encoder(args)
+    assert encoder is not None
     rows, _ = load_prepared(out)
-    _tokens(args, rows, out)
+    _tokens(args, encoder, rows, out)
 
 
-def _tokens(args: argparse.Namespace, rows: Rows, out: Path) -> None:
+def _tokens(args: argparse.Namespace, encoder: Encoder, rows: Rows, out: Path) -> None:
     """Build or open the token store, and show rows, lengths and cuts if asked."""
-    from data.encode import Encoder
     from data.lengths import measure
-    from data.template import read_template
-    from data.tokenizer import load_tokenizer
     from data.tokens import open_tokens
-    from data.truncate import Truncation
 
-    truncation = Truncation(args.max_length, args.prompt_share, args.side, not args.keep_turns)
-    encoder = Encoder(load_tokenizer(args.tokenizer), read_template(args.template), truncation)
     tokens, what = open_tokens(rows, encoder, out)
     lengths = measure(encoder, tokens, rows.classes.swap is not None)
     print(
@@ -163,7 +160,7 @@ def _tokens(args: argparse.Namespace, rows: Rows, out: Path) -> None:
     print(format_table(header, [[n, *(f"{v:,.0f}" for v in vs)] for n, vs in lengths.percentiles()]))
     cuts = [[f"{limit:,}", f"{cut:.1%}", f"{lost:.1%}"] for limit, cut, lost in lengths.cuts()]
     print(format_table(["max_length", "rows cut", "tokens lost"], cuts))
-    title = f"{args.tokenizer}, template {encoder.template.name}, {len(rows):,} rows"
+    title = f"{Path(args.tokenizer).name}, template {encoder.template.name}, {len(rows):,} rows"
     write_text(out / PLOT, plot(lengths, args.max_length, title))
     print(f"{out / PLOT}: the distribution as a plot")
 
@@ -198,7 +195,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--source",
         nargs="+",
-        help="CSV, Parquet, JSON or JSON-lines files, directories, names of Hugging Face data sets, a .yaml file "
+        help="CSV, Parquet, JSON or JSON-lines files, directories, Hugging Face data sets, a .yaml file "
         f"that lists sources with their options, or '{ARENA}' for the simulated arena",
     )
     add("--out", help="directory to write")
@@ -265,18 +262,22 @@ def _required_out(args: argparse.Namespace) -> str:
     return str(args.out)
 
 
-def _tokenizer_options(args: argparse.Namespace) -> None:
-    """Refuse what cannot be shown before anything is read."""
+def _encoder(args: argparse.Namespace) -> Encoder | None:
+    """Make the encoder before anything is read, so that a mistake in it costs no time."""
     if args.inspect is not None and not args.tokenizer:
         raise UserError("--inspect shows rows as token ids; say of which tokenizer with --tokenizer")
     if args.inspect is not None and args.inspect < 1:
         raise UserError(f"--inspect {args.inspect} shows nothing; give 1 or more")
-    if args.tokenizer:
-        from data.template import read_template
-        from data.truncate import Truncation
+    if not args.tokenizer:
+        return None
+    from data.encode import Encoder
+    from data.template import read_template
+    from data.tokenizer import load_tokenizer
+    from data.truncate import Truncation
 
-        Truncation(args.max_length, args.prompt_share, args.side)
-        read_template(args.template)
+    truncation = Truncation(args.max_length, args.prompt_share, args.side, not args.keep_turns)
+    template = read_template(args.template)
+    return Encoder(load_tokenizer(args.tokenizer), template, truncation)
 
 
 def _plan(args: argparse.Namespace) -> Plan:

@@ -172,7 +172,8 @@ def _soft_labels(columns: Columns, names: str, ids: list, classes: Classes, wher
             values = []
         if len(values) != classes.n:
             raise UserError(
-                f"{where}: row {row_id}, column {names} holds {brief(cell)}, not {classes.n} numbers, one a class"
+                f"{where}: row {row_id}, column {names} holds {brief(cell)}, not {classes.n} numbers, one "
+                "a class"
             )
         out.append(values)
     return out

@@ -65,7 +65,8 @@ class Template:
         if not self.text:
             if self.name not in template_names():
                 raise UserError(
-                    f"no template {brief(self.name)}; there are {listing(template_names(), 9)}, or give your own "
+                    f"no template {brief(self.name)}; there are {listing(template_names(), 9)}, or give "
+                    "your own "
                     ".jinja file"
                 )
             object.__setattr__(self, "text", (HOME / f"{self.name}.jinja").read_text(encoding="utf-8"))
@@ -96,8 +97,10 @@ class Template:
             found = found.get("default")
         if not found:
             raise UserError(
-                f"template {self.name} needs a chat template and the tokenizer has none; use the tokenizer of an "
-                f"instruct model, or one of the templates {listing(n for n in template_names() if n != self.name)}"
+                f"template {self.name} needs a chat template and the tokenizer has none; use the tokenizer "
+                "of an "
+                "instruct model, or one of the templates "
+                f"{listing(n for n in template_names() if n != self.name)}"
             )
         return replace(self, chat_template=found)
 
@@ -217,7 +220,8 @@ def _split(name: str, rendered: str, shape: Shape) -> list[str | tuple[int, int]
         if wrong:
             part, turn = wrong[0]
             raise UserError(
-                f"template {name}: puts turn {turn + 1} of {PARTS[part]} {what}; every turn of prompt, response_a "
+                f"template {name}: puts turn {turn + 1} of {PARTS[part]} {what}; every turn of prompt, "
+                "response_a "
                 "and response_b stands in it exactly once"
             )
     return pieces

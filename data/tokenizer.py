@@ -58,7 +58,8 @@ def load_tokenizer(source: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
     except Exception as error:  # the hub, the parser and each tokenizer class raise their own kinds
         raise UserError(
-            f"{source}: no tokenizer could be loaded ({brief(str(error).strip() or type(error).__name__)}); give a "
+            f"{source}: no tokenizer could be loaded "
+            f"({brief(str(error).strip() or type(error).__name__)}); give a "
             "directory with tokenizer.json or tokenizer.model, or check the name and the network"
         ) from error
     if not getattr(tokenizer, "is_fast", False):
@@ -116,7 +117,8 @@ def _from_tiktoken(path: Path) -> PreTrainedTokenizerFast:
     found = backend.token_to_id(names[0])
     if found != LLAMA3_RANKS:
         raise UserError(
-            f"{path}: holds {found} ranks where a Llama 3 tokenizer has {LLAMA3_RANKS}; is the file cut off? Others "
+            f"{path}: holds {found} ranks where a Llama 3 tokenizer has {LLAMA3_RANKS}; is the file cut "
+            "off? Others "
             "are read from their tokenizer.json"
         )
     return PreTrainedTokenizerFast(

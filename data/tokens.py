@@ -16,6 +16,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -142,29 +143,23 @@ def _build(rows: Rows, encoder: Encoder, path: Path, key: dict[str, Any], worker
     chunks = range(state["rows"], len(rows), CHUNK_ROWS)
     if workers is None:
         workers = (os.cpu_count() or 1) if len(chunks) * CHUNK_ROWS >= WORKER_ROWS else 1
-    handles = {name: open(path / f"{name}.u32", "r+b") for name in FILES}
-    try:
+    with ExitStack() as stack:
+        handles = {name: stack.enter_context(open(path / f"{name}.u32", "r+b")) for name in FILES}
         for name, handle in handles.items():
             handle.truncate(state["bytes"][name])
             handle.seek(state["bytes"][name])
-        done = 0
-        for arrays in progress(
-            _tokenized(rows, encoder, chunks, workers), "tokenizing", len(chunks), "chunk"
-        ):
+        chunked = _tokenized(rows, encoder, chunks, workers)
+        for done, arrays in enumerate(progress(chunked, "tokenizing", len(chunks), "chunk"), start=1):
             for name, array in zip(FILES, arrays, strict=True):
                 data = np.ascontiguousarray(array, dtype="<u4").tobytes()
                 handles[name].write(data)
                 state["crc32"][name] = zlib.crc32(data, state["crc32"][name])
                 state["bytes"][name] += len(data)
             state["rows"] = min(state["rows"] + CHUNK_ROWS, len(rows))
-            done += 1
             if done % CHECKPOINT_CHUNKS == 0:
                 _flush(handles)
                 write_json(path / PROGRESS, state)
         _flush(handles)
-    finally:
-        for handle in handles.values():
-            handle.close()
     write_json(path / MANIFEST, {name: value for name, value in state.items() if name != "rows"})
     (path / PROGRESS).unlink(missing_ok=True)
 
@@ -214,9 +209,10 @@ def _tokenized(
         (definition, encoder.plain.special, encoder.plain.fast),
     ) as pool:
         waiting: deque[tuple[np.ndarray, list[int], Future]] = deque()
-        remaining = iter(chunks)
+        remaining = deque(chunks)
         while True:
-            while len(waiting) < 2 * workers and (start := next(remaining, None)) is not None:
+            while remaining and len(waiting) < 2 * workers:
+                start = remaining.popleft()
                 texts, turns = turns_of(rows, start, start + CHUNK_ROWS)
                 unique = {text: i for i, text in enumerate(dict.fromkeys(texts))}
                 waiting.append((turns, [unique[text] for text in texts], pool.submit(_work, list(unique))))

@@ -97,7 +97,7 @@ def test_swapping_costs_no_tokenization(
 def test_a_damaged_store_is_found_and_rebuilt(
     tmp_path: Path, rows: Rows, encoder: Encoder, file: str, harm: str
 ) -> None:
-    stored, _ = open_tokens(rows, encoder, tmp_path)
+    open_tokens(rows, encoder, tmp_path)
     (store,) = tmp_path.iterdir()
     path = store / file
     content = bytearray(path.read_bytes())
@@ -145,9 +145,10 @@ def test_a_killed_build_goes_on_from_its_checkpoint(
         seen.append(start)
         return tokenize(self, rows, start, stop)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(Encoder, "tokenize", dying)
-        open_tokens(rows, encoder, tmp_path / "killed")
+        with pytest.raises(Killed):
+            open_tokens(rows, encoder, tmp_path / "killed")
     (store,) = (tmp_path / "killed").iterdir()
     assert json.loads((store / "progress.json").read_text())["rows"] == 6 * 16
     seen.clear()
