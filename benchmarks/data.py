@@ -231,7 +231,7 @@ def ours(rows: Rows, encoder: Encoder, home: Path) -> tuple[float, list[np.ndarr
     """Build the store and splice both orders; return seconds and the ids of each order."""
     shutil.rmtree(home, ignore_errors=True)
     start = time.perf_counter()
-    tokens, _ = open_tokens(rows, encoder, home, workers=os.cpu_count())
+    tokens, _ = open_tokens(rows, encoder, home)
     chunks = [
         encoder.assemble(tokens, rows.classes.orders, at, at + CHUNK_ROWS)
         for at in range(0, len(rows), CHUNK_ROWS)
@@ -279,7 +279,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokenizer", required=True, help="what to tokenize with, e.g. that of Llama 3")
     parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 200_000, 1_000_000])
-    parser.add_argument("--peer-rows", type=int, default=30_000)
+    parser.add_argument("--peer-rows", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=2, help="runs beside the peer, of which the best counts")
     parser.add_argument("--source", help="real rows to tokenize beside the peer, too")
     parser.add_argument("--table", type=Path, default=HERE / "data.md")

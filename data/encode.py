@@ -101,7 +101,8 @@ class Tokens:
     def parts(self) -> Iterator[Parts]:
         """Iterate over rows as lists of ids a turn; the arrays are views."""
         ends = np.cumsum(self.lengths, dtype=np.int64).tolist()
-        pieces = [self.ids[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+        ids = self.ids.view(np.ndarray)  # slices of a memory map are slow to make
+        pieces = [ids[a:b] for a, b in zip([0, *ends], ends, strict=False)]
         place = 0
         for prompt, first, second in self.turns.tolist():
             a, b, c = place + prompt, place + prompt + first, place + prompt + first + second
