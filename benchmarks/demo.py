@@ -58,9 +58,8 @@ def picture(lines: list[tuple[str, float, float, float]]) -> str:
     for tick in (t / 100 for t in range(70, 115, 5)):
         if low <= tick <= high:
             parts.append(f'<path d="M{x(tick):.1f} {TOP - 8}V{bottom}" stroke="#e3e6ea"/>')
-            parts.append(
-                f'<text x="{x(tick):.1f}" y="{bottom + 18}" text-anchor="middle" fill="#667">{tick:.2f}</text>'
-            )
+            at = f'x="{x(tick):.1f}" y="{bottom + 18}"'
+            parts.append(f'<text {at} text-anchor="middle" fill="#667">{tick:.2f}</text>')
     for i, (name, loss, left, right) in enumerate(lines):
         y = TOP + ROW * i + ROW / 2
         colour = "#c2410c" if name.startswith("chosen") else "#64748b" if name in EDGES else "#1d4ed8"

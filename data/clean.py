@@ -11,6 +11,13 @@ NULL_TURNS = "null turns read as empty text"
 SURROGATES = "lone surrogates replaced with U+FFFD"
 BARE_VALUES = "bare numbers or truth values written as text"
 TIED_VOTES = "rows without a majority among their annotators labelled a tie"
+BOTH_BAD = "rows judged both bad labelled a tie (kept in column both_bad)"
+IMAGES = "images left out of conversations"
+UNANSWERED = "questions without an answer given an empty one"
+RATED_TIES = "pairs rated within the margin labelled a tie"
+
+MAX_TEXT = 4 << 20
+"""A text of more characters (4,194,304) is refused: no prompt or answer is that long, a broken file is."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -37,11 +44,27 @@ class Cleaning:
         return [f"{count} {change}" for change, count in self.counts.items()] or ["nothing was changed"]
 
 
-def clean_text(text: str | None, cleaning: Cleaning) -> str:
-    """Return ``text`` fit for UTF-8: null becomes empty, a lone surrogate U+FFFD; both are counted."""
+def clean_text(text: str | None, cleaning: Cleaning, where: str = "a text") -> str:
+    """Return ``text`` fit for UTF-8: null becomes empty, a lone surrogate U+FFFD; both are counted.
+
+    Raises
+    ------
+    UserError
+        The text holds a NUL character, or more than ``MAX_TEXT`` characters; ``where`` names it.
+    """
     if text is None:
         cleaning.note(NULL_TURNS)
         return ""
+    if len(text) > MAX_TEXT:
+        raise UserError(
+            f"{where} holds a text of {len(text):,} characters, more than {MAX_TEXT:,}; is a quote or a line "
+            "break missing in the file? Cut the text, or leave the row out"
+        )
+    if "\x00" in text:
+        raise UserError(
+            f"{where} holds a NUL character; is the file damaged, or in another encoding than UTF-8? "
+            "Remove the character, or leave the row out"
+        )
     cleaned, replaced = _SURROGATE.subn("\ufffd", text)
     cleaning.note(SURROGATES, replaced)
     return cleaned
@@ -64,7 +87,7 @@ def clean_turns(value: object, cleaning: Cleaning, where: str) -> list[str]:
             turn = str(turn)
         if turn is not None and not isinstance(turn, str):
             raise UserError(f"{where} holds {_shorten(turn)} where text or a list of texts was expected")
-        turns.append(clean_text(turn, cleaning))
+        turns.append(clean_text(turn, cleaning, where))
     return turns
 
 

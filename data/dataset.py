@@ -6,22 +6,43 @@ already there and fits is kept; whatever does not fit is refused, never overwrit
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.errors import UserError
+from data.errors import UserError, brief, listing
 from data.files import read_json, require_file, write_json
-from data.folds import FOLDS, Folds, check_folds, make_folds, read_folds, write_folds
-from data.schema import Rows, read_rows, write_rows
+from data.folds import (
+    FOLDS,
+    PINNED,
+    Folds,
+    check_folds,
+    check_near,
+    expected_pins,
+    make_folds,
+    read_folds,
+    write_folds,
+)
+from data.groups import Near
+from data.schema import Rows, describe_file, read_rows, write_rows
 
 ROWS = "rows.parquet"
 MANIFEST = "manifest.json"
 FORMAT = 1
 
 
-def prepare(rows: Rows, out: Path, n_folds: int = 5, seed: int = 0) -> Folds:
+def prepare(
+    rows: Rows,
+    out: Path,
+    n_folds: int = 5,
+    seed: int = 0,
+    near: Near | None = None,
+    pin: Collection[str] = (),
+    details: Mapping[str, Any] | None = None,
+) -> Folds:
     """Write ``rows`` and their folds into the directory ``out``, or finish what is begun there.
 
     Parameters
@@ -31,18 +52,20 @@ def prepare(rows: Rows, out: Path, n_folds: int = 5, seed: int = 0) -> Folds:
     out : Path
         Directory for ``rows.parquet``, ``folds.parquet`` and ``manifest.json``. A fold file already
         there for the same rows is kept as it is, and ``seed`` then has no effect.
-    n_folds, seed : int
+    n_folds, seed, near, pin
         As in :func:`data.folds.make_folds`.
+    details : mapping, optional
+        Further manifest fields.
 
     Raises
     ------
     UserError
-        ``out`` holds other rows or another number of folds, or is a file.
+        ``out`` holds other rows or folds of another kind, or is a file.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file where a directory is to be written; choose another --out")
     if (out / ROWS).exists():
-        _refuse_other_rows(read_rows(out / ROWS), rows, out)
+        _refuse_other_rows(rows, out)
     elif (out / FOLDS).exists():
         raise UserError(
             f"{out}: holds {FOLDS} but no {ROWS}, so the folds belong to unknown rows; "
@@ -50,17 +73,13 @@ def prepare(rows: Rows, out: Path, n_folds: int = 5, seed: int = 0) -> Folds:
         )
     if (out / FOLDS).exists():
         folds = check_folds(read_folds(out), rows, out / FOLDS)
-        if folds.n_folds != n_folds:
-            raise UserError(
-                f"{out / FOLDS}: already deals these rows into {folds.n_folds} folds, not {n_folds}, and a "
-                f"fold file is written once; keep --folds {folds.n_folds}, or choose another --out"
-            )
+        _refuse_other_folds(folds, rows, out / FOLDS, n_folds, near, pin)
     else:
-        folds = make_folds(rows, n_folds, seed)
+        folds = make_folds(rows, n_folds, seed, near, pin)
         if not (out / ROWS).exists():
             write_rows(out / ROWS, rows)
         write_folds(out, folds)
-    manifest = _manifest(rows, folds)
+    manifest = {**describe(rows, folds, near, pin), **(details or {})}
     if not (out / MANIFEST).exists() or read_json(out / MANIFEST, "manifest") != manifest:
         write_json(out / MANIFEST, manifest)
     return folds
@@ -96,30 +115,63 @@ def load_prepared(path: Path) -> tuple[Rows, Folds]:
     return rows, folds
 
 
-def _refuse_other_rows(found: Rows, wanted: Rows, out: Path) -> None:
-    if found.content_hash == wanted.content_hash and found.classes == wanted.classes:
+def _refuse_other_rows(wanted: Rows, out: Path) -> None:
+    classes, n, content = describe_file(out / ROWS)
+    if content == wanted.content_hash and classes == wanted.classes:
         return
-    differs = "classes" if found.classes != wanted.classes else "rows"
+    differs = "classes" if classes != wanted.classes else "rows"
     raise UserError(
-        f"{out}: already holds other {differs} ({len(found)} rows of {_source(found)}; "
-        f"wanted {len(wanted)} rows of {_source(wanted)}); choose another --out, or delete that directory"
+        f"{out}: already holds other {differs} ({n} rows there; wanted {len(wanted)} rows of "
+        f"{listing(sources_of(wanted), 3)}); choose another --out, or delete that directory"
     )
 
 
-def _source(rows: Rows) -> str:
+def _refuse_other_folds(
+    folds: Folds, rows: Rows, where: Path, n_folds: int, near: Near | None, pin: Collection[str]
+) -> None:
+    """Refuse to keep folds that are not of the kind asked for: a fold file is written once."""
+    remedy = "and a fold file is written once; keep them, or choose another --out"
+    if folds.n_folds != n_folds:
+        raise UserError(
+            f"{where}: already deals these rows into {folds.n_folds} folds, not {n_folds}, and a "
+            f"fold file is written once; keep --folds {folds.n_folds}, or choose another --out"
+        )
+    wrong = np.flatnonzero(folds.pinned != expected_pins(rows, folds.group_ids, pin))
+    if wrong.size:
+        raise UserError(
+            f"{where}: {wrong.size} rows, e.g. {folds.row_ids[wrong[0]]}, are pinned to every training "
+            "there and "
+            f"not by this command's --pin, or the reverse, {remedy}"
+        )
+    stands = where.parent / MANIFEST
+    stated = read_json(stands, "manifest").get("near") if stands.exists() else None
+    if stated is not None and (near is None or stated["threshold"] != near.threshold):
+        raise UserError(
+            f"{where}: was made with near-duplicates from {stated['threshold']}, not "
+            f"{near.threshold if near else 'off'}, {remedy}"
+        )
+    if near is not None and stated is None:
+        check_near(folds, rows, near, where)
+
+
+def sources_of(rows: Rows) -> dict[str, int]:
+    """How many rows each source has."""
     if "source" not in rows.table.column_names:
-        return "unknown source"
-    values = [str(value) for value in rows.table.column("source").unique().to_pylist()]
-    return ", ".join(values[:3])
+        return {"unknown source": len(rows)}
+    counts = rows.table.column("source").value_counts().to_pylist()
+    return {str(entry["values"]): int(entry["counts"]) for entry in counts}
 
 
-def _manifest(rows: Rows, folds: Folds) -> dict[str, Any]:
+def describe(rows: Rows, folds: Folds, near: Near | None, pin: Collection[str]) -> dict[str, Any]:
+    """What a manifest says of rows and folds."""
     labels = rows.labels
     counts = np.bincount(labels[labels >= 0], minlength=rows.classes.n).tolist()
+    sources = sources_of(rows)
     return {
         "kind": "data",
         "format": FORMAT,
-        "source": _source(rows),
+        "source": listing(sources, 3),
+        "sources": sources,
         "n_rows": len(rows),
         "classes": list(rows.classes.names),
         "swap": None if rows.classes.swap is None else list(rows.classes.swap),
@@ -127,8 +179,55 @@ def _manifest(rows: Rows, folds: Folds) -> dict[str, Any]:
         "folds_hash": folds.content_hash,
         "n_folds": folds.n_folds,
         "n_groups": len(set(folds.group_ids)),
+        "near": None if near is None else {"threshold": near.threshold},
+        "pin": sorted(pin),
+        "n_pinned": int(folds.pinned.sum()),
         "label_counts": {
             **dict(zip(rows.classes.names, counts, strict=True)),
             **({"unlabelled": int((labels < 0).sum())} if (labels < 0).any() else {}),
         },
     }
+
+
+def check_prepared(path: Path) -> tuple[Rows, Folds, dict[str, Any]]:
+    """Prove from the files alone that prepared data keep their contract.
+
+    Rows and folds are read, validated and hashed; every group, as the file states it, as the prompts
+    make it, and by near-duplicates where the manifest claims those, lies in one fold; pinned rows share
+    a group with no validated one; and everything the manifest says is what the files hold.
+
+    Raises
+    ------
+    UserError
+        Naming the file and what does not hold.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory of prepared data")
+    manifest = read_json(path / MANIFEST, "manifest")
+    if not isinstance(manifest, dict) or manifest.get("kind") != "data":
+        raise UserError(f"{path / MANIFEST}: is not the manifest of prepared data")
+    rows, folds = load_prepared(path)
+    stated = manifest.get("near")
+    try:
+        near = None if stated is None else Near(float(stated["threshold"]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{path / MANIFEST}: its near-duplicate threshold is damaged ({error})") from error
+    if near is not None:
+        check_near(folds, rows, near, path / FOLDS)
+    found = describe(rows, folds, near, manifest.get("pin") or ())
+    for name, value in found.items():
+        if manifest.get(name) != value:
+            raise UserError(
+                f"{path / MANIFEST}: {name} is {brief(manifest.get(name), 60)} there and "
+                f"{brief(value, 60)} in the "
+                "files; they do not belong together, prepare the data again"
+            )
+    return rows, folds, manifest
+
+
+def group_sizes(folds: Folds) -> dict[int, tuple[int, int]]:
+    """Rows and groups of every fold, pinned rows under ``PINNED``."""
+    rows = Counter(folds.fold.tolist())
+    groups = Counter(fold for _, fold in set(zip(folds.group_ids, folds.fold.tolist(), strict=True)))
+    numbers = [*range(folds.n_folds), *([PINNED] if PINNED in rows else [])]
+    return {k: (rows[k], groups[k]) for k in numbers}

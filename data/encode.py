@@ -1,55 +1,36 @@
 """Segments to token ids: the one path by which any row becomes a model's input.
 
+Each turn is tokenized once, on its own, and spliced between the template's ids; the other order of a
+pair exchanges the responses' ids and costs no tokenization. A seam is the border of a turn: no token
+ever crosses one. The ids are those of the whole text wherever the tokenizer has no merge across a seam.
+
 Exactly one BOS, put in by id and asserted, whatever the tokenizer's own habits (a missing BOS is
-transformers #32172; a double one, OpenRLHF #393). Special tokens spelled out in a row's text stay
-text. Truncation has a budget a segment, keeps every tag, and commutes with swapping the responses.
+transformers #32172; a double one, OpenRLHF #393); where a tokenizer has none, its CLS stands for it.
+Special tokens spelled out in a row's text stay text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from data.errors import UserError
+from data.errors import UserError, brief
+from data.fast_bpe import LONGEST, FastBpe, fast_bpe
 from data.files import sha256_text
 from data.schema import Rows
-from data.template import Part, Segment, Template
+from data.template import PARTS, Shape, Template
+from data.truncate import Parts, Truncation, fit
 
 RESERVED_PADS = ("<|finetune_right_pad_id|>", "<pad>", "<|reserved_special_token_0|>", "[PAD]", "<unk>")
-KEEP_SIDES = ("start", "end", "both")
-PARTS: tuple[Part, ...] = ("prompt", "response_a", "response_b")
 CHUNK_ROWS = 2048
+FAST_FROM = 500_000
+"""Characters of one chunk from which on a faster form of the tokenizer is worth looking for."""
 
-
-@dataclass(frozen=True)
-class Truncation:
-    """How a row is cut to fit.
-
-    Attributes
-    ----------
-    max_length : int
-        Tokens a row may have, BOS and tags included.
-    prompt_share : float
-        Share of the room that the prompt is sure of when the row is too long. What the responses
-        leave over also goes to the prompt, and the reverse.
-    keep : {"start", "end", "both"}
-        Which side of a part that is too long stays; "both" cuts out its middle.
-    """
-
-    max_length: int = 1024
-    prompt_share: float = 0.25
-    keep: str = "both"
-
-    def __post_init__(self) -> None:
-        if self.max_length < 16:
-            raise UserError(f"max_length is {self.max_length}; a row needs at least 16 tokens")
-        if not 0 <= self.prompt_share <= 1:
-            raise UserError(f"prompt_share is {self.prompt_share}; it must lie between 0 and 1")
-        if self.keep not in KEEP_SIDES:
-            raise UserError(f"keep is {self.keep!r}; it must be one of {', '.join(KEEP_SIDES)}")
+__all__ = ["Encoded", "Encoder", "Tokens", "Truncation", "pad_token_id", "tokenizer_hash"]
 
 
 @dataclass(frozen=True)
@@ -82,30 +63,51 @@ class Encoded:
         return self.ids[self.offsets[sequence] : self.offsets[sequence + 1]]
 
 
-def budgets(prompt: int, first: int, second: int, room: int, prompt_share: float) -> tuple[int, int, int]:
-    """Share ``room`` tokens among a prompt and two responses of the given lengths.
+@dataclass(frozen=True)
+class Tokens:
+    """The turns of many rows as token ids, before any template or truncation.
 
-    Symmetric in the responses: exchanging their lengths exchanges their budgets.
+    Attributes
+    ----------
+    ids : ndarray of uint32
+        All turns one after another: of a row the prompt's, then response A's, then response B's.
+    lengths : ndarray of uint32
+        Tokens a turn.
+    turns : ndarray of shape (n, 3), uint32
+        Turns a part of each row.
     """
-    room = max(room, 0)
-    if prompt + first + second <= room:
-        return prompt, first, second
-    prompt_budget = min(prompt, max(int(room * prompt_share), room - first - second))
-    rest = room - prompt_budget
-    half = rest // 2
-    return prompt_budget, min(first, max(half, rest - second)), min(second, max(half, rest - first))
 
+    ids: np.ndarray
+    lengths: np.ndarray
+    turns: np.ndarray
 
-def cut(ids: list[int], budget: int, keep: str) -> list[int]:
-    """Cut ``ids`` to ``budget`` tokens, keeping the start, the end, or both ends."""
-    if len(ids) <= budget:
-        return ids
-    if keep == "start":
-        return ids[:budget]
-    if keep == "end":
-        return ids[len(ids) - budget :]
-    head = (budget + 1) // 2
-    return ids[:head] + ids[len(ids) - (budget - head) :]
+    def __len__(self) -> int:
+        return len(self.turns)
+
+    def totals(self) -> np.ndarray:
+        """Tokens a part of each row, shape (n, 3), int64."""
+        ends = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        borders = np.concatenate([[0], np.cumsum(self.turns, dtype=np.int64)])
+        return np.diff(ends[borders]).reshape(len(self), 3)
+
+    def slice(self, start: int, stop: int) -> Tokens:
+        """Return the rows ``start`` to ``stop``, as views."""
+        turn = int(self.turns[:start].sum(dtype=np.int64))
+        turns = self.turns[start:stop]
+        lengths = self.lengths[turn : turn + int(turns.sum(dtype=np.int64))]
+        at = int(self.lengths[:turn].sum(dtype=np.int64))
+        return Tokens(self.ids[at : at + int(lengths.sum(dtype=np.int64))], lengths, turns)
+
+    def parts(self) -> Iterator[Parts]:
+        """Iterate over rows as lists of ids a turn; the arrays are views."""
+        ends = np.cumsum(self.lengths, dtype=np.int64).tolist()
+        ids = self.ids.view(np.ndarray)  # slices of a memory map are slow to make
+        pieces = [ids[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+        place = 0
+        for prompt, first, second in self.turns.tolist():
+            a, b, c = place + prompt, place + prompt + first, place + prompt + first + second
+            yield pieces[place:a], pieces[a:b], pieces[b:c]
+            place = c
 
 
 class Encoder:
@@ -117,17 +119,23 @@ class Encoder:
     template : Template
     truncation : Truncation
 
+    Attributes
+    ----------
+    prefix : list of int
+        The BOS, where the tokenizer has one.
+
     Raises
     ------
     UserError
-        The tokenizer is not a fast one, or the template's tags alone exceed ``max_length``.
+        The tokenizer is not a fast one, the template needs a chat template that the tokenizer lacks, or
+        writes a BOS into the text.
     """
 
     def __init__(self, tokenizer: Any, template: Template, truncation: Truncation) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise UserError("this tokenizer has no fast form (tokenizer.json); convert it first")
         self.tokenizer = tokenizer
-        self.template = template
+        self.template = template.bound_to(tokenizer)
         self.truncation = truncation
         bos, cls = tokenizer.bos_token_id, tokenizer.cls_token_id
         bos = cls if bos is None else bos
@@ -135,70 +143,263 @@ class Encoder:
         # An encoder's texts stand between [CLS] and [SEP]; a decoder's have no end.
         encoder = cls is not None and tokenizer.sep_token_id is not None
         self.suffix: list[int] = [int(tokenizer.sep_token_id)] if encoder else []
+        self.plain = PlainText(lambda: tokenizer.backend_tokenizer, special_ids(tokenizer))
+        self.marker = self.plain([truncation.marker])[0] if truncation.marker else np.zeros(0, np.uint32)
+        self._layouts: dict[tuple[Shape, bool], list[np.ndarray | tuple[int, int]]] = {}
+        self._fixed: dict[tuple[Shape, bool], int] = {}
 
     def encode(self, rows: Rows) -> Encoded:
         """Encode every row in all its orders."""
-        orders = rows.classes.orders
-        pair = rows.classes.swap is not None
-        sequences: list[list[int]] = []
-        truncated = 0
-        for start in range(0, len(rows), CHUNK_ROWS):
-            chunk = rows.table.slice(start, CHUNK_ROWS)
-            texts = zip(*(chunk.column(c).to_pylist() for c in PARTS), strict=True)
-            laid_out = [
-                self.template.segments(prompt or [], a or [], b or [], pair=pair, swap=swap)
-                for prompt, a, b in texts
-                for swap in orders
-            ]
-            tokens = self._tokenize({segment.text for segments in laid_out for segment in segments})
-            for segments in laid_out:
-                ids, whole = self._assemble(segments, tokens)
-                sequences.append(ids)
-                truncated += not whole
-        offsets = np.zeros(len(sequences) + 1, dtype=np.int64)
-        offsets[1:] = np.cumsum([len(ids) for ids in sequences])
-        flat = np.fromiter(
-            (token for ids in sequences for token in ids), dtype=np.int32, count=int(offsets[-1])
-        )
+        chunks = [
+            self.assemble(self.tokenize(rows, start, start + CHUNK_ROWS), rows.classes.orders)
+            for start in range(0, len(rows), CHUNK_ROWS)
+        ]
+        return join_encoded(chunks, len(rows.classes.orders))
+
+    def tokenize(self, rows: Rows, start: int = 0, stop: int | None = None) -> Tokens:
+        """Tokenize the turns of rows, equal texts once."""
+        texts, turns = turns_of(rows, start, stop)
+        unique = dict.fromkeys(texts)
+        ids = dict(zip(unique, self.plain(list(unique)), strict=True))
+        pieces = [ids[text] for text in texts]
+        flat = np.concatenate(pieces) if pieces else np.zeros(0, np.uint32)
+        lengths = np.fromiter((len(piece) for piece in pieces), np.uint32, len(pieces))
+        return Tokens(flat, lengths, turns)
+
+    def assemble(
+        self, tokens: Tokens, orders: Sequence[bool], start: int = 0, stop: int | None = None
+    ) -> Encoded:
+        """Splice template and turns of the rows ``start`` to ``stop`` in the given orders.
+
+        ``orders`` is that of the rows' classes: (False, True) for a pair, (False,) for plain text.
+        """
+        pair = len(orders) > 1
+        if start or stop is not None:
+            tokens = tokens.slice(start, len(tokens) if stop is None else stop)
+        pieces: list[np.ndarray] = []
+        lengths: list[int] = []
+        prefix, suffix = np.array(self.prefix, dtype=np.uint32), np.array(self.suffix, dtype=np.uint32)
+        fits = self.lengths(tokens, pair) <= self.truncation.max_length
+        for parts, whole in zip(tokens.parts(), fits.tolist(), strict=True):
+            fitted = parts if whole else self.fit(parts, pair)
+            for swap in orders:
+                ordered = (fitted[0], fitted[2], fitted[1]) if swap else fitted
+                sequence = [prefix]
+                for slot in self.layout(ordered, pair):
+                    sequence.append(ordered[slot[0]][slot[1]] if isinstance(slot, tuple) else slot)
+                sequence.append(suffix)
+                lengths.append(sum(map(len, sequence)))
+                pieces += sequence
+        truncated = int((~fits).sum()) * len(orders)
+        flat = np.concatenate(pieces).astype(np.int32) if pieces else np.zeros(0, np.int32)
+        offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+        offsets[1:] = np.cumsum(lengths)
+        if self.prefix and int((flat == self.prefix[0]).sum()) != len(lengths):
+            raise AssertionError("a sequence must hold exactly one BOS")
         return Encoded(flat, offsets, len(orders), truncated)
 
-    def _tokenize(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        unique = sorted(texts)
-        backend = self.tokenizer.backend_tokenizer
-        before = backend.encode_special_tokens
-        backend.encode_special_tokens = True
-        try:
-            encodings = backend.encode_batch_fast(unique, add_special_tokens=False)
-        finally:
-            backend.encode_special_tokens = before
-        return {text: encoding.ids for text, encoding in zip(unique, encodings, strict=True)}
+    def lengths(self, tokens: Tokens, pair: bool) -> np.ndarray:
+        """Tokens of every row, BOS and template included, if nothing is cut, shape (n,), int64."""
+        shapes, shape_of_row = np.unique(tokens.turns, axis=0, return_inverse=True)
+        fixed = [self.fixed_length((p, a, b), pair) for p, a, b in shapes.tolist()]
+        return np.array(fixed, dtype=np.int64)[shape_of_row.ravel()] + tokens.totals().sum(axis=1)
 
-    def _assemble(self, segments: list[Segment], tokens: dict[str, list[int]]) -> tuple[list[int], bool]:
-        lengths = dict.fromkeys(PARTS, 0)
-        lengths |= {segment.part: len(tokens[segment.text]) for segment in segments if segment.part != "tag"}
-        tags = sum(len(tokens[segment.text]) for segment in segments if segment.part == "tag")
-        tags += len(self.suffix)
-        room = self.truncation.max_length - len(self.prefix) - tags
-        if room < 0:
-            raise UserError(
-                f"max_length is {self.truncation.max_length}, but the template's tags alone take "
-                f"{tags + len(self.prefix)} tokens; raise max_length"
+    def fit(self, parts: Parts, pair: bool) -> Parts:
+        """Cut a row's turns to fit; ``parts`` itself where they do. Symmetric in the responses."""
+        return fit(parts, self.truncation, lambda shape: self.fixed_length(shape, pair), self.marker)
+
+    def layout(self, parts: Parts, pair: bool) -> list[np.ndarray | tuple[int, int]]:
+        """The template for a row of this shape: its own ids, and (part, turn) in between."""
+        shape = (len(parts[0]), len(parts[1]), len(parts[2]))
+        if (shape, pair) not in self._layouts:
+            self._layouts[shape, pair] = self._lay_out(shape, pair)
+        return self._layouts[shape, pair]
+
+    def fixed_length(self, shape: Shape, pair: bool) -> int:
+        """Tokens of BOS and template for rows of a shape, in whichever order takes more."""
+        if (shape, pair) not in self._fixed:
+            shapes = {shape, (shape[0], shape[2], shape[1])}
+            lengths = [
+                sum(len(slot) for slot in self._lay_out(s, pair) if isinstance(slot, np.ndarray))
+                for s in shapes
+            ]
+            self._fixed[shape, pair] = len(self.prefix) + max(lengths) + len(self.suffix)
+        return self._fixed[shape, pair]
+
+    def _lay_out(self, shape: Shape, pair: bool) -> list[np.ndarray | tuple[int, int]]:
+        pieces = self.template.layout(shape, pair, self._chat)
+        slots: list[np.ndarray | tuple[int, int]] = []
+        names = (self.tokenizer.bos_token, getattr(self.tokenizer, "cls_token", None))
+        for piece in pieces:
+            if not isinstance(piece, str):
+                slots.append(piece)
+                continue
+            text = piece
+            for name in names:
+                if not slots and name and text.lstrip().startswith(name):  # a chat template brings its own
+                    text = text.lstrip().removeprefix(name)
+            ids = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+            if self.prefix and self.prefix[0] in ids:
+                raise UserError(
+                    f"template {self.template.name}: writes the BOS token into its text; leave it out, "
+                    "every row "
+                    "gets exactly one, first"
+                )
+            if ids:
+                slots.append(np.array(ids, dtype=np.uint32))
+        return slots
+
+    def _chat(self, text: str) -> str:
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}],
+                chat_template=self.template.chat_template,
+                add_generation_prompt=True,
+                tokenize=False,
             )
-        prompt, first, second = (lengths[part] for part in PARTS)
-        shares = budgets(prompt, first, second, room, self.truncation.prompt_share)
-        budget = dict(zip(PARTS, shares, strict=True))
-        ids = list(self.prefix)
-        for segment in segments:
-            piece = tokens[segment.text]
-            ids += piece if segment.part == "tag" else cut(piece, budget[segment.part], self.truncation.keep)
-        ids += self.suffix
-        if self.prefix and ids.count(self.prefix[0]) != 1:
-            raise AssertionError("a sequence must hold exactly one BOS")
-        return ids, sum(lengths.values()) <= room
+        except Exception as error:  # a chat template raises what its author liked
+            raise UserError(f"the tokenizer's chat template cannot be used ({brief(error)})") from error
+        return str(rendered)
 
     def describe(self) -> dict[str, Any]:
         """Template and truncation for a manifest."""
         return {"template": asdict(self.template), "truncation": asdict(self.truncation)}
+
+
+class PlainText:
+    """Tokenizes text as nothing but text: no special token comes out, whatever is spelled in it.
+
+    Parameters
+    ----------
+    load : callable
+        Returns the ``tokenizers.Tokenizer``; called only once it is needed.
+    special : dict of int to str
+        Ids that must not come out, and what they are called.
+    fast : FastBpe, optional
+        Its faster form where that is known already; looked for once there is much to tokenize.
+    """
+
+    def __init__(self, load: Callable[[], Any], special: dict[int, str], fast: FastBpe | None = None) -> None:
+        self._load = load
+        self.special = special
+        self.fast = fast
+        self._sought = fast is not None
+        self._ids = np.array(sorted(special), dtype=np.uint32)
+
+    @cached_property
+    def backend(self) -> Any:
+        """The tokenizer itself."""
+        return self._load()
+
+    def __call__(self, texts: list[str]) -> list[np.ndarray]:
+        """Return the ids of each text."""
+        return split_ids(*self.flat(texts))
+
+    def flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of all texts one after another, and the tokens of each; both uint32."""
+        if self.seek_fast(texts) and max(map(len, texts), default=0) <= LONGEST:
+            assert self.fast is not None
+            return _joined([self.fast.encode(text) for text in texts])
+        before = self.backend.encode_special_tokens
+        self.backend.encode_special_tokens = True
+        try:
+            pieces = [
+                np.array(encoding.ids, dtype=np.uint32)
+                for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)
+            ]
+            if len(self._ids) and any(np.isin(piece, self._ids).any() for piece in pieces):
+                pieces = [self._spelled(text, piece) for text, piece in zip(texts, pieces, strict=True)]
+        finally:
+            self.backend.encode_special_tokens = before
+        return _joined(pieces)
+
+    def seek_fast(self, texts: list[str] | None = None) -> bool:
+        """Whether there is a faster form; looked for once, where these texts are enough to be worth it."""
+        if not self._sought and (texts is None or sum(map(len, texts)) >= FAST_FROM):
+            self._sought = True
+            before = self.backend.encode_special_tokens
+            self.backend.encode_special_tokens = True
+            try:
+                self.fast = fast_bpe(self.backend)
+            finally:
+                self.backend.encode_special_tokens = before
+        return self.fast is not None
+
+    def _spelled(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """Encode special tokens that a text spells by their letters: a unigram model knows them as pieces."""
+        if not np.isin(ids, self._ids).any():
+            return ids
+        pieces: list[str] = [text]
+        for name in self.special.values():
+            pieces = [
+                part
+                for piece in pieces
+                for i, between in enumerate(piece.split(name) if len(piece) > 1 else [piece])
+                for part in ([*name, between] if i else [between])
+            ]
+        found = [
+            np.array(self.backend.encode(piece, add_special_tokens=False).ids, dtype=np.uint32)
+            for piece in pieces
+            if piece
+        ]
+        spelled = np.concatenate(found) if found else np.zeros(0, np.uint32)
+        wrong = spelled[np.isin(spelled, self._ids)]
+        if wrong.size:
+            raise UserError(
+                f"this tokenizer turns the plain text {brief(text, 60)!r} into its special token "
+                f"{self.special[int(wrong[0])]}; take a tokenizer that keeps text and special tokens apart"
+            )
+        return spelled
+
+
+def _joined(pieces: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    flat = np.concatenate(pieces) if pieces else np.zeros(0, np.uint32)
+    return flat, np.fromiter(map(len, pieces), np.uint32, len(pieces))
+
+
+def split_ids(flat: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """Split ids at the given lengths; the arrays are views."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return [flat[end - n : end] for end, n in zip(ends.tolist(), lengths.tolist(), strict=True)]
+
+
+def turns_of(rows: Rows, start: int = 0, stop: int | None = None) -> tuple[list[str], np.ndarray]:
+    """Return the turns of rows as one list of texts, and how many each part has, shape (n, 3)."""
+    stop = len(rows) if stop is None else min(stop, len(rows))
+    chunk = rows.table.select(list(PARTS)).slice(start, stop - start)
+    columns = [chunk.column(i).to_pylist() for i in range(3)]
+    texts: list[str] = []
+    turns = np.zeros((stop - start, 3), dtype=np.uint32)
+    for i, row in enumerate(zip(*columns, strict=True)):
+        for part, value in enumerate(row):
+            texts += value
+            turns[i, part] = len(value)
+    return texts, turns
+
+
+def join_encoded(chunks: Sequence[Encoded], orders: int) -> Encoded:
+    """Join encoded chunks, in order."""
+    ends = np.cumsum([0, *(len(chunk.ids) for chunk in chunks)])
+    offsets = [chunk.offsets[1:] + end for chunk, end in zip(chunks, ends[:-1], strict=True)]
+    return Encoded(
+        np.concatenate([chunk.ids for chunk in chunks]) if chunks else np.zeros(0, np.int32),
+        np.concatenate([np.zeros(1, np.int64), *offsets]),
+        orders,
+        sum(chunk.truncated for chunk in chunks),
+    )
+
+
+def special_ids(tokenizer: Any) -> dict[int, str]:
+    """The ids that must never stand in a row's text: all special tokens but the one for the unknown."""
+    found = {
+        int(number): token.content
+        for number, token in tokenizer.backend_tokenizer.get_added_tokens_decoder().items()
+        if token.special
+    }
+    found |= dict(zip(map(int, tokenizer.all_special_ids), tokenizer.all_special_tokens, strict=True))
+    if tokenizer.unk_token_id is not None:
+        found.pop(int(tokenizer.unk_token_id), None)  # what such tokenizers make of an unknown character
+    return found
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -19,3 +19,9 @@ def listing(items: Iterable[object], limit: int = 5) -> str:
     shown = ", ".join(values[:limit])
     rest = len(values) - limit
     return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def brief(value: object, limit: int = 200) -> str:
+    """Return ``value`` as one line of text that is short enough for a message."""
+    text = " ".join(str(value)[: 4 * limit].split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."

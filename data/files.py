@@ -10,11 +10,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.errors import UserError, listing
+from data.errors import UserError, brief, listing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,20 +23,37 @@ if TYPE_CHECKING:
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path; when the block succeeds, flush it and rename it to ``path``."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(
-            f"{path.parent}: cannot be made a directory, a file of that name is in the way"
-        ) from error
+    make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+    except OSError as error:  # no space, no permission, a directory in the way
+        raise unwritable(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents, if they are not there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{path}: cannot be made a directory, a file of that name is in the way") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be made a directory ({_reason(error)})") from error
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """Return what to say of a file that cannot be written: the disk is full, or not ours to write."""
+    return UserError(f"{path}: cannot be written ({_reason(error)}); nothing was left there half-written")
+
+
+def _reason(error: Exception) -> str:
+    return brief(getattr(error, "strerror", None) or error)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,10 +77,13 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 def require_file(path: Path, what: str = "file") -> Path:
     """Return ``path`` if it is a file, else say which ``what`` is missing."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a directory where a {what} was expected")
-    if not path.exists():
-        raise UserError(f"{path}: no such {what}")
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a directory where a {what} was expected")
+        if not path.exists():
+            raise UserError(f"{path}: no such {what}")
+    except (OSError, ValueError) as error:  # a name too long, a directory that may not be entered
+        raise UserError(f"{brief(path)}: cannot be opened ({_reason(error)})") from error
     return path
 
 
@@ -71,8 +91,10 @@ def read_json(path: Path, what: str = "file") -> Any:
     """Read a JSON file; a missing or damaged one is a user's mistake."""
     try:
         return json.loads(require_file(path, what).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); it may be damaged, make it again") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
 
 
 def read_parquet(path: Path, what: str = "file") -> pa.Table:
@@ -136,22 +158,39 @@ def read_table(path: Path, what: str = "file", as_text: bool = False) -> pa.Tabl
     raise UserError(f"{path}: unknown kind of {what}; give a .csv, .parquet or .jsonl file")
 
 
-def require_columns(table: pa.Table, columns: list[str], path: Path | str) -> None:
+def require_columns(table: pa.Table | pa.Schema, columns: list[str], path: Path | str) -> None:
     """Refuse a table that lacks one of ``columns``, naming what it has."""
-    missing = [column for column in columns if column not in table.column_names]
+    names = getattr(table, "column_names", None) or table.names
+    missing = [column for column in columns if column not in names]
     if missing:
-        raise UserError(
-            f"{path}: no column {listing(missing)}; the file has {listing(table.column_names, 12)}"
-        )
+        raise UserError(f"{path}: no column {listing(missing)}; the file has {listing(names, 12)}")
 
 
 def sha256_text(*parts: str) -> str:
     """Hash text parts, each followed by a separator that text does not hold."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode("utf-8", "surrogatepass"))
-        digest.update(b"\x00")
-    return digest.hexdigest()
+    return TextDigest(*parts).hexdigest()
+
+
+class TextDigest:
+    """The hash of :func:`sha256_text` over parts that arrive piece by piece."""
+
+    def __init__(self, *parts: str) -> None:
+        self._digest = hashlib.sha256()
+        for part in parts:
+            self.add(part)
+            self.end()
+
+    def add(self, piece: str) -> None:
+        """Add a piece of the current part."""
+        self._digest.update(piece.encode("utf-8", "surrogatepass"))
+
+    def end(self) -> None:
+        """End the current part."""
+        self._digest.update(b"\x00")
+
+    def hexdigest(self) -> str:
+        """Return the hash so far."""
+        return self._digest.hexdigest()
 
 
 def sha256_files(paths: list[Path]) -> str:

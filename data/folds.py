@@ -1,17 +1,15 @@
-"""Cross-validation folds: grouped by prompt, stratified by label, written once and then reused.
+"""Cross-validation folds: grouped by prompt, stratified by label and source, written once, then reused.
 
 Rows that share a prompt are one group, and a group is never split: a model that saw a prompt in
-training must not be the one that predicts another row of it. The fold file, not the seed, is the
-truth; everything downstream reads it and records its hash.
+training must not be the one that predicts another row of it. Extra rows may be pinned (fold -1): in the
+training of every fold, validated in none; never where their group also holds validation rows. The fold
+file, not the seed, is the truth; everything downstream reads it and records its hash.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +18,12 @@ import numpy as np
 
 from data.errors import UserError, listing
 from data.files import read_parquet, require_columns, sha256_text, write_parquet
+from data.groups import Near, group_prompts, group_rows, prompts_of
 from data.schema import Rows
 
 FOLDS = "folds.parquet"
-
-_SPACE = re.compile(r"\s+")
+PINNED = -1
+"""The fold of a row that is in the training of every fold and validated in none."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Folds:
         Rows of one group share a prompt and a fold.
     fold : ndarray of shape (n,), int64
         Fold numbers 0 to ``n_folds - 1``; a row is predicted by the model trained without its fold.
+        ``PINNED`` (-1) for a row that every fold's model is trained on and none predicts.
     """
 
     row_ids: list[str]
@@ -51,6 +51,11 @@ class Folds:
     def n_folds(self) -> int:
         """Number of folds."""
         return int(self.fold.max()) + 1
+
+    @property
+    def pinned(self) -> np.ndarray:
+        """Which rows are in the training of every fold, shape (n,), bool."""
+        return self.fold == PINNED
 
     @cached_property
     def content_hash(self) -> str:
@@ -78,25 +83,14 @@ class Folds:
         return Folds(list(row_ids), [self.group_ids[i] for i in index], self.fold[index])
 
 
-def normalise_prompt(turns: Sequence[str]) -> str:
-    """Join a prompt's turns into the text by which prompts are compared.
-
-    Unicode compatibility forms, letter case and runs of white space make no difference.
-    """
-    text = unicodedata.normalize("NFKC", "\n".join(turns)).casefold()
-    return _SPACE.sub(" ", unicodedata.normalize("NFKC", text)).strip()
-
-
-def group_prompts(prompts: Iterable[Sequence[str]]) -> list[str]:
-    """Return a group id a prompt: 16 hex digits, equal where the normalised prompts are equal."""
-    return [
-        hashlib.sha256(normalise_prompt(turns).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        for turns in prompts
-    ]
-
-
-def make_folds(rows: Rows, n_folds: int = 5, seed: int = 0) -> Folds:
-    """Deal the prompt groups into folds of like size and like label shares.
+def make_folds(
+    rows: Rows,
+    n_folds: int = 5,
+    seed: int = 0,
+    near: Near | None = None,
+    pin: Collection[str] = (),
+) -> Folds:
+    """Deal the prompt groups into folds of like size and like shares of labels and sources.
 
     Groups are shuffled, then dealt greedily, largest first, each to the fold that holds the smallest
     share of its labels and rows so far. Unlabelled rows count as a class of their own.
@@ -108,26 +102,75 @@ def make_folds(rows: Rows, n_folds: int = 5, seed: int = 0) -> Folds:
         At least 2.
     seed : int
         Seed of the shuffle.
+    near : Near, optional
+        Unite near-duplicate prompts too.
+    pin : collection of str
+        Sources whose rows are pinned to every training. Rows of theirs that share a group with rows of
+        another source are dealt into folds with it instead, for pinned they would leak.
 
     Raises
     ------
     UserError
-        Fewer than two folds, or fewer groups than folds.
+        Fewer than two folds, fewer groups than folds, an unknown source to pin, or nothing left to
+        validate on.
     """
     if n_folds < 2:
         raise UserError(f"{n_folds} folds cannot be cross-validated; give 2 or more")
-    groups = group_prompts(rows.table.column("prompt").to_pylist())
+    to_pin = _rows_of(rows, pin)
+    groups = group_rows(rows, near)
     names, group_of_row = np.unique(np.array(groups), return_inverse=True)
-    if len(names) < n_folds:
+    validated = np.bincount(group_of_row, weights=~to_pin, minlength=len(names)) > 0
+    if validated.sum() < n_folds:
         raise UserError(
-            f"{len(rows)} rows hold {len(names)} distinct prompts, too few for {n_folds} folds: "
-            "rows of one prompt share a fold; give fewer folds or more prompts"
+            f"{int((~to_pin).sum())} rows hold {int(validated.sum())} distinct prompts, too few for "
+            f"{n_folds} "
+            "folds: rows of one prompt share a fold; give fewer folds or more prompts"
         )
-    strata = np.where(rows.labels < 0, rows.classes.n, rows.labels)
-    counts = np.zeros((len(names), rows.classes.n + 1), dtype=np.int64)
+    strata, n_strata = _strata(rows)
+    counts = np.zeros((len(names), n_strata), dtype=np.int32)
     np.add.at(counts, (group_of_row, strata), 1)
-    fold_of_group = _deal(counts, n_folds, np.random.default_rng(seed))
+    fold_of_group = np.full(len(names), PINNED, dtype=np.int64)
+    fold_of_group[validated] = _deal(counts[validated], n_folds, np.random.default_rng(seed))
     return Folds(list(rows.row_ids), groups, fold_of_group[group_of_row])
+
+
+def expected_pins(rows: Rows, group_ids: list[str], pin: Collection[str]) -> np.ndarray:
+    """Which rows are pinned when the sources ``pin`` are: those in groups without any other source."""
+    to_pin = _rows_of(rows, pin)
+    if not pin:
+        return to_pin
+    _, group = np.unique(np.array(group_ids), return_inverse=True)
+    validated = np.bincount(group, weights=~to_pin) > 0
+    return to_pin & ~validated[group]
+
+
+def _rows_of(rows: Rows, sources: Collection[str]) -> np.ndarray:
+    """Which rows are of one of ``sources``, shape (n,), bool."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not sources:
+        return np.zeros(len(rows), dtype=bool)
+    if "source" not in rows.table.column_names:
+        raise UserError("the rows name no sources, so none can be pinned")
+    column = rows.table.column("source")
+    known = [str(value) for value in column.unique().to_pylist()]
+    unknown = [name for name in sources if name not in known]
+    if unknown:
+        raise UserError(f"--pin {listing(unknown)}: no such source; the rows come from {listing(known)}")
+    found = pc.is_in(column, value_set=pa.array(list(sources), pa.string()))
+    return np.array(found.to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def _strata(rows: Rows) -> tuple[np.ndarray, int]:
+    """The stratum of each row, label by source, and how many there are."""
+    k = rows.classes.n + 1
+    labels = np.where(rows.labels < 0, rows.classes.n, rows.labels)
+    if "source" not in rows.table.column_names:
+        return labels, k
+    codes = rows.table.column("source").combine_chunks().dictionary_encode().indices.fill_null(0)
+    source = codes.to_numpy(zero_copy_only=False).astype(np.int64)
+    return source * k + labels, int(source.max() + 1) * k
 
 
 def _deal(counts: np.ndarray, n_folds: int, rng: np.random.Generator) -> np.ndarray:
@@ -220,26 +263,42 @@ def check_folds(folds: Folds, rows: Rows, where: Path | str) -> Folds:
         aligned = folds.aligned_to(rows.row_ids)
     except UserError as mistake:
         raise UserError(f"{where}: {mistake}") from None
-    numbers = sorted({int(number) for number in aligned.fold})
+    numbers = sorted({int(number) for number in aligned.fold} - {PINNED})
     if numbers != list(range(len(numbers))) or len(numbers) < 2:
         raise UserError(
-            f"{where}: fold numbers are {listing(numbers, 10)}; two or more must run from 0 without a gap"
+            f"{where}: fold numbers are {listing(numbers, 10)}; two or more must run from 0 without a gap "
+            f"(and {PINNED} for rows pinned to every training)"
         )
     _refuse_split(aligned.group_ids, aligned, "group", where)
-    _refuse_split(group_prompts(rows.table.column("prompt").to_pylist()), aligned, "prompt group", where)
+    _refuse_split(group_prompts(prompts_of(rows)), aligned, "prompt group", where)
     return aligned
+
+
+def check_near(folds: Folds, rows: Rows, near: Near, where: Path | str) -> None:
+    """Refuse folds, in the order of ``rows``, that split near-duplicate prompts."""
+    _refuse_split(group_rows(rows, near), folds, "near-duplicate group", where)
 
 
 def _refuse_split(groups: list[str], folds: Folds, what: str, where: Path | str) -> None:
     first: dict[str, int] = {}
-    for i, (group, fold) in enumerate(zip(groups, folds.fold, strict=True)):
+    fold = folds.fold.tolist()
+    for i, (group, own) in enumerate(zip(groups, fold, strict=True)):
         other = first.setdefault(group, i)
-        if folds.fold[other] != fold:
+        if fold[other] == own:
+            continue
+        one, two = folds.row_ids[other], folds.row_ids[i]
+        if PINNED in (own, fold[other]):
+            pinned, held = (two, one) if own == PINNED else (one, two)
             raise UserError(
-                f"{where}: {what} {group} is split over folds {folds.fold[other]} and {fold} "
-                f"(rows {folds.row_ids[other]} and {folds.row_ids[i]}); rows that share a prompt must share "
-                "a fold, make the folds again with python -m data.prepare"
+                f"{where}: {what} {group} holds row {pinned}, pinned to every training, and row {held}, "
+                "which "
+                "is validated: that leaks; make the folds again with python -m data.prepare"
             )
+        raise UserError(
+            f"{where}: {what} {group} is split over folds {fold[other]} and {own} "
+            f"(rows {one} and {two}); rows that share a prompt must share "
+            "a fold, make the folds again with python -m data.prepare"
+        )
 
 
 def _fold_file(path: Path) -> Path:

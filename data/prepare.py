@@ -1,64 +1,212 @@
-"""``python -m data.prepare``: from a source to rows and folds that everything downstream reads.
+"""``python -m data.prepare``: from sources to rows, folds and tokens that everything downstream reads.
 
-Reads the source, checks and cleans it, deals the rows into prompt-grouped folds, writes
-``rows.parquet``, ``folds.parquet`` and ``manifest.json``, and prints what it found and changed.
+Reads the sources, checks and cleans them, finds repeated pairs and near-duplicate prompts, deals the rows
+into folds, writes ``rows.parquet``, ``folds.parquet`` and ``manifest.json``, and prints what it found and
+changed. With a tokenizer it also builds the token store and shows rows as a model will see them.
+``--check`` proves what an earlier run left, from its files alone.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.command import format_table, run
 from data.errors import UserError
 
 if TYPE_CHECKING:
+    from data.encode import Encoder
     from data.folds import Folds
+    from data.plan import Plan
     from data.schema import Rows
     from data.sources import SourceOptions
 
 ARENA = "arena"
+SCRATCH = ".scratch"
+PLOT = "lengths.svg"
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command with the given arguments."""
     args = _parse(argv)
-    from data.clean import Cleaning
+    if args.check is not None:
+        _check(args)
+    elif args.source:
+        _prepare(args)
+    else:
+        _inspect_prepared(args)
+
+
+def _prepare(args: argparse.Namespace) -> None:
     from data.dataset import prepare
+    from data.groups import Near, largest_groups
+
+    out = Path(_required_out(args))
+    encoder = _encoder(args)
+    plan = _plan(args)
+    near = None if plan.near is None else Near(plan.near)
+    folds_stood = (out / "folds.parquet").exists()
+    with _nothing_left_behind(out) as scratch:
+        if args.source == [ARENA]:
+            rows, notes, details = _simulate(args), ["nothing was changed"], dict[str, Any]()
+        else:
+            rows, notes, details = _read(plan, scratch)
+        folds = prepare(rows, out, plan.folds, plan.seed, near, plan.pin, details)
+
+        groups = len(set(folds.group_ids))
+        names = ", ".join(args.source)
+        print(f"{names} -> {out}: {len(rows):,} rows, {groups:,} prompt groups, {folds.n_folds} folds")
+        print(_fold_table(rows, folds))
+        for note in notes:
+            print(f"cleaning: {note}")
+        for group, n, prompt in largest_groups(rows, folds.group_ids):
+            print(f"group {group}: {n:,} rows, {prompt}")
+        if plan.pin:
+            _report_pins(rows, folds, plan)
+        if encoder is not None:
+            _tokens(args, encoder, rows, out)
+    print(f"{out / 'folds.parquet'}: {'kept as it was' if folds_stood else 'written'}")
+
+
+def _read(plan: Plan, scratch: Path) -> tuple[Rows, list[str], dict]:
+    """Read and combine the sources; return rows, what was changed, and what the manifest says of it."""
+    from data.combine import combine
+    from data.layouts import source_name
     from data.sources import read_source
 
-    out = Path(args.out)
-    folds_stood = (out / "folds.parquet").exists()
-    if args.source == ARENA:
-        rows, cleaning = _simulate(args), Cleaning()
-    else:
-        rows, cleaning = read_source(args.source, _source_options(args))
-    folds = prepare(rows, out, args.folds, args.seed)
+    parts, notes = [], []
+    for source in plan.sources:
+        rows, cleaning = read_source(source.path, source.options, scratch)
+        name = source.options.name or source_name(source.path)
+        parts.append((name, rows))
+        prefix = f"{name}: " if len(plan.sources) > 1 else ""
+        notes += [prefix + line for line in cleaning.lines()]
+    rows, repeats = combine(parts, plan.repeats == "keep", plan.prefix_ids)
+    return rows, notes + repeats.lines(), {"repeats": repeats.counts()}
 
-    groups = len(set(folds.group_ids))
-    print(f"{args.source} -> {out}: {len(rows):,} rows, {groups:,} prompt groups, {folds.n_folds} folds")
+
+def _check(args: argparse.Namespace) -> None:
+    """Prove prepared data from their files; print fold balance."""
+    from data.dataset import check_prepared
+    from data.tokens import check_store
+
+    for name in ("source", "out", "inspect", "tokenizer"):
+        if getattr(args, name):
+            raise UserError(f"--{name} has no meaning with --check; check first, then run the other command")
+    path = Path(args.check)
+    rows, folds, manifest = check_prepared(path)
+    print(f"{path}: {len(rows):,} rows, {len(set(folds.group_ids)):,} prompt groups, {folds.n_folds} folds")
     print(_fold_table(rows, folds))
-    print("cleaning: " + "; ".join(cleaning.lines()))
-    print(f"{out / 'folds.parquet'}: {'kept as it was' if folds_stood else 'written'}")
+    how = "equal prompts"
+    if manifest["near"]:
+        how += f" and near-duplicates (similarity {manifest['near']['threshold']} and above)"
+    print(f"no group of {how} is split; every hash and count of the manifest holds")
+    for store in sorted(path.glob("tokens-*")):
+        wrong = check_store(store, {"rows_hash": manifest["rows_hash"], "n_rows": len(rows)})
+        if wrong is not None:
+            raise UserError(f"{store}: {wrong}; delete it, or build it again with --tokenizer")
+        print(f"{store}: every byte as it was written")
+
+
+def _inspect_prepared(args: argparse.Namespace) -> None:
+    """Show rows that an earlier run prepared."""
+    from data.dataset import load_prepared
+
+    if not args.tokenizer:
+        raise UserError(
+            "nothing to do: give --source with --out, --check DIR, or --out DIR with --tokenizer and "
+            "--inspect"
+        )
+    out = Path(_required_out(args))
+    encoder = _encoder(args)
+    assert encoder is not None
+    rows, _ = load_prepared(out)
+    _tokens(args, encoder, rows, out)
+
+
+def _tokens(args: argparse.Namespace, encoder: Encoder, rows: Rows, out: Path) -> None:
+    """Build or open the token store, and show rows, lengths and cuts if asked."""
+    from data.lengths import measure
+    from data.tokens import open_tokens
+
+    tokens, what = open_tokens(rows, encoder, out)
+    lengths = measure(encoder, tokens, rows.classes.swap is not None)
+    print(
+        f"tokens: {what}, {len(tokens.ids):,} in {len(tokens):,} rows; at max_length {args.max_length:,} "
+        f"{(lengths.rows > args.max_length).mean():.1%} of rows are cut"
+    )
+    if args.inspect is None:
+        return
+    import numpy as np
+
+    from data.files import write_text
+    from data.lengths import PERCENTILES, plot
+    from data.show import legend, show_row
+
+    colour = "NO_COLOR" not in os.environ and (sys.stdout.isatty() or "FORCE_COLOR" in os.environ)
+    order = np.argsort(lengths.rows, kind="stable")
+    shown = order[np.linspace(0, len(order) - 1, min(args.inspect, len(order))).astype(int)]
+    if colour:
+        print(legend(colour))
+    for row in shown.tolist():
+        print(show_row(encoder, tokens, rows, row, colour))
+    header = ["tokens", *(f"{p} %" if p < 100 else "longest" for p in PERCENTILES)]
+    print(format_table(header, [[n, *(f"{v:,.0f}" for v in vs)] for n, vs in lengths.percentiles()]))
+    cuts = [[f"{limit:,}", f"{cut:.1%}", f"{lost:.1%}"] for limit, cut, lost in lengths.cuts()]
+    print(format_table(["max_length", "rows cut", "tokens lost"], cuts))
+    title = f"{Path(args.tokenizer).name}, template {encoder.template.name}, {len(rows):,} rows"
+    write_text(out / PLOT, plot(lengths, args.max_length, title))
+    print(f"{out / PLOT}: the distribution as a plot")
+
+
+@contextmanager
+def _nothing_left_behind(out: Path) -> Iterator[Path]:
+    """Yield a scratch directory in ``out``; after a mistake, a directory that was not there is gone again."""
+    from data.files import make_directory
+
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file where a directory is to be written; choose another --out")
+    made = next((parent for parent in reversed([out, *out.parents]) if not parent.exists()), None)
+    scratch = out / SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
+    try:
+        make_directory(scratch)
+        yield scratch
+    except BaseException as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if isinstance(error, UserError) and made is not None and not (out / "manifest.json").exists():
+            shutil.rmtree(made, ignore_errors=True)
+        raise
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m data.prepare",
-        description="Read a source into rows.parquet, folds.parquet and manifest.json.",
+        description="Read sources into rows.parquet, folds.parquet and manifest.json, and tokens on request.",
     )
     add = parser.add_argument
     add(
         "--source",
-        required=True,
-        help="a CSV, Parquet, JSON or JSON-lines file, a directory, the name of a Hugging Face data set, "
-        f"or '{ARENA}' for the simulated arena",
+        nargs="+",
+        help="CSV, Parquet, JSON or JSON-lines files, directories, Hugging Face data sets, a .yaml file "
+        f"that lists sources with their options, or '{ARENA}' for the simulated arena",
     )
-    add("--out", required=True, help="directory to write")
+    add("--out", help="directory to write")
+    add("--check", metavar="DIR", help="prove prepared data from their files: groups, folds, hashes, tokens")
+    sources = parser.add_argument_group("reading")
+    add = sources.add_argument
     add(
-        "--format", default="auto", choices=["auto", "lmsys", "pandalm", "table"], help="layout of the source"
+        "--format",
+        default="auto",
+        choices=["auto", "lmsys", "arena", "wsdm", "ultrafeedback", "pandalm", "table"],
+        help="layout of the source",
     )
     add(
         "--columns",
@@ -72,22 +220,94 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--swap", help="for a table: what each class becomes when the responses change places, e.g. 1,0,2")
     add("--ids", default="column", choices=["column", "row-number"], help="where row ids come from")
     add("--split", default="train", help="split of a data set (default: train)")
+    add("--streaming", action="store_true", help="stream a data set instead of downloading it whole")
     add("--limit", type=int, help="keep the first rows only")
+    add(
+        "--margin", type=float, default=0.0, help="for ratings: a difference up to this is a tie (default: 0)"
+    )
     add("--rows", type=int, help=f"rows to simulate with --source {ARENA}")
-    add("--folds", type=int, default=5, help="number of folds (default: 5)")
-    add("--seed", type=int, default=0, help="seed of the folds and of the arena (default: 0)")
+    groups = parser.add_argument_group("combining and folds")
+    add = groups.add_argument
+    add("--repeats", choices=["drop", "keep"], help="pairs that a later source repeats (default: drop)")
+    add("--prefix-ids", action="store_true", default=None, help="put the source's name before each row id")
+    add(
+        "--near",
+        metavar="SIMILARITY",
+        help="prompts at least this similar share a fold (default: 0.8; 'off' for equal prompts only)",
+    )
+    add(
+        "--pin",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="sources whose rows train every fold, unvalidated",
+    )
+    add("--folds", type=int, help="number of folds (default: 5)")
+    add("--seed", type=int, help="seed of the folds and of the arena (default: 0)")
+    tokens = parser.add_argument_group("tokens")
+    add = tokens.add_argument
+    add("--tokenizer", help="directory, file or hub name of a tokenizer: build the token store")
+    add("--template", default="pair", help="name of a template or a .jinja file (default: pair)")
+    add("--max-length", type=int, default=1024, help="tokens a row may have (default: 1024)")
+    add("--prompt-share", type=float, default=0.25, help="room the prompt is sure of (default: 0.25)")
+    add("--side", default="middle", choices=["left", "right", "middle"], help="where long turns are cut")
+    add("--keep-turns", action="store_true", help="cut turns, but never drop whole middle ones")
+    add("--inspect", type=int, metavar="N", help="show N rows as the model sees them, and what is cut")
     return parser.parse_args(argv)
+
+
+def _required_out(args: argparse.Namespace) -> str:
+    if not args.out:
+        raise UserError("--out is missing; say which directory to write")
+    return str(args.out)
+
+
+def _encoder(args: argparse.Namespace) -> Encoder | None:
+    """Make the encoder before anything is read, so that a mistake in it costs no time."""
+    if args.inspect is not None and not args.tokenizer:
+        raise UserError("--inspect shows rows as token ids; say of which tokenizer with --tokenizer")
+    if args.inspect is not None and args.inspect < 1:
+        raise UserError(f"--inspect {args.inspect} shows nothing; give 1 or more")
+    if not args.tokenizer:
+        return None
+    from data.encode import Encoder
+    from data.template import read_template
+    from data.tokenizer import load_tokenizer
+    from data.truncate import Truncation
+
+    truncation = Truncation(args.max_length, args.prompt_share, args.side, not args.keep_turns)
+    template = read_template(args.template)
+    return Encoder(load_tokenizer(args.tokenizer), template, truncation)
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    from data.plan import Plan, read_plan
+
+    given = {name: getattr(args, name) for name in ("folds", "seed", "repeats", "prefix_ids")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.near is not None:
+        try:
+            given["near"] = None if args.near == "off" else float(args.near)
+        except ValueError:
+            raise UserError(f"--near {args.near}: give a similarity such as 0.8, or off") from None
+    given["pin"] = list(args.pin)
+    if ARENA in args.source:
+        if len(args.source) > 1:
+            raise UserError(f"--source {ARENA} stands alone; prepare it in a directory of its own")
+        return Plan([], **{"near": None, **given})  # its prompts come from a grammar: near ones are not equal
+    return read_plan(args.source, _source_options(args), given)
 
 
 def _simulate(args: argparse.Namespace) -> Rows:
     from data.arena import ArenaConfig, simulate_arena
 
-    for name in ("columns", "classes", "swap", "limit"):
+    for name in ("columns", "classes", "swap", "limit", "streaming", "margin"):
         if getattr(args, name):
             raise UserError(f"--{name} has no meaning with --source {ARENA}; leave it out")
+    seed = args.seed or 0
     if args.rows is None:
-        return simulate_arena(ArenaConfig(seed=args.seed))
-    return simulate_arena(ArenaConfig(n_rows=args.rows, seed=args.seed))
+        return simulate_arena(ArenaConfig(seed=seed))
+    return simulate_arena(ArenaConfig(n_rows=args.rows, seed=seed))
 
 
 def _source_options(args: argparse.Namespace) -> SourceOptions:
@@ -109,48 +329,44 @@ def _source_options(args: argparse.Namespace) -> SourceOptions:
         ids=args.ids,
         split=args.split,
         limit=args.limit,
+        streaming=args.streaming,
+        margin=args.margin,
     )
 
 
 def _column_map(items: list[str]) -> dict[str, str]:
     """Read ``field=column`` pairs and YAML files of such pairs; later ones win."""
+    from data.plan import column_map, read_yaml
+
     columns: dict[str, str] = {}
     for item in items:
         name, equals, column = item.partition("=")
         if equals and column and not Path(item).exists():
             columns[name] = column
         elif item.endswith((".yaml", ".yml")):
-            columns.update(_read_column_file(Path(item)))
+            columns.update(column_map(read_yaml(Path(item), "column map"), item))
         else:
             raise UserError(f"--columns {item}: give field=column, e.g. prompt=question, or a .yaml file")
     return columns
 
 
-def _read_column_file(path: Path) -> dict[str, str]:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+def _report_pins(rows: Rows, folds: Folds, plan: Plan) -> None:
+    from data.dataset import sources_of
 
-    from data.files import require_file
-
-    try:
-        value = OmegaConf.to_container(OmegaConf.load(require_file(path, "column map")))
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not a readable YAML file ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected lines such as 'prompt: question'")
-    columns = {}
-    for name, column in value.items():
-        names = column if isinstance(column, list) else [column]
-        if not all(isinstance(entry, str) for entry in names):
-            raise UserError(f"{path}: field {name!r} holds {column}; give a column name, or a list of them")
-        columns[str(name)] = ",".join(names)
-    return columns
+    wanted = sum(n for name, n in sources_of(rows).items() if name in plan.pin)
+    pinned = int(folds.pinned.sum())
+    line = f"pinned to every training: {pinned:,} of the {wanted:,} rows of {', '.join(plan.pin)}"
+    if pinned < wanted:
+        line += f"; the other {wanted - pinned:,} share a prompt with validated rows and are dealt with them"
+    print(line)
 
 
 def _fold_table(rows: Rows, folds: Folds) -> str:
     """Rows, groups and label shares a fold and in all."""
     import numpy as np
+
+    from data.dataset import group_sizes
+    from data.folds import PINNED
 
     names = list(rows.classes.names)
     strata = list(range(len(names)))
@@ -158,11 +374,12 @@ def _fold_table(rows: Rows, folds: Folds) -> str:
         names.append("unlabelled")
         strata.append(-1)
     lines = []
-    everything = np.ones(len(rows), dtype=bool)
-    for title, mask in [(str(k), folds.fold == k) for k in range(folds.n_folds)] + [("all", everything)]:
-        groups = len({folds.group_ids[i] for i in np.flatnonzero(mask)})
+    for k, (n, groups) in group_sizes(folds).items():
+        mask = folds.fold == k
         shares = [f"{np.mean(rows.labels[mask] == stratum):.3f}" for stratum in strata]
-        lines.append([title, f"{mask.sum():,}", f"{groups:,}", *shares])
+        lines.append(["pinned" if k == PINNED else str(k), f"{n:,}", f"{groups:,}", *shares])
+    shares = [f"{np.mean(rows.labels == stratum):.3f}" for stratum in strata]
+    lines.append(["all", f"{len(rows):,}", f"{len(set(folds.group_ids)):,}", *shares])
     return format_table(["fold", "rows", "groups", *names], lines)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.errors import UserError, listing
-from data.files import read_parquet, require_columns, sha256_text, write_parquet
+from data.errors import UserError, brief, listing
+from data.files import TextDigest, read_parquet, require_columns, write_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 CLASSES_KEY = b"distillstack.classes"
 SWAP_KEY = b"distillstack.swap"
 PROB_SUM_TOLERANCE = 1e-3
+HASH_ROWS = 4096
+HASHED = ["row_id", "prompt", "response_a", "response_b", "label"]
 
 
 @dataclass(frozen=True)
@@ -113,25 +116,67 @@ class Rows:
         known = labels >= 0
         targets[known] = np.eye(self.classes.n)[labels[known]]
         if "label_probs" in self.table.column_names:
-            for i, probs in enumerate(self.table.column("label_probs").to_pylist()):
-                if probs is not None:
-                    targets[i] = np.asarray(probs) / np.sum(probs)
+            probs, given = soft_labels(self.table, self.classes.n)
+            targets[given] = probs[given] / probs[given].sum(axis=1, keepdims=True)
         return targets
 
     @cached_property
     def content_hash(self) -> str:
         """Hash of ids, texts, labels and class names; equal for equal content however it is stored."""
-        columns = ["row_id", "prompt", "response_a", "response_b", "label"]
+        columns = list(HASHED)
         if "label_probs" in self.table.column_names:
             columns.append("label_probs")
-        parts = [json.dumps(self.table.column(name).to_pylist()) for name in columns]
-        return sha256_text(*self.classes.names, *columns, *parts)
+        return hash_rows(self.classes, columns, lambda name: self.table.select([name]).to_batches(HASH_ROWS))
 
     def take(self, indices: np.ndarray) -> Rows:
         """Return the rows at ``indices``."""
         import pyarrow as pa
 
         return Rows(self.table.take(pa.array(indices)), self.classes)
+
+
+def hash_rows(
+    classes: Classes, columns: list[str], batches: Callable[[str], Iterable[pa.RecordBatch]]
+) -> str:
+    """Hash the columns of a row table as the JSON lists they are, batch by batch.
+
+    Parameters
+    ----------
+    classes : Classes
+    columns : list of str
+    batches : callable
+        Returns the batches of one column, whose borders make no difference.
+    """
+    digest = TextDigest(*classes.names, *columns)
+    for name in columns:
+        separator = "["
+        for batch in batches(name):
+            values = batch.column(0).to_pylist()
+            if values:
+                digest.add(separator + json.dumps(values)[1:-1])
+                separator = ", "
+        digest.add("[]" if separator == "[" else "]")
+        digest.end()
+    return digest.hexdigest()
+
+
+def soft_labels(table: pa.Table, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``label_probs`` as an array (n, K), and which rows have any, shape (n,).
+
+    Where a row has none, or lists of another length, its numbers are NaN.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = table.column("label_probs").combine_chunks()
+    given = column.is_valid().to_numpy(zero_copy_only=False)
+    lists = column.cast(pa.list_(pa.float32())).drop_null()
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    fits = np.flatnonzero(given)[lengths == n_classes]
+    values = pc.list_flatten(lists).to_numpy(zero_copy_only=False).astype(np.float64)
+    probs = np.full((table.num_rows, n_classes), np.nan)
+    probs[fits] = values[np.repeat(lengths == n_classes, lengths)].reshape(-1, n_classes)
+    return probs, given
 
 
 def make_rows(columns: dict[str, list], classes: Classes, where: str) -> Rows:
@@ -229,20 +274,30 @@ def _validate_types(table: pa.Table, where: str | Path) -> None:
 
 
 def _validate_soft_labels(rows: Rows, where: str | Path) -> None:
-    for row_id, probs in zip(rows.row_ids, rows.table.column("label_probs").to_pylist(), strict=True):
-        if probs is None:
-            continue
-        values = np.array(probs, dtype=float)
-        if (
-            len(values) != rows.classes.n
-            or not np.isfinite(values).all()
-            or (values < 0).any()
-            or abs(values.sum() - 1) > PROB_SUM_TOLERANCE
-        ):
-            raise UserError(
-                f"{where}: row {row_id} has label_probs {probs}, not {rows.classes.n} "
-                "non-negative numbers that sum to 1"
-            )
+    import pyarrow as pa
+    import pyarrow.types as pt
+
+    kind = rows.table.schema.field("label_probs").type
+    is_lists = pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind)
+    if not is_lists or not (pt.is_floating(kind.value_type) or pt.is_integer(kind.value_type)):
+        raise UserError(f"{where}: column label_probs is {kind} where a row table has list<float>")
+    try:
+        probs, given = soft_labels(rows.table, rows.classes.n)
+    except pa.ArrowException as error:
+        raise UserError(f"{where}: column label_probs cannot be read as numbers ({error})") from error
+    with np.errstate(invalid="ignore"):
+        sound = (
+            np.isfinite(probs).all(axis=1)
+            & (probs >= 0).all(axis=1)
+            & (np.abs(probs.sum(axis=1) - 1) <= PROB_SUM_TOLERANCE)
+        )
+    bad = np.flatnonzero(given & ~sound)
+    if bad.size:
+        shown = rows.table.column("label_probs")[int(bad[0])].as_py()
+        raise UserError(
+            f"{where}: row {rows.row_ids[bad[0]]} has label_probs {brief(shown)}, not {rows.classes.n} "
+            "non-negative numbers that sum to 1"
+        )
 
 
 def write_rows(path: Path, rows: Rows) -> None:
@@ -261,9 +316,36 @@ def read_rows(path: Path) -> Rows:
     """
     file = path / "rows.parquet" if path.is_dir() else path
     table = read_parquet(file, "row table")
-    metadata = table.schema.metadata or {}
-    classes = PREFERENCE
-    if CLASSES_KEY in metadata:
+    return validate(Rows(table, _classes_of(table.schema, file)), file)
+
+
+def _classes_of(schema: pa.Schema, where: Path) -> Classes:
+    """The classes that a table's metadata names."""
+    metadata = schema.metadata or {}
+    if CLASSES_KEY not in metadata:
+        return PREFERENCE
+    try:
+        names = json.loads(metadata[CLASSES_KEY])
         swap = json.loads(metadata.get(SWAP_KEY, b"null"))
-        classes = Classes(tuple(json.loads(metadata[CLASSES_KEY])), None if swap is None else tuple(swap))
-    return validate(Rows(table, classes), file)
+        return Classes(tuple(names), None if swap is None else tuple(swap))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: its class names are damaged ({brief(error)}); make it again") from error
+
+
+def describe_file(path: Path) -> tuple[Classes, int, str]:
+    """Return classes, number of rows and content hash of a table on disk, without holding it in memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            require_columns(file.schema_arrow, HASHED, path)
+            classes = _classes_of(file.schema_arrow, path)
+            columns = [*HASHED, *(["label_probs"] if "label_probs" in names else [])]
+            content = hash_rows(classes, columns, lambda name: file.iter_batches(HASH_ROWS, columns=[name]))
+            return classes, file.metadata.num_rows, content
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path}: not a readable Parquet file ({brief(error)}); it may be truncated, make it again"
+        ) from error

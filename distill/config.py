@@ -92,11 +92,13 @@ class LoraConfig:
 
 @dataclass
 class EncodeConfig:
-    """Truncation: see :class:`data.encode.Truncation`."""
+    """Truncation: see :class:`data.truncate.Truncation`."""
 
     max_length: int = 1024
     prompt_share: float = 0.25
-    keep: str = "both"
+    side: str = "middle"
+    turns: bool = True
+    marker: str = " […] "
 
 
 @dataclass
@@ -170,10 +172,14 @@ class DistillConfig:
 
 @dataclass
 class ModelConfig:
-    """One model: backbone, adapters, input and optimisation."""
+    """One model: backbone, adapters, input and optimisation.
+
+    ``template`` is the name of a template of :mod:`data.template` or a ``.jinja`` file.
+    """
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    template: str = "pair"
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 

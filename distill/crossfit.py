@@ -22,7 +22,7 @@ from data.files import read_json, write_json
 from data.folds import Folds
 from data.schema import Rows
 from data.softlabels import MANIFEST, OOF, SoftLabels, read_logits, read_store, write_logits
-from data.template import Template
+from data.template import Template, read_template
 from distill.backbone import (
     add_adapters,
     attention_name,
@@ -124,7 +124,7 @@ def plan_run(
     details : mapping, optional
         Further manifest fields, such as a student's teachers.
     """
-    template = Template()
+    template = read_template(model.template)
     backbone = resolve_backbone(model, rows, template, out.parent)
     tokenizer = load_tokenizer(model.backbone, backbone)
     encoder = Encoder(tokenizer, template, Truncation(**asdict(model.encode)))
@@ -324,11 +324,13 @@ def trained(
 
 
 def _join_folds(run: Run) -> None:
-    """Join the folds' predictions into the store's ``oof.parquet``, in row order."""
+    """Join the folds' predictions into the store's ``oof.parquet``, in row order; pinned rows have none."""
     n, orders, k = len(run.rows), len(run.rows.classes.orders), run.rows.classes.n
     logits = np.full((n, orders, k), np.nan, dtype=np.float32)
     position = {row_id: i for i, row_id in enumerate(run.rows.row_ids)}
     for fold in range(run.folds.n_folds):
         ids, _, part = read_logits(run.out / f"fold-{fold}" / OOF, run.rows.classes)
         logits[[position[row_id] for row_id in ids]] = part
-    write_logits(run.out / OOF, run.rows.row_ids, run.folds.fold, logits, run.rows.classes)
+    held = np.flatnonzero(~run.folds.pinned)
+    ids = [run.rows.row_ids[i] for i in held]
+    write_logits(run.out / OOF, ids, run.folds.fold[held], logits[held], run.rows.classes)

@@ -76,9 +76,11 @@ def check_tracker(name: str) -> None:
 
 def score_line(name: str, store: SoftLabels, rows: Rows) -> list[str]:
     """One table line: a store's out-of-fold log-loss and accuracy on the labelled rows."""
-    targets = rows.targets
-    order = {row_id: i for i, row_id in enumerate(store.row_ids)}
-    probs = store.probs[[order[row_id] for row_id in rows.row_ids]]
+    order = {row_id: i for i, row_id in enumerate(rows.row_ids)}
+    targets = rows.targets[
+        [order[row_id] for row_id in store.row_ids]
+    ]  # rows pinned to training have no line
+    probs = store.probs
     known = np.isfinite(targets).all(axis=1)
     loss = -(targets[known] * np.log(np.clip(probs[known], 1e-15, None))).sum(axis=1).mean()
     hits = (probs[known].argmax(axis=1) == targets[known].argmax(axis=1)).mean()

@@ -139,7 +139,10 @@ def _aligned(store: SoftLabels, rows: Rows, where: Path) -> np.ndarray:
     position = {row_id: i for i, row_id in enumerate(store.row_ids)}
     missing = [row_id for row_id in rows.row_ids if row_id not in position]
     if missing:
-        raise UserError(f"{where}: has no soft labels for {len(missing)} rows: {listing(missing)}")
+        raise UserError(
+            f"{where}: has no soft labels for {len(missing)} rows: {listing(missing)}; "
+            "rows pinned to every training have no out-of-fold label"
+        )
     return store.mean_logits[[position[row_id] for row_id in rows.row_ids]]
 
 

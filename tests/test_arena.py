@@ -27,7 +27,8 @@ from data.arena_text import (
     write_response,
 )
 from data.errors import UserError
-from data.folds import group_prompts, make_folds
+from data.folds import make_folds
+from data.groups import group_prompts
 from data.schema import PREFERENCE, Rows, validate
 
 WORTHS = hnp.arrays(np.float64, (4, 2), elements=st.floats(-30, 30))

@@ -32,7 +32,8 @@ def shell(*words, cwd=None):
 def test_help_is_printed_without_the_heavy_libraries(command):
     check = (
         f"import runpy, sys\nsys.argv = ['x', '--help']\n"
-        f"try:\n    runpy.run_module({command!r}, run_name='__main__')\nexcept SystemExit as end:\n    assert not end.code\n"
+        f"try:\n    runpy.run_module({command!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code\n"
         "heavy = {'torch', 'transformers', 'lightgbm', 'sklearn', 'pandas'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

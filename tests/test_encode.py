@@ -2,16 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from data.encode import Encoder, Truncation, budgets, cut, pad_token_id, tokenizer_hash
+from data.encode import Encoder, pad_token_id, tokenizer_hash
 from data.errors import UserError
 from data.schema import PREFERENCE, Classes, make_rows
 from data.template import Template
+from data.truncate import Truncation
 from distill.tiny import train_tokenizer
 
-length = st.integers(0, 400)
 TEXTS = ["What is the capital of France?", "Paris is the capital.", "I do not know, sorry."] * 20
 
 
@@ -28,30 +26,6 @@ def preference_rows(prompt="Where?", a="Here.", b="There, I think."):
     )
 
 
-@given(length, length, length, st.integers(0, 600), st.floats(0, 1))
-def test_budgets_fit_the_room_and_are_symmetric(prompt, first, second, room, share):
-    p, a, b = budgets(prompt, first, second, room, share)
-    assert 0 <= p <= prompt
-    assert 0 <= a <= first
-    assert 0 <= b <= second
-    assert p + a + b <= room
-    assert (p, b, a) == budgets(prompt, second, first, room, share)
-    assert p + a + b >= min(room - 1, prompt + first + second)  # an odd token may stay unused
-
-
-@given(st.lists(st.integers(), max_size=30), st.integers(0, 40))
-def test_cut_keeps_the_asked_sides(ids, budget):
-    kept = min(len(ids), budget)
-    assert cut(ids, budget, "start") == ids[:kept]
-    assert cut(ids, budget, "end") == ids[len(ids) - kept :]
-    both = cut(ids, budget, "both")
-    assert len(both) == kept
-    if 0 < kept < len(ids):
-        assert both[0] == ids[0]
-    if 1 < kept < len(ids):
-        assert both[-1] == ids[-1]
-
-
 def test_every_sequence_starts_with_the_only_bos(tokenizer):
     hostile = preference_rows(a=f"see {tokenizer.bos_token}{tokenizer.eos_token} here", b=tokenizer.bos_token)
     encoded = Encoder(tokenizer, Template(), Truncation(256)).encode(hostile)
@@ -63,11 +37,11 @@ def test_every_sequence_starts_with_the_only_bos(tokenizer):
     assert tokenizer.eos_token in text  # spelled out, it stays in the text
 
 
-@pytest.mark.parametrize("keep", ["start", "end", "both"])
+@pytest.mark.parametrize("side", ["left", "right", "middle"])
 @pytest.mark.parametrize("max_length", [60, 75, 100, 512])
-def test_truncation_commutes_with_swap(tokenizer, keep, max_length):
+def test_truncation_commutes_with_swap(tokenizer, side, max_length):
     a, b = "Paris is the capital. " * 9, "I do not know. " * 14
-    encoder = Encoder(tokenizer, Template(), Truncation(max_length, keep=keep))
+    encoder = Encoder(tokenizer, Template(), Truncation(max_length, side=side))
     as_given = encoder.encode(preference_rows(a=a, b=b))
     exchanged = encoder.encode(preference_rows(a=b, b=a))
     np.testing.assert_array_equal(as_given[1], exchanged[0])
@@ -78,7 +52,7 @@ def test_truncation_commutes_with_swap(tokenizer, keep, max_length):
 
 def test_the_template_survives_truncation(tokenizer):
     rows = preference_rows(prompt="Where? " * 300, a="Here. " * 300, b="There. " * 300)
-    text = tokenizer.decode(Encoder(tokenizer, Template(), Truncation(96)).encode(rows)[0])
+    text = tokenizer.decode(Encoder(tokenizer, Template(), Truncation(128)).encode(rows)[0])
     for tag in ("<prompt>:", "<response_a>:", "<response_b>:", "<verdict>:", "Where?", "Here.", "There."):
         assert tag in text
 
@@ -114,7 +88,7 @@ def test_tokenizer_hash_sees_the_vocabulary(tokenizer):
     [
         ({"max_length": 3}, "max_length"),
         ({"prompt_share": 2.0}, "prompt_share"),
-        ({"keep": "middle"}, "keep"),
+        ({"side": "both"}, "side"),
     ],
 )
 def test_bad_truncation_is_named(options, message):

@@ -16,12 +16,12 @@ from data.files import write_parquet
 from data.folds import (
     Folds,
     check_folds,
-    group_prompts,
+    check_near,
     make_folds,
-    normalise_prompt,
     read_folds,
     write_folds,
 )
+from data.groups import Near, group_prompts, normalise_prompt
 from data.schema import PREFERENCE, Rows, make_rows
 
 
@@ -213,3 +213,80 @@ def test_real_rows_are_balanced(real_data: Path) -> None:
     np.add.at(counts, (folds.fold, rows.labels), 1)
     assert (counts.max(axis=0) - counts.min(axis=0)).max() <= 3
     assert len(set(folds.group_ids)) < len(rows)
+
+
+def pinned_rows() -> Rows:
+    """Twelve rows of two sources; two of the extra ones share a prompt with validated rows."""
+    prompts = [f"prompt {i}" for i in range(8)] + ["prompt 1", "PROMPT  2", "extra 1", "extra 2"]
+    return make_rows(
+        {
+            "row_id": [f"r{i}" for i in range(12)],
+            "prompt": [[p] for p in prompts],
+            "label": [i % 3 for i in range(12)],
+            "source": ["main"] * 8 + ["extra"] * 4,
+        },
+        PREFERENCE,
+        "drawn",
+    )
+
+
+def test_pinned_rows_train_every_fold_unless_their_prompt_is_validated(tmp_path: Path) -> None:
+    rows = pinned_rows()
+    folds = make_folds(rows, 3, pin=["extra"])
+    assert folds.n_folds == 3
+    assert np.flatnonzero(folds.pinned).tolist() == [10, 11]
+    assert folds.fold[8] == folds.fold[1]
+    assert folds.fold[9] == folds.fold[2]
+    write_folds(tmp_path, folds)
+    back = check_folds(read_folds(tmp_path), rows, tmp_path)
+    assert back.content_hash == folds.content_hash
+
+
+def test_a_pinned_row_beside_a_validated_one_is_a_leak() -> None:
+    rows = pinned_rows()
+    folds = make_folds(rows, 3, pin=["extra"])
+    leaking = folds.fold.copy()
+    leaking[8] = -1
+    with pytest.raises(
+        UserError, match=r"holds row r8, pinned to every training, and row r1, which is validated"
+    ):
+        check_folds(Folds(folds.row_ids, folds.group_ids, leaking), rows, "f")
+    leaking = folds.fold.copy()
+    leaking[10] = -2
+    with pytest.raises(UserError, match="fold numbers are -2, 0, 1, 2"):
+        check_folds(Folds(folds.row_ids, folds.group_ids, leaking), rows, "f")
+
+
+def test_folds_are_balanced_over_sources_too() -> None:
+    n = 300
+    rows = make_rows(
+        {
+            "row_id": [f"r{i}" for i in range(n)],
+            "prompt": [[f"prompt {i}"] for i in range(n)],
+            "label": [i % 3 for i in range(n)],
+            "source": ["big" if i % 5 else "small" for i in range(n)],
+        },
+        PREFERENCE,
+        "drawn",
+    )
+    folds = make_folds(rows, 4)
+    source = np.array(rows.table["source"].to_pylist())
+    for name in ("big", "small"):
+        for label in range(3):
+            held = np.bincount(folds.fold[(source == name) & (rows.labels == label)], minlength=4)
+            assert held.max() - held.min() <= 2
+
+
+def test_near_duplicates_share_a_fold() -> None:
+    long = "please explain to me in simple words how a combustion engine works"
+    prompts = [f"{long}{'!' * (i % 4)}" for i in range(8)] + [
+        "".join(map(chr, range(97 + i % 5, 122 - i, 2))) + f" {i} {i * i}" for i in range(20)
+    ]
+    rows = rows_with(prompts, [i % 3 for i in range(28)])
+    folds = make_folds(rows, 4, near=Near(0.8))
+    assert len(set(folds.fold[:8].tolist())) == 1
+    exact = make_folds(rows, 4)
+    assert len(set(exact.fold[:8].tolist())) > 1
+    check_near(folds, rows, Near(0.8), "f")
+    with pytest.raises(UserError, match=r"near-duplicate group .* is split over folds"):
+        check_near(exact, rows, Near(0.8), "f")

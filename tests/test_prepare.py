@@ -51,6 +51,7 @@ def test_prepare_leaves_what_load_reads(tmp_path: Path, rows: Rows) -> None:
         "kind": "data",
         "format": 1,
         "source": "simulated arena",
+        "sources": {"simulated arena": 60},
         "n_rows": 60,
         "classes": ["winner_model_a", "winner_model_b", "winner_tie"],
         "swap": [1, 0, 2],
@@ -58,6 +59,9 @@ def test_prepare_leaves_what_load_reads(tmp_path: Path, rows: Rows) -> None:
         "folds_hash": folds.content_hash,
         "n_folds": 4,
         "n_groups": len(set(folds.group_ids)),
+        "near": None,
+        "pin": [],
+        "n_pinned": 0,
         "label_counts": dict(zip(rows.classes.names, np.bincount(rows.labels).tolist(), strict=True)),
     }
 
@@ -229,3 +233,241 @@ def test_real_rows_prepare(real_data: Path, tmp_path: Path) -> None:
     rows, folds = load_prepared(tmp_path)
     assert len(rows) == len(folds) == 1470
     assert folds.n_folds == 5
+
+
+TABLE = "id,prompt,response_a,response_b,label\n"
+STORY = "Write a short story about a lighthouse keeper who finds a message in a bottle"
+
+
+def write_table(path: Path, prompts: list[str], labels: list[int] | None = None, prefix: str = "r") -> str:
+    labels = labels or [i % 3 for i in range(len(prompts))]
+    lines = [f"{prefix}{i},{p},yes {i},no {i},{labels[i]}\n" for i, p in enumerate(prompts)]
+    path.write_text(TABLE + "".join(lines))
+    return str(path)
+
+
+def distinct(n: int, word: str = "question") -> list[str]:
+    return [
+        f"{word} {hash_word(i)} about {hash_word(i * 31 + 7)} and {hash_word(i * 17 + 3)}" for i in range(n)
+    ]
+
+
+def hash_word(i: int) -> str:
+    import hashlib
+
+    return hashlib.sha256(str(i).encode()).hexdigest()[:9]
+
+
+def test_near_duplicates_are_on_by_default_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_table(tmp_path / "t.csv", [STORY + "." * i for i in range(5)] + distinct(30))
+    main(["--source", source, "--out", str(tmp_path / "near")])
+    out = capsys.readouterr().out
+    assert "35 rows, 31 prompt groups" in out
+    assert f": 5 rows, {STORY[:40]}" in out
+    main(["--source", source, "--out", str(tmp_path / "exact"), "--near", "off"])
+    assert "35 rows, 35 prompt groups" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"was made with near-duplicates from 0\.8, not off"):
+        main(["--source", source, "--out", str(tmp_path / "near"), "--near", "off"])
+    (tmp_path / "exact" / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"near-duplicate group .* is split"):  # folds there, made without
+        main(["--source", source, "--out", str(tmp_path / "exact")])
+
+
+def test_a_sources_file_combines_pins_and_prefixes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = distinct(30)
+    write_table(tmp_path / "main.csv", prompts)
+    write_table(tmp_path / "extra.csv", [*prompts[:3], *distinct(9, "other")], [2] * 12)
+    (tmp_path / "sources.yaml").write_text(
+        "near: 0.9\nfolds: 3\nprefix_ids: true\n"
+        "sources:\n  - main.csv\n  - {path: extra.csv, name: extra, pin: true}\n"
+    )
+    out = tmp_path / "out"
+    main(["--source", str(tmp_path / "sources.yaml"), "--out", str(out)])
+    shown = capsys.readouterr().out
+    assert "39 rows, 39 prompt groups, 3 folds" in shown
+    assert (
+        "3 rows of extra repeat a pair of an earlier source, left out: extra:r0, extra:r1, extra:r2" in shown
+    )
+    assert "2 pairs have contradicting labels, kept as soft labels" in shown
+    assert "pinned to every training: 9 of the 9 rows of extra" in shown
+    rows, folds = load_prepared(out)
+    assert folds.pinned.sum() == 9
+    assert rows.row_ids[0] == "main.csv:r0"
+    np.testing.assert_allclose(rows.targets[0], [0.5, 0, 0.5])
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["sources"] == {"main.csv": 30, "extra": 9}
+    assert manifest["repeats"]["between_sources"] == {"extra": 3}
+    before = contents(out)
+    main(["--source", str(tmp_path / "sources.yaml"), "--out", str(out)])
+    assert contents(out) == before
+    (tmp_path / "sources.yaml").write_text(
+        "{near: 0.9, folds: 3, prefix_ids: true, sources: [main.csv, {path: extra.csv, name: extra}]}"
+    )
+    with pytest.raises(UserError, match=r"pinned to every training there and not by this command's --pin"):
+        main(["--source", str(tmp_path / "sources.yaml"), "--out", str(out)])
+    assert contents(out) == before
+
+
+def check(path: Path) -> None:
+    main(["--check", str(path)])
+
+
+def test_check_proves_and_prints_balance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_table(tmp_path / "t.csv", distinct(40))
+    out = tmp_path / "out"
+    main(["--source", source, "--out", str(out), "--tokenizer", tokenizer_file(tmp_path)])
+    capsys.readouterr()
+    check(out)
+    shown = capsys.readouterr().out
+    assert "no group of equal prompts and near-duplicates (similarity 0.8 and above) is split" in shown
+    assert "every byte as it was written" in shown
+    assert len([line for line in shown.splitlines() if line[:1].isdigit()]) == 5
+
+
+def tamper_fold(out: Path) -> None:
+    folds = read_folds(out)
+    fold = folds.fold.copy()
+    fold[0] = (fold[0] + 1) % 5
+    write_folds(out, Folds(folds.row_ids, folds.group_ids, fold))
+
+
+def tamper_label(out: Path) -> None:
+    rows = read_rows(out)
+    label = np.where(np.arange(len(rows)) == 0, (rows.labels + 1) % 3, rows.labels)
+    column = rows.table.column_names.index("label")
+    write_rows(
+        out / "rows.parquet",
+        Rows(rows.table.set_column(column, "label", [label.astype(np.int8)]), rows.classes),
+    )
+
+
+def tamper_manifest(out: Path) -> None:
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**manifest, "n_groups": 3}))
+
+
+def tamper_near(out: Path) -> None:
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**manifest, "near": {"threshold": "x"}}))
+
+
+def tamper_tokens(out: Path) -> None:
+    (path,) = out.glob("tokens-*/ids.u32")
+    content = bytearray(path.read_bytes())
+    content[9] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (tamper_fold, "group .* is split over folds|near-duplicate group"),
+        (tamper_label, "manifest.json: (rows_hash|label_counts) is"),
+        (tamper_manifest, "manifest.json: n_groups is 3 there"),
+        (tamper_near, "near-duplicate threshold is damaged"),
+        (tamper_tokens, r"tokens-.*ids\.u32 is damaged"),
+        (lambda out: (out / "folds.parquet").unlink(), "no such fold file"),
+        (lambda out: (out / "rows.parquet").write_bytes(b"PAR1"), "not a readable Parquet file"),
+        (lambda out: (out / "manifest.json").write_text("[]"), "is not the manifest"),
+    ],
+)
+def test_check_finds_what_was_tampered_with(tmp_path: Path, tamper, message: str) -> None:
+    source = write_table(tmp_path / "t.csv", [*distinct(20), STORY, STORY + "!"])
+    out = tmp_path / "out"
+    main(["--source", source, "--out", str(out), "--tokenizer", tokenizer_file(tmp_path)])
+    tamper(out)
+    if tamper is tamper_fold:  # row 0 stands alone: split a group of two instead
+        folds = read_folds(out)
+        fold = folds.fold.copy()
+        fold[-1] = (fold[-2] + 1) % 5
+        write_folds(out, Folds(folds.row_ids, folds.group_ids, fold))
+    with pytest.raises(UserError, match=message):
+        check(out)
+
+
+def tokenizer_file(folder: Path) -> str:
+    from small_tokenizers import small_tokenizer
+
+    path = folder / "tokenizer.json"
+    small_tokenizer("byte_bpe").backend_tokenizer.save(str(path))
+    return str(path)
+
+
+def test_inspect_shows_rows_cuts_lengths_and_a_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [
+        {"id": f"r{i}", "prompt": ["Hi \x1b[31m <|begin_of_text|>", "mid", f"end {hash_word(i)}"],
+         "response_a": ["a" * 200 * i, "b", "c"], "response_b": ["d", "e", "f"], "label": i % 3}
+        for i in range(6)
+    ]  # fmt: skip
+    source, out = tmp_path / "t.jsonl", tmp_path / "out"
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    main(["--source", str(source), "--out", str(out)])
+    common = [
+        "--out",
+        str(out),
+        "--tokenizer",
+        tokenizer_file(tmp_path),
+        "--max-length",
+        "200",
+        "--inspect",
+        "2",
+    ]
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    capsys.readouterr()
+    main(common)
+    plain = capsys.readouterr().out
+    assert "tokens: built" in plain
+    assert "── row r0 · winner_model_a" in plain
+    assert "turns left out whole: 2" in plain  # of the long row
+    assert "⟨response_a, turn 1: cut to" in plain
+    assert "⟦<|begin_of_text|>⟧<prompt>" in plain
+    assert "Hi ␛[31m <|begin_of_text|>" in plain  # text, not a token, and no command to the terminal
+    assert "\x1b" not in plain
+    assert "rows cut" in plain
+    svg = (out / "lengths.svg").read_text()
+    assert svg.startswith("<svg")
+    assert "max_length 200" in svg
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    main(common)
+    coloured = capsys.readouterr().out
+    assert "tokens: opened" in coloured
+    assert "\x1b[36m" in coloured
+    assert "\x1b[7m⟦<|begin_of_text|>⟧\x1b[0m" in coloured
+    import re
+
+    assert re.sub("\x1b\\[[0-9]+m", "", coloured).split("── row")[1:] == plain.split("── row")[1:]
+
+
+def test_what_inspect_shows_is_what_is_encoded(tmp_path: Path) -> None:
+    from small_tokenizers import small_tokenizer
+
+    from data.encode import Encoder
+    from data.lengths import measure
+    from data.show import explain
+    from data.template import Template
+    from data.truncate import Truncation
+
+    rows = simulate_arena(ArenaConfig(n_rows=50))
+    encoder = Encoder(small_tokenizer("byte_bpe"), Template(), Truncation(140))
+    tokens, encoded = encoder.tokenize(rows), encoder.encode(rows)
+    for i in range(len(rows)):
+        pieces, _ = explain(encoder, tokens, i, True)
+        assert np.concatenate([piece.ids for piece in pieces]).tolist() == encoded[2 * i].tolist()
+    lengths = measure(encoder, tokens, True)
+    untouched = Encoder(encoder.tokenizer, Template(), Truncation(10_000)).encode(rows)
+    assert lengths.rows.tolist() == untouched.lengths[::2].tolist()
+    assert lengths.cuts([140])[0][1] == encoded.truncated / len(encoded.lengths)
+
+
+def test_scratch_of_a_killed_run_is_swept(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / ".scratch").mkdir(parents=True)
+    (out / ".scratch" / "0.arrow").write_bytes(b"half")
+    main(["--source", write_table(tmp_path / "t.csv", distinct(20)), "--out", str(out)])
+    assert sorted(path.name for path in out.iterdir()) == FILES

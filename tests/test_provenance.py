@@ -220,5 +220,3 @@ def test_human_soft_labels_teach_as_a_teacher_does(data):
     np.testing.assert_allclose(probs / probs.sum(), [2 / 3, 0, 1 / 3], atol=0.02)
     np.testing.assert_array_equal(found.targets.argmax(axis=1), rows.labels)
     assert set(found.targets.ravel()) == {0.0, 1.0}
-
-

@@ -332,7 +332,7 @@ def test_our_own_row_table_is_a_source_too(tmp_path: Path) -> None:
     assert again.content_hash == rows.content_hash
 
 
-@given(st.lists(st.none() | st.text(st.characters())))
+@given(st.lists(st.none() | st.text(st.characters(exclude_characters="\x00"))))
 def test_cleaned_turns_are_utf8_and_every_change_is_counted(turns: list[str | None]) -> None:
     cleaning = Cleaning()
     cleaned = clean_turns(turns, cleaning, "here")

@@ -1,0 +1,179 @@
+"""Any table through a column map: which of its columns holds which field of a row.
+
+Without responses it is a K-class text table. Classes come from the options, else from the labels; these
+are looked through once before any row is made, so that the first batch and the last agree.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from data.errors import UserError, brief, listing
+from data.layouts import Place, cell_text, require
+from data.load import Columns, Table
+from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows, make_rows
+
+FIELDS = ("row_id", "prompt", "response_a", "response_b", "label", "label_probs", "model_a", "model_b")
+
+
+class TableReader:
+    """Reads the batches of a plain table.
+
+    Parameters
+    ----------
+    table : Table
+    where : str
+        The source, for messages.
+    columns : mapping of str to str
+        Field to column, as in :class:`data.sources.SourceOptions`.
+    classes, swap, ids
+        As in :class:`data.sources.SourceOptions`.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        where: str,
+        columns: Mapping[str, str],
+        classes: tuple[str, ...] | None,
+        swap: tuple[int, ...] | None,
+        ids: str,
+    ) -> None:
+        self.chosen = _choose_columns(table.names, where, columns)
+        self.number_rows = "row_id" not in self.chosen
+        if self.number_rows and ids != "row-number":
+            raise UserError(
+                f"{where}: no column row_id or id among {listing(table.names, 12)}; name one with "
+                "--columns row_id=COLUMN, or number the rows with --ids row-number"
+            )
+        self.pair = "response_a" in self.chosen
+        seen: set[str] = set()
+        if "label" in self.chosen and classes is None:
+            for batch in table.batches():
+                texts = {cell_text(value) for value in batch[self.chosen["label"]]}
+                seen.update(text for text in texts if text is not None)
+                if len(seen) > 1000:
+                    raise UserError(
+                        f"{where}: column {self.chosen['label']} holds more than 1,000 different labels; "
+                        "is it the label's column?"
+                    )
+        self.classes = _classes(seen, where, classes, swap, self.pair)
+
+    def __call__(self, columns: Columns, place: Place) -> Rows:
+        """Read one batch."""
+        where, chosen = place.where, self.chosen
+        n = len(next(iter(columns.values())))
+        ids = (
+            [str(place.start + i) for i in range(n)]
+            if self.number_rows
+            else place.ids(columns[chosen["row_id"]])
+        )
+        out = place.begin(ids)
+        for name in ("prompt", "response_a", "response_b"):
+            if name in chosen:
+                out[name] = place.turns(columns, ids, chosen[name])
+        if "label" in chosen:
+            cells = zip(ids, columns[chosen["label"]], strict=True)
+            out["label"] = [_label_index(cell_text(cell), self.classes, key, where) for key, cell in cells]
+        if "label_probs" in chosen:
+            out["label_probs"] = _soft_labels(columns, chosen["label_probs"], ids, self.classes, where)
+        for name in ("model_a", "model_b"):
+            if name in chosen:
+                out[name] = [None if value is None else str(value) for value in columns[chosen[name]]]
+        return make_rows(out, self.classes, where)
+
+
+def _choose_columns(names: list[str], where: str, columns: Mapping[str, str]) -> dict[str, str]:
+    unknown = [name for name in columns if name not in FIELDS]
+    if unknown:
+        raise UserError(
+            f"column map: no field {listing(unknown)} in a row table; it has {listing(FIELDS, 8)}"
+        )
+    chosen = {name: name for name in FIELDS if name in names}
+    if "row_id" not in chosen and "id" in names:
+        chosen["row_id"] = "id"
+    chosen.update(columns)
+    for name, theirs in chosen.items():
+        require(names, theirs.split(",") if name == "label_probs" else [theirs], where)
+    if "prompt" not in chosen:
+        raise UserError(
+            f"{where}: no column prompt among {listing(names, 12)}; "
+            "name the text's column with --columns prompt=COLUMN"
+        )
+    if ("response_a" in chosen) != ("response_b" in chosen):
+        raise UserError(
+            f"{where}: has one of response_a and response_b; name the other with --columns, "
+            "both are needed for a pair and neither for a plain text"
+        )
+    return chosen
+
+
+def _classes(
+    seen: set[str], where: str, names: tuple[str, ...] | None, swap: tuple[int, ...] | None, pair: bool
+) -> Classes:
+    """The classes as the options name them, else as the labels show them."""
+    if names is None:
+        if pair:
+            if not seen or seen <= {"0", "1", "2"} or seen <= set(PREFERENCE.names):
+                two = bool(seen) and not seen & {"2", PREFERENCE.names[2]}
+                names = (PREFERENCE_NO_TIE if two else PREFERENCE).names
+            else:
+                raise UserError(
+                    f"{where}: cannot tell which of the labels {listing(sorted(seen))} means that response A "
+                    "wins; give --classes in the order A wins, B wins, tie"
+                )
+        else:
+            if len(seen) < 2:
+                raise UserError(
+                    f"{where}: the labels show {len(seen)} classes, at least two are needed; name all of "
+                    "them with --classes, or the label's column with --columns label=COLUMN"
+                )
+            whole = all(re.fullmatch(r"-?\d+", label) for label in seen)
+            names = tuple(sorted(seen, key=int) if whole else sorted(seen))
+    if swap is None and pair:
+        if len(names) > 3:
+            raise UserError(
+                f"{where}: {len(names)} classes of a pair; say with --swap which class each becomes when "
+                "the responses change places"
+            )
+        swap = (1, 0, 2)[: len(names)]
+    if swap is not None and not pair:
+        raise UserError(f"{where}: a swap was given, but the rows have no two responses to swap")
+    return Classes(names, swap)
+
+
+def _label_index(label: str | None, classes: Classes, row_id: str, where: str) -> int | None:
+    if label is None:
+        return None
+    if label in classes.names:
+        return classes.names.index(label)
+    if label.isdecimal() and int(label) < classes.n:
+        return int(label)
+    raise UserError(
+        f"{where}: row {row_id} has label {brief(label)}; a label is a class name ({listing(classes.names)}) "
+        f"or an index from 0 to {classes.n - 1}"
+    )
+
+
+def _soft_labels(columns: Columns, names: str, ids: list, classes: Classes, where: str) -> list:
+    """Distributions from one column of lists or from K columns; a row with all cells empty has none."""
+    theirs = names.split(",")
+    cells = columns[theirs[0]] if len(theirs) == 1 else list(zip(*(columns[n] for n in theirs), strict=True))
+    out: list[list[float] | None] = []
+    for row_id, cell in zip(ids, cells, strict=True):
+        if cell is None or (len(theirs) > 1 and all(value in (None, "") for value in cell)):
+            out.append(None)
+            continue
+        try:
+            values = [float(value) for value in (json.loads(cell) if isinstance(cell, str) else cell)]
+        except (TypeError, ValueError, RecursionError, OverflowError):
+            values = []
+        if len(values) != classes.n:
+            raise UserError(
+                f"{where}: row {row_id}, column {names} holds {brief(cell)}, not {classes.n} numbers, one "
+                "a class"
+            )
+        out.append(values)
+    return out

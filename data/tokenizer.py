@@ -1,0 +1,130 @@
+"""Tokenizers of every origin as fast ones, so that there is one path from text to ids.
+
+A directory or file in the fast format is read as it is; the Llama 3 tokenizer as Meta ships it
+(``tokenizer.model`` in tiktoken form) is converted, with the special tokens of Llama 3.1 at the ids
+that its checkpoints know.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import UserError, brief
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+LLAMA3_RANKS = 128_000
+LLAMA3_NAMED = {
+    0: "<|begin_of_text|>",
+    1: "<|end_of_text|>",
+    4: "<|finetune_right_pad_id|>",
+    6: "<|start_header_id|>",
+    7: "<|end_header_id|>",
+    8: "<|eom_id|>",
+    9: "<|eot_id|>",
+    10: "<|python_tag|>",
+}
+LLAMA3_SPECIAL = 256
+
+
+def load_tokenizer(source: str) -> Any:
+    """Load a fast tokenizer.
+
+    Parameters
+    ----------
+    source : str
+        A directory with ``tokenizer.json`` or ``tokenizer.model``, one of these files, or a name on the
+        Hugging Face hub.
+
+    Raises
+    ------
+    UserError
+        Nothing there, a damaged file, or a tokenizer that has no fast form.
+    """
+    path = Path(source)
+    if path.is_dir() and not (path / "tokenizer.json").exists() and _is_tiktoken(path / "tokenizer.model"):
+        path = path / "tokenizer.model"
+    if path.is_file():
+        return _from_tiktoken(path) if _is_tiktoken(path) else _from_file(path)
+    if not path.exists() and path.suffix in {".json", ".model"}:
+        raise UserError(f"{source}: no such tokenizer file")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+    except Exception as error:  # the hub, the parser and each tokenizer class raise their own kinds
+        raise UserError(
+            f"{source}: no tokenizer could be loaded "
+            f"({brief(str(error).strip() or type(error).__name__)}); give a "
+            "directory with tokenizer.json or tokenizer.model, or check the name and the network"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"{source}: this tokenizer has no fast form (tokenizer.json); convert it first")
+    return tokenizer
+
+
+def _from_file(path: Path) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{path}: not a tokenizer.json or tiktoken file ({brief(error)})") from error
+    known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    named = {
+        role: next((name for name in names if name in known), None)
+        for role, names in {
+            "bos_token": ("<|begin_of_text|>", "<bos>", "<s>"),
+            "eos_token": ("<|end_of_text|>", "<eos>", "</s>"),
+            "pad_token": ("<|finetune_right_pad_id|>", "<pad>", "[PAD]"),
+            "unk_token": ("<unk>", "[UNK]"),
+            "cls_token": ("[CLS]",),
+            "sep_token": ("[SEP]",),
+        }.items()
+    }
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, **{role: name for role, name in named.items() if name is not None}
+    )
+
+
+def _is_tiktoken(path: Path) -> bool:
+    """Whether a file is lines of base64 and rank; a SentencePiece model of the same name is not."""
+    try:
+        with open(path, "rb") as handle:
+            line = handle.readline(4096).split()
+        return len(line) == 2 and line[1] == b"0" and bool(base64.b64decode(line[0], validate=True))
+    except (OSError, binascii.Error):
+        return False
+
+
+def _from_tiktoken(path: Path) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    reserved = iter(range(LLAMA3_SPECIAL))
+    names = [
+        LLAMA3_NAMED.get(i) or f"<|reserved_special_token_{next(reserved)}|>" for i in range(LLAMA3_SPECIAL)
+    ]
+    try:
+        backend = TikTokenConverter(str(path), extra_special_tokens=names).converted()
+    except Exception as error:
+        raise UserError(f"{path}: not a readable tiktoken file ({brief(error)}); is it cut off?") from error
+    found = backend.token_to_id(names[0])
+    if found != LLAMA3_RANKS:
+        raise UserError(
+            f"{path}: holds {found} ranks where a Llama 3 tokenizer has {LLAMA3_RANKS}; is the file cut "
+            "off? Others "
+            "are read from their tokenizer.json"
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=names[0],
+        eos_token=names[1],
+        pad_token=names[4],
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,247 @@
+"""The token store: every turn of a row table tokenized once, in memory-mapped files of uint32.
+
+One directory a tokenizer and template, ``tokens-<tokenizer>-<template>``, holds ``ids.u32``,
+``lengths.u32`` and ``turns.u32`` (see :class:`data.encode.Tokens`) and a manifest with the hashes of
+tokenizer, template and row table and the checksums of the files. A store of other rows is stale, one
+whose bytes do not match is damaged; either is built anew. Built in chunks, in several processes if asked;
+a build killed at any moment goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.encode import CHUNK_ROWS, Encoder, PlainText, Tokens, tokenizer_hash, turns_of
+from data.errors import UserError, brief
+from data.fast_bpe import FastBpe
+from data.files import make_directory, read_json, sha256_text, unwritable, write_json
+from data.progress import progress
+from data.schema import Rows
+
+MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+FILES = ("ids", "lengths", "turns")
+FORMAT = 1
+CHECKPOINT_CHUNKS = 16
+WORKER_ROWS = 50_000
+"""Below this many rows, starting other processes takes longer than they save."""
+
+
+def open_tokens(rows: Rows, encoder: Encoder, home: Path, workers: int | None = None) -> tuple[Tokens, str]:
+    """Open the store of these rows under ``home``, building it where there is none that fits.
+
+    Parameters
+    ----------
+    rows : Rows
+    encoder : Encoder
+        Its truncation makes no difference: turns are stored whole.
+    home : Path
+        The directory that holds the store's.
+    workers : int, optional
+        Processes that tokenize; by default one a core where there are rows enough.
+
+    Returns
+    -------
+    tokens : Tokens
+        On memory-mapped files.
+    what : str
+        What was done: "opened", "built", "continued", or "rebuilt" and why.
+
+    Raises
+    ------
+    UserError
+        The store cannot be written.
+    """
+    key = store_key(rows, encoder)
+    path = home / f"tokens-{key['tokenizer_hash'][:8]}-{key['template_hash'][:8]}"
+    wrong = check_store(path, key)
+    if wrong is None:
+        return _map(path), "opened"
+    what = "built"
+    if (path / MANIFEST).exists():
+        shutil.rmtree(path)
+        what = f"rebuilt: {wrong}"
+    elif (path / PROGRESS).exists():
+        what = "continued"
+    try:
+        _build(rows, encoder, path, key, workers)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return _map(path), what
+
+
+def store_key(rows: Rows, encoder: Encoder) -> dict[str, Any]:
+    """What a store depends on."""
+    return {
+        "kind": "tokens",
+        "format": FORMAT,
+        "tokenizer_hash": tokenizer_hash(encoder.tokenizer),
+        "template_hash": sha256_text(json.dumps(asdict(encoder.template), sort_keys=True)),
+        "rows_hash": rows.content_hash,
+        "n_rows": len(rows),
+    }
+
+
+def check_store(path: Path, key: dict[str, Any] | None = None) -> str | None:
+    """Say what is wrong with a store, None if nothing is: its files are read whole and checksummed.
+
+    Parameters
+    ----------
+    path : Path
+    key : dict, optional
+        What it must have been made from.
+    """
+    if not (path / MANIFEST).exists():
+        return "it is not finished"
+    try:
+        manifest = read_json(path / MANIFEST, "manifest")
+        for name, value in (key or {}).items():
+            if manifest.get(name) != value:
+                return f"it is stale, its {name} is another"
+        for name in FILES:
+            file = path / f"{name}.u32"
+            if not file.exists() or file.stat().st_size != manifest["bytes"][name]:
+                return f"{file.name} is damaged, its size is not what was written"
+            if _checksum(file) != manifest["crc32"][name]:
+                return f"{file.name} is damaged, its checksum is not what was written"
+    except (UserError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest is damaged ({brief(error, 80)})"
+    return None
+
+
+def _checksum(path: Path, crc: int = 0) -> int:
+    with open(path, "rb") as handle:
+        while chunk := handle.read(1 << 22):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _map(path: Path) -> Tokens:
+    found = [
+        np.memmap(path / f"{name}.u32", dtype="<u4", mode="r")
+        if (path / f"{name}.u32").stat().st_size
+        else np.zeros(0, dtype=np.uint32)
+        for name in FILES
+    ]
+    return Tokens(found[0], found[1], found[2].reshape(-1, 3))
+
+
+def _build(rows: Rows, encoder: Encoder, path: Path, key: dict[str, Any], workers: int | None) -> None:
+    state = _resume(path, key)
+    chunks = range(state["rows"], len(rows), CHUNK_ROWS)
+    if workers is None:
+        workers = (os.cpu_count() or 1) if len(chunks) * CHUNK_ROWS >= WORKER_ROWS else 1
+    with ExitStack() as stack:
+        handles = {name: stack.enter_context(open(path / f"{name}.u32", "r+b")) for name in FILES}
+        for name, handle in handles.items():
+            handle.truncate(state["bytes"][name])
+            handle.seek(state["bytes"][name])
+        chunked = _tokenized(rows, encoder, chunks, workers)
+        for done, arrays in enumerate(progress(chunked, "tokenizing", len(chunks), "chunk"), start=1):
+            for name, array in zip(FILES, arrays, strict=True):
+                data = np.ascontiguousarray(array, dtype="<u4").tobytes()
+                handles[name].write(data)
+                state["crc32"][name] = zlib.crc32(data, state["crc32"][name])
+                state["bytes"][name] += len(data)
+            state["rows"] = min(state["rows"] + CHUNK_ROWS, len(rows))
+            if done % CHECKPOINT_CHUNKS == 0:
+                _flush(handles)
+                write_json(path / PROGRESS, state)
+        _flush(handles)
+    write_json(path / MANIFEST, {name: value for name, value in state.items() if name != "rows"})
+    (path / PROGRESS).unlink(missing_ok=True)
+
+
+def _resume(path: Path, key: dict[str, Any]) -> dict[str, Any]:
+    """Where to go on: the last checkpoint of a build of the same store, else the beginning."""
+    fresh = {**key, "rows": 0, "bytes": dict.fromkeys(FILES, 0), "crc32": dict.fromkeys(FILES, 0)}
+    state = fresh
+    if (path / PROGRESS).exists():
+        try:
+            found = read_json(path / PROGRESS, "progress file")
+            if all(found[name] == value for name, value in key.items()) and all(
+                (path / f"{name}.u32").stat().st_size >= found["bytes"][name] for name in FILES
+            ):
+                state = found
+        except (UserError, KeyError, TypeError, OSError):
+            state = fresh  # a damaged checkpoint costs time, nothing else
+    make_directory(path)
+    for name in FILES:
+        (path / f"{name}.u32").touch()
+    return state
+
+
+def _flush(handles: dict[str, Any]) -> None:
+    for handle in handles.values():
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _tokenized(
+    rows: Rows, encoder: Encoder, chunks: range, workers: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield ids, lengths and turns of each chunk, in order."""
+    if workers < 2:
+        for start in chunks:
+            tokens = encoder.tokenize(rows, start, start + CHUNK_ROWS)
+            yield tokens.ids, tokens.lengths, tokens.turns
+        return
+    import multiprocessing
+
+    encoder.plain.seek_fast()
+    definition = encoder.tokenizer.backend_tokenizer.to_str()
+    with ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),  # a fork would take the caller's threads and locks with it
+        _start_worker,
+        (definition, encoder.plain.special, encoder.plain.fast),
+    ) as pool:
+        waiting: deque[tuple[np.ndarray, list[int], Future]] = deque()
+        remaining = deque(chunks)
+        while True:
+            while remaining and len(waiting) < 2 * workers:
+                start = remaining.popleft()
+                texts, turns = turns_of(rows, start, start + CHUNK_ROWS)
+                unique = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+                waiting.append((turns, [unique[text] for text in texts], pool.submit(_work, list(unique))))
+            if not waiting:
+                return
+            turns, order, future = waiting.popleft()
+            ids, lengths = future.result()
+            if len(order) != len(lengths):  # some texts stand more than once
+                ends = np.cumsum(lengths, dtype=np.int64)
+                pieces = [ids[ends[i] - lengths[i] : ends[i]] for i in order]
+                ids, lengths = np.concatenate(pieces), lengths[order]
+            yield ids, lengths, turns
+
+
+_plain: PlainText | None = None
+
+
+def _start_worker(definition: str, special: dict[int, str], fast: FastBpe | None) -> None:
+    global _plain
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core; threads would contend
+
+    def load() -> Any:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(definition)
+
+    _plain = PlainText(load, special, fast)
+
+
+def _work(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    assert _plain is not None
+    return _plain.flat(texts)

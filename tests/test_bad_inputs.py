@@ -1,0 +1,286 @@
+"""Bad input to ``data.prepare``: one message that names it, exit status 2, and nothing left behind."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.clean import MAX_TEXT
+from data.errors import UserError
+from data.prepare import main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+LMSYS = "id,prompt,response_a,response_b,winner_model_a,winner_model_b,winner_tie\n"
+TABLE = "id,prompt,response_a,response_b,label\n"
+GOOD = "".join(f"r{i},question {i} here,yes,no,{i % 3}\n" for i in range(12))
+
+
+def lines(*records: Any) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    return {"id": "x", "prompt": "p", "response_a": "a", "response_b": "b", "label": 0, **changes}
+
+
+def packed(size: int) -> bytes:
+    return gzip.compress(b"id,prompt\n" + b"a" * size)
+
+
+def parquet(**columns: Any) -> Callable[[Path], None]:
+    return lambda path: pq.write_table(pa.table(columns), path)
+
+
+def messages(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def arena(**changes: Any) -> dict[str, Any]:
+    conversation = messages(("user", "q"), ("assistant", "a"))
+    return {
+        "id": "1",
+        "conversation_a": conversation,
+        "conversation_b": conversation,
+        "winner": "tie",
+        **changes,
+    }
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+# name of the file, its content (or what makes it), what the one message must say, further arguments
+CASES: dict[str, tuple[str, Any, str, list[str]]] = {
+    "empty file": ("t.csv", b"", "is empty", []),
+    "header alone": ("t.csv", TABLE, "holds no rows", []),
+    "latin-1": ("t.csv", (TABLE + "1,caf\xe9,a,b,0\n").encode("latin-1"), "cannot be read as CSV", []),
+    "utf-16": ("t.csv", (TABLE + GOOD).encode("utf-16"), "cannot be read as CSV|no column", []),
+    "ragged row": ("t.csv", TABLE + "1,p,a,b\n", "cannot be read as CSV.*Expected 5 columns", []),
+    "too many cells": ("t.csv", TABLE + "1,p,a,b,0,9\n", "Expected 5 columns, got 6", []),
+    "quote left open": ("t.csv", TABLE + '1,"p,a,b,0\n' * 3, "t.csv", []),
+    "column twice": ("t.csv", "id,id,prompt\n1,2,p\n", "a column name appears twice", []),
+    "NUL byte": ("t.csv", TABLE + "1,p\0q,a,b,0\n", "row 1, column prompt holds a NUL", []),
+    "NUL in JSON": ("t.jsonl", lines(record(response_a="a\0b")), "column response_a holds a NUL", []),
+    "ten-megabyte field": (
+        "t.jsonl", lines(record(prompt="x" * 10_000_000)),
+        f"10,000,000 characters, more than {MAX_TEXT:,}", [],
+    ),
+    "id twice": ("t.csv", TABLE + "1,p,a,b,0\n1,q,a,b,0\n", "1 row ids appear more than once: 1", []),
+    "id missing": ("t.csv", TABLE + "1,p,a,b,0\n,q,a,b,0\n", r"row 1 \(counted from 0\) has no row_id", []),
+    "ids differ by type": ("t.jsonl", lines(record(id=1), record(id="1")), "ids mix numbers and text", []),
+    "fractional id": ("t.jsonl", lines(record(id=1.0)), "id '1.0' of type float", []),
+    "truth as id": ("t.jsonl", lines(record(id=True)), "of type bool", []),
+    "id of a megabyte": ("t.jsonl", lines(record(id="i" * 1_000_000)), "an id of 1,000,000 characters", []),
+    "no id column": ("t.csv", "prompt,label\np,0\n", "no column row_id or id", []),
+    "no prompt column": ("t.csv", "id,text\n1,p\n", "no column prompt", []),
+    "one response": ("t.csv", "id,prompt,response_a\n1,p,a\n", "has one of response_a and response_b", []),
+    "label out of range": (
+        "t.csv", TABLE + "1,p,a,b,3\n", "row 1 has label 3", ["--classes", "A,B,tie"],
+    ),
+    "negative label": ("t.csv", TABLE + "1,p,a,b,-1\n", "label -1", ["--classes", "A,B,tie"]),
+    "unknown class": ("t.csv", TABLE + "1,p,a,b,first\n", "labels first means", []),
+    "not one-hot": (
+        "t.csv", LMSYS + '1,"[""p""]","[""a""]","[""b""]",1,1,0\n', "exactly one of them must be 1", [],
+    ),
+    "half a vote": (
+        "t.csv", LMSYS + '1,"[""p""]","[""a""]","[""b""]",0.5,0.5,0\n', "exactly one of them", [],
+    ),
+    "no turn list": ("t.csv", LMSYS + "1,p,a,b,1,0,0\n", "row 1, column prompt is not a JSON list", []),
+    "nested turns": (
+        "t.csv", LMSYS + '1,"[[""p""]]","[""a""]","[""b""]",1,0,0\n', "where text or a list of texts", [],
+    ),
+    "deep turns": ("t.csv", LMSYS + f'1,{DEEP},"[]","[]",1,0,0\n', "is not a JSON list of turns", []),
+    "probabilities off": (
+        "t.jsonl", lines(record(label_probs=[0.5, 0.6, 0.2])), "label_probs .* not 3 non-negative numbers",
+        ["--classes", "A,B,tie"],
+    ),
+    "probabilities NaN": (
+        "t.jsonl", lines(record(label_probs=[float("nan"), 0.5, 0.5])), "not 3 non-negative numbers",
+        ["--classes", "A,B,tie"],
+    ),
+    "probabilities short": (
+        "t.jsonl", lines(record(label_probs=[0.5, 0.5])), "not 3 numbers", ["--classes", "A,B,tie"],
+    ),
+    "JSON cut off": ("t.json", '[{"id": 1, "prom', "not valid JSON", []),
+    "JSON of one object": ("t.json", '{"id": 1}', "expected a list of objects", []),
+    "JSON of numbers": ("t.json", "[1, 2]", "expected a list of objects", []),
+    "JSON too deep": ("t.json", DEEP, "nested too deep", []),
+    "line cut off": ("t.jsonl", lines(record()) + '{"id": ', "line 2: not valid JSON", []),
+    "line of a list": ("t.jsonl", "[1]\n", "expected a list of objects", []),
+    "line too deep": ("t.jsonl", DEEP + "\n", "line 1: JSON nested too deep", []),
+    "object as prompt": ("t.jsonl", lines(record(prompt={"a": [1]})), "column prompt holds", []),
+    "not Parquet": ("t.parquet", b"PAR1 nothing", "not a readable Parquet file", []),
+    "Parquet cut off": (
+        "t.parquet", lambda path: (parquet(id=["1"] * 99)(path), path.write_bytes(path.read_bytes()[:-9])),
+        "not a readable Parquet file", [],
+    ),
+    "Parquet of wrong types": (
+        "t.parquet", parquet(id=["1"], prompt=[b"\xff"], label=[0]),
+        "column prompt holds", ["--classes", "a,b"],
+    ),
+    "gzip bomb": ("t.csv.gz", packed(100_000_000), "unpacks to more than 100 times its size", []),
+    "gzip cut off": ("t.csv.gz", packed(100)[:-6], "cannot be unpacked as gzip", []),
+    "not gzip": ("t.csv.gz", b"id,prompt\n1,p\n", "cannot be unpacked as gzip", []),
+    "unknown kind": ("t.xlsx", b"PK", "unknown kind of file", []),
+    "a directory with no data": ("t", lambda path: path.mkdir(), "cannot be read as a data set", []),
+    "a directory named as a file": ("t.csv", lambda path: path.mkdir(), "cannot be read as a data set", []),
+    "arena winner": ("t.jsonl", lines(arena(winner="both")), "winner both; it must be one of", []),
+    "arena role": (
+        "t.jsonl", lines(arena(conversation_a=messages(("tool", "x")))), "role 'tool' out of turn", [],
+    ),
+    "arena starts with an answer": (
+        "t.jsonl", lines(arena(conversation_b=messages(("assistant", "x")))), "out of turn", [],
+    ),
+    "arena questions differ": (
+        "t.jsonl", lines(arena(conversation_b=messages(("user", "z"), ("assistant", "x")))),
+        "different questions", [],
+    ),
+    "arena without messages": (
+        "t.jsonl", lines(arena(conversation_a=[])), "list of messages was expected", [],
+    ),
+    "arena content": ("t.jsonl", lines(arena(conversation_a=messages(("user", 7)))), "has content|where", []),
+    "unrated": (
+        "t.jsonl",
+        lines({"instruction": "i", "completions": [{"response": "a", "overall_score": "N/A"}]}),
+        "row 0 has the rating N/A", [],
+    ),
+    "one completion": (
+        "t.jsonl", lines({"instruction": "i", "completions": [{"response": "a", "overall_score": 1}]}),
+        "two completions to compare", [],
+    ),
+    "WSDM tie": (
+        "t.csv", "id,prompt,response_a,response_b,winner\n1,p,a,b,tie\n", "winner tie; it must be one of", [],
+    ),
+    "PandaLM vote": (
+        "t.json",
+        json.dumps([{"idx": 1, "instruction": "i", "response1": "a", "response2": "b", "annotator1": 5}]),
+        "a vote is 0", [],
+    ),
+    "too few prompts": ("t.csv", TABLE + "1,p,a,b,0\n2,P,a,c,1\n", "distinct prompts, too few", []),
+    "unknown pin": ("t.csv", TABLE + GOOD, "--pin extra: no such source", ["--pin", "extra"]),
+    "all pinned": ("t.csv", TABLE + GOOD, "too few for 5 folds", ["--pin", "t.csv"]),
+    "near is no number": ("t.csv", TABLE + GOOD, "--near much", ["--near", "much"]),
+    "near out of range": ("t.csv", TABLE + GOOD, "outside 0.3 to 1", ["--near", "1.5"]),
+    "no such tokenizer": ("t.csv", TABLE + GOOD, "no such tokenizer file", ["--tokenizer", "gone.json"]),
+    "no such template": (
+        "t.csv", TABLE + GOOD, "no template fancy", ["--tokenizer", "gone.json", "--template", "fancy"],
+    ),
+    "inspect without tokenizer": (
+        "t.csv", TABLE + GOOD, "--inspect shows rows as token ids", ["--inspect", "2"],
+    ),
+    "max_length": ("t.csv", TABLE + GOOD, "max_length is 3", ["--tokenizer", "t", "--max-length", "3"]),
+    "sources file of text": ("t.yaml", "nothing", "expected a list of sources", []),
+    "sources file, cyclic": (
+        "t.yaml", "sources: &a\n  - *a\n", "not a readable YAML file|a source is a path", [],
+    ),
+    "sources file, unknown key": ("t.yaml", "sorces: []\nsources: [a.csv]\n", "unknown key sorces", []),
+    "sources file, wrong type": (
+        "t.yaml", "sources: [{path: a.csv, limit: many}]\n", "limit of source a.csv", [],
+    ),
+    "sources file, folds": ("t.yaml", "folds: many\nsources: [a.csv]\n", "folds is 'many'", []),
+    "sources file, no path": ("t.yaml", "sources: [{name: a}]\n", "a source is a path", []),
+}  # fmt: skip
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(CASES) >= 40
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_ends_in_one_message_and_nothing_left(tmp_path: Path, name: str) -> None:
+    file, content, message, arguments = CASES[name]
+    source, out = tmp_path / "in" / file, tmp_path / "deep" / "out"
+    source.parent.mkdir()
+    if callable(content):
+        content(source)
+    elif isinstance(content, str):
+        source.write_text(content, encoding="utf-8", newline="")
+    else:
+        source.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        main(["--source", str(source), "--out", str(out), *arguments])
+    text = str(caught.value)
+    assert "\n" not in text
+    assert len(text) < 1000
+    assert not (tmp_path / "deep").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def command(
+    *arguments: str, limits: Callable[[], None] | None = None, **options: Any
+) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "data.prepare", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limits,
+        **options,
+    )
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    """A file-size limit stands for the full disk: the system refuses the write in the same way."""
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = command("--source", "arena", "--rows", "2000", "--out", str(tmp_path / "out"), limits=small_files)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give its rights up to be refused")
+@pytest.mark.parametrize("what", ["source", "out"])
+def test_no_permission(what: str) -> None:
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o755)
+        source, out = folder / "t.csv", folder / "open" / "out"
+        out.parent.mkdir()
+        out.parent.chmod(0o755 if what == "out" else 0o777)
+        source.write_text(TABLE + GOOD)
+        source.chmod(0o600 if what == "source" else 0o644)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(UserError, match=r"cannot be (read|made a directory) \(Permission denied\)"):
+                main(["--source", str(source), "--out", str(out)])
+        finally:
+            os.seteuid(0)
+        assert list(out.parent.iterdir()) == []
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_out_in_the_way_or_unnamed(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(TABLE + GOOD)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file where a directory is to be written"):
+        main(["--source", str(tmp_path / "t.csv"), "--out", str(tmp_path / "file")])
+    with pytest.raises(UserError, match="cannot be made a directory"):
+        main(["--source", str(tmp_path / "t.csv"), "--out", str(tmp_path / "file" / "under")])
+    assert (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(UserError, match="--out is missing"):
+        main(["--source", str(tmp_path / "t.csv")])
+    with pytest.raises(UserError, match="nothing to do"):
+        main(["--out", str(tmp_path / "out")])
+    with pytest.raises(UserError, match=r"cannot be opened|no such"):
+        main(["--source", "x" * 5000 + ".csv", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

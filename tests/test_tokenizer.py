@@ -1,0 +1,181 @@
+"""Tokenizers of every origin through one path; the real Llama 3 one where it is at hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_tokenizers import KINDS, small_tokenizer
+
+from data.encode import Encoder, pad_token_id
+from data.errors import UserError
+from data.fast_bpe import LONGEST, fast_bpe
+from data.sources import read_source
+from data.template import Template
+from data.tokenizer import load_tokenizer
+from data.truncate import Truncation
+
+
+@pytest.fixture(scope="module")
+def llama(real_data: Path):
+    return load_tokenizer(str(real_data / "llama3_tokenizer"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_tokenizer_comes_back_with_its_roles(tmp_path: Path, kind: str) -> None:
+    made = small_tokenizer(kind)
+    made.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    made.save_pretrained(tmp_path / "whole")
+    for source in (tmp_path / "tokenizer.json", tmp_path / "whole"):
+        loaded = load_tokenizer(str(source))
+        assert loaded.is_fast
+        for role in ("bos_token_id", "cls_token_id", "eos_token_id", "unk_token_id"):
+            assert getattr(loaded, role) == getattr(made, role), role
+        encoder, other = (Encoder(t, Template(), Truncation(64)) for t in (made, loaded))
+        assert encoder.prefix == other.prefix != []
+        assert encoder.plain(["Paris, 東京"])[0].tolist() == other.plain(["Paris, 東京"])[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", b"{}", "not a tokenizer.json or tiktoken file"),
+        ("tokenizer.model", b"\x00\x01", "not a tokenizer.json or tiktoken file"),
+        ("tokenizer.model", b"IQ== 0\nIg== 1\n", "holds 2 ranks where a Llama 3 tokenizer has 128000"),
+        ("tokenizer.model", b"IQ== 0\nIg", "not a readable tiktoken file"),
+        ("other", None, "no tokenizer could be loaded"),
+        ("gone.model", None, "no such tokenizer file"),
+    ],
+)
+def test_bad_tokenizers_are_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(str(tmp_path / name))
+
+
+def test_real_llama_tokenizer(llama, real_data: Path) -> None:
+    assert llama.is_fast
+    assert (llama.bos_token_id, llama.eos_token_id, pad_token_id(llama)) == (128000, 128001, 128004)
+    assert llama.convert_tokens_to_ids(["<|eot_id|>", "<|reserved_special_token_247|>"]) == [128009, 128255]
+    encoder = Encoder(llama, Template(), Truncation(1024))
+    assert encoder.plain(["Hello world"])[0].tolist() == [9906, 1917]
+    rows, _ = read_source(str(real_data / "lmsys" / "preferences.csv"))
+    lengths = encoder.tokenize(rows).totals().sum(axis=1)
+    expected = {5: 93, 25: 254, 50: 527, 90: 1309, 95: 1755, 99: 3563}  # as counted on the whole set
+    for percentile, value in expected.items():
+        assert abs(np.percentile(lengths, percentile) / value - 1) < 0.25
+    encoded = encoder.encode(rows)
+    assert encoded.lengths.max() == 1024
+    assert (encoded.ids == 128000).sum() == 2 * len(rows)
+    assert (encoded.ids > 128000).sum() == 0
+
+
+def test_the_faster_road_is_taken_for_llama_and_gives_the_same_ids(llama, real_data: Path) -> None:
+    backend = llama.backend_tokenizer
+    backend.encode_special_tokens = True
+    try:
+        fast = fast_bpe(backend)
+        assert fast is not None
+        rows, _ = read_source(str(real_data / "lmsys" / "preferences.csv"))
+        texts = [t for turns in rows.table["response_a"].to_pylist()[:400] for t in turns]
+        rng = np.random.default_rng(0)
+        letters = list(
+            "abcdefgxyzABéñабв日本語の한국-_=+*/.,;:!?#'\"()<>|\\^$@0123456789 \t\n\r  \u00a0\u2028🙂ſ"
+        )
+        for _ in range(3000):
+            few = rng.choice(letters, rng.integers(1, 5))
+            texts.append("".join(rng.choice(few, rng.integers(1, 40))))
+        texts += [f"a{chr(c)}b {chr(c)}1'{chr(c)}\n{chr(c)}" for c in range(0x20, 0x3100) if c != 0xD800]
+        texts += ["<|begin_of_text|>", " " * LONGEST, "a" * LONGEST, "\n " * (LONGEST // 2)]
+        slow = backend.encode_batch_fast(texts, add_special_tokens=False)
+    finally:
+        backend.encode_special_tokens = False
+    for text, encoding in zip(texts, slow, strict=True):
+        assert fast.encode(text).tolist() == encoding.ids, text[:80]
+
+
+def test_texts_too_long_for_the_faster_road_take_the_other(llama) -> None:
+    plain = Encoder(llama, Template(), Truncation(64)).plain
+    assert plain.seek_fast()
+    long = " " * 300_000 + "end"
+    backend = llama.backend_tokenizer
+    one, two = plain([long, "short"])
+    assert one.tolist() == backend.encode(long, add_special_tokens=False).ids
+    assert two.tolist() == backend.encode("short", add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_tokenizers_keep_their_own_road(kind: str) -> None:
+    assert fast_bpe(small_tokenizer(kind).backend_tokenizer) is None
+
+
+def small_llama():
+    """A tokenizer of Llama 3's kind over a few letters, every possible merge in it."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    letters = [chr(c) for c in range(256)]
+    table = {bytes([b]): letter for b, letter in enumerate(_byte_letters())}
+    tokens = [*table.values(), "ab", "ba", "aba", "bb", "abab", "babb", "aa", "aaa"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    assert len(letters) == 256
+    merges = [
+        (token[:i], token[i:])
+        for token in tokens
+        for i in range(1, len(token))
+        if token[:i] in vocab and token[i:] in vocab
+    ]
+    backend = Tokenizer(models.BPE(vocab, merges, ignore_merges=True))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\p{L}+|[^\p{L}]+"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return backend
+
+
+def _byte_letters() -> list[str]:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    level = ByteLevel(add_prefix_space=False, use_regex=False)
+    known = {}
+    for c in range(0x100):
+        for byte, letter in zip(chr(c).encode(), level.pre_tokenize_str(chr(c))[0][0], strict=True):
+            known[byte] = letter
+    rest = iter(sorted(set(ByteLevel.alphabet()) - set(known.values())))
+    return [known.get(b) or next(rest) for b in range(256)]
+
+
+SMALL = small_llama()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text("ab c", max_size=24))
+def test_the_faster_road_on_a_small_vocabulary(text: str) -> None:
+    fast = fast_bpe(SMALL)
+    assert fast is not None
+    assert fast.encode(text).tolist() == SMALL.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["model"].update(ignore_merges=False),
+        lambda d: d["model"]["merges"].pop(),
+        lambda d: d["model"]["merges"].reverse(),
+        lambda d: d.update(normalizer={"type": "NFC"}),
+        lambda d: d["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
+        lambda d: d["pre_tokenizer"]["pretokenizers"].pop(0),
+    ],
+)
+def test_a_tokenizer_that_differs_in_anything_keeps_its_own_road(change) -> None:
+    from tokenizers import Tokenizer
+
+    definition = json.loads(SMALL.to_str())
+    change(definition)
+    assert fast_bpe(Tokenizer.from_str(json.dumps(definition))) is None

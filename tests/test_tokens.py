@@ -1,0 +1,189 @@
+"""The token store: same ids as without it, whatever happens to its files or to the process that builds it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_tokenizers import small_tokenizer
+
+from data import tokens as tokens_module
+from data.arena import ArenaConfig, simulate_arena
+from data.encode import Encoder, Tokens
+from data.schema import Rows
+from data.template import Template
+from data.tokens import check_store, open_tokens
+from data.truncate import Truncation
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    return simulate_arena(ArenaConfig(n_rows=300))
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(small_tokenizer("byte_bpe"), Template(), Truncation(128))
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens_module, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(tokens_module, "CHECKPOINT_CHUNKS", 3)
+
+
+def equal(one: Tokens, two: Tokens) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(two, name)) for name in ("ids", "lengths", "turns"))
+
+
+def test_a_store_holds_what_tokenizing_gives(tmp_path: Path, rows: Rows, encoder: Encoder) -> None:
+    stored, what = open_tokens(rows, encoder, tmp_path)
+    assert what == "built"
+    assert stored.ids.dtype == np.uint32
+    assert isinstance(stored.ids, np.memmap)
+    assert equal(stored, encoder.tokenize(rows))
+    direct, spliced = encoder.encode(rows), encoder.assemble(stored, rows.classes.orders)
+    np.testing.assert_array_equal(direct.ids, spliced.ids)
+    np.testing.assert_array_equal(direct.offsets, spliced.offsets)
+    assert direct.truncated == spliced.truncated > 0
+    part = encoder.assemble(stored, rows.classes.orders, 100, 110)
+    np.testing.assert_array_equal(part[3], direct[203])
+    assert stored.totals().sum() == len(stored.ids)
+    again, what = open_tokens(rows, encoder, tmp_path)
+    assert what == "opened"
+    assert equal(again, stored)
+
+
+def test_truncation_makes_no_difference_but_template_and_tokenizer_do(
+    tmp_path: Path, rows: Rows, encoder: Encoder
+) -> None:
+    open_tokens(rows, encoder, tmp_path)
+    tokenizer = encoder.tokenizer
+    assert open_tokens(rows, Encoder(tokenizer, Template(), Truncation(64)), tmp_path)[1] == "opened"
+    assert open_tokens(rows, Encoder(tokenizer, Template("winner"), Truncation(64)), tmp_path)[1] == "built"
+    other = Encoder(small_tokenizer("wordpiece"), Template(), Truncation(64))
+    assert open_tokens(rows, other, tmp_path)[1] == "built"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_swapping_costs_no_tokenization(
+    rows: Rows, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    plain = encoder.plain.__class__.flat
+
+    def counted(self, texts):
+        calls.append(len(texts))
+        return plain(self, texts)
+
+    monkeypatch.setattr(encoder.plain.__class__, "flat", counted)
+    stored = encoder.tokenize(rows)
+    texts = {
+        t
+        for name in ("prompt", "response_a", "response_b")
+        for turn in rows.table[name].to_pylist()
+        for t in turn
+    }
+    assert calls == [len(texts)]  # each text once
+    encoder.assemble(stored, rows.classes.orders)
+    assert calls == [len(texts)]
+
+
+@pytest.mark.parametrize("file", ["ids.u32", "lengths.u32", "turns.u32", "manifest.json"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
+def test_a_damaged_store_is_found_and_rebuilt(
+    tmp_path: Path, rows: Rows, encoder: Encoder, file: str, harm: str
+) -> None:
+    open_tokens(rows, encoder, tmp_path)
+    (store,) = tmp_path.iterdir()
+    path = store / file
+    content = bytearray(path.read_bytes())
+    if harm == "flip":
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    elif harm == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+    rebuilt, what = open_tokens(rows, encoder, tmp_path)
+    assert what.startswith("rebuilt: ") or (file, harm) == ("manifest.json", "gone")
+    assert equal(rebuilt, encoder.tokenize(rows))
+    assert check_store(store) is None
+    assert sorted(path.name for path in store.iterdir()) == [
+        "ids.u32",
+        "lengths.u32",
+        "manifest.json",
+        "turns.u32",
+    ]
+
+
+def test_a_store_of_other_rows_is_stale(tmp_path: Path, rows: Rows, encoder: Encoder) -> None:
+    open_tokens(rows, encoder, tmp_path)
+    fewer = rows.take(np.arange(40))
+    stored, what = open_tokens(fewer, encoder, tmp_path)
+    assert what == "rebuilt: it is stale, its rows_hash is another"
+    assert len(stored) == 40
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_killed_build_goes_on_from_its_checkpoint(
+    tmp_path: Path, rows: Rows, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = open_tokens(rows, encoder, tmp_path / "whole")
+    seen: list[int] = []
+    tokenize = Encoder.tokenize
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self, rows, start=0, stop=None):
+        if len(seen) == 8:
+            raise Killed
+        seen.append(start)
+        return tokenize(self, rows, start, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "tokenize", dying)
+        with pytest.raises(Killed):
+            open_tokens(rows, encoder, tmp_path / "killed")
+    (store,) = (tmp_path / "killed").iterdir()
+    assert json.loads((store / "progress.json").read_text())["rows"] == 6 * 16
+    seen.clear()
+
+    def counted(self, rows, start=0, stop=None):
+        seen.append(start)
+        return tokenize(self, rows, start, stop)
+
+    monkeypatch.setattr(Encoder, "tokenize", counted)
+    resumed, what = open_tokens(rows, encoder, tmp_path / "killed")
+    assert what == "continued"
+    assert seen[0] == 6 * 16
+    assert equal(resumed, whole)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(
+    tmp_path: Path, rows: Rows, encoder: Encoder
+) -> None:
+    whole, _ = open_tokens(rows, encoder, tmp_path)
+    (store,) = tmp_path.iterdir()
+    manifest = json.loads((store / "manifest.json").read_text())
+    for progress in (
+        "{",
+        json.dumps({**manifest, "rows": 96}),
+        json.dumps({**manifest, "rows_hash": "x", "rows": 9}),
+    ):
+        shutil.rmtree(store)
+        store.mkdir()
+        (store / "progress.json").write_text(progress)
+        assert equal(open_tokens(rows, encoder, tmp_path)[0], whole)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_several_processes_give_the_same_store(tmp_path: Path, rows: Rows, encoder: Encoder) -> None:
+    one, _ = open_tokens(rows, encoder, tmp_path / "one", workers=1)
+    two, _ = open_tokens(rows, encoder, tmp_path / "two", workers=2)
+    assert equal(one, two)
