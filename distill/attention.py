@@ -250,7 +250,7 @@ def varlen_heads(
     if groups > 1 and _groups["how"] == "repeat":
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     grouped: dict[str, Any] = {"enable_gqa": True} if groups > 1 and _groups["how"] == "flag" else {}
-    return varlen_attn(
+    out: Any = varlen_attn(
         query,
         key,
         value,
@@ -262,6 +262,7 @@ def varlen_heads(
         window_size=window,
         **grouped,
     )
+    return out
 
 
 _groups = {"how": "repeat"}
@@ -280,16 +281,17 @@ def _probe_groups() -> None:
         return
     bounds = torch.tensor([0, 70, 200], dtype=torch.int32, device="cuda")
     generator = torch.Generator("cuda").manual_seed(0)
-    tensors = [
+    tensors: Any = [
         torch.randn(200, heads, 64, device="cuda", dtype=torch.bfloat16, generator=generator).requires_grad_()
         for heads in (8, 2, 2)
     ]
     weights = torch.randn(200, 8, 64, device="cuda", dtype=torch.bfloat16, generator=generator)
-    results = []
+    results: list[list[Tensor]] = []
     for how in ("repeat", "silent"):
         _groups["how"] = how
         try:
-            out = varlen_heads(*tensors, bounds, bounds, 130, 130, 0.125, (-1, 0))
+            q, k, v = tensors
+            out = varlen_heads(q, k, v, bounds, bounds, 130, 130, 0.125, (-1, 0))
             results.append([out.detach(), *torch.autograd.grad(out, tensors, weights)])
         except (RuntimeError, ValueError):
             break
@@ -330,7 +332,7 @@ def _hopper() -> bool:
     return torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
 
-def _flex_function() -> Callable[..., Any]:
+def _flex_function() -> Any:
     """Return ``flex_attention``, compiled unless it already is part of a compiled layer.
 
     Run as it is, it would make the matrix of all scores.
@@ -341,7 +343,7 @@ def _flex_function() -> Callable[..., Any]:
 
 
 @cache
-def _compiled_flex() -> Callable[..., Any]:
+def _compiled_flex() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)

@@ -110,7 +110,7 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
         learning = training and index >= first
         if plan.attention == "flex":
             # Chosen here, so that layers of both kinds share compiled code where the masks are the same.
-            windowed = getattr(layer.self_attn, "sliding_window", None) is not None  # type: ignore[union-attr]
+            windowed = getattr(layer.self_attn, "sliding_window", None) is not None
             options = {**options, "block_mask": masks[windowed]}
         if learning and plan.compiled and not hidden.requires_grad:
             # The first trained layer then runs the same compiled code as the others.
