@@ -26,6 +26,7 @@ import torch
 from torch.nn import functional as F
 from transformers import Gemma2Config, LlamaConfig, TrainerCallback
 
+import distill.attention
 import distill.inference
 from data.command import format_table
 from data.encode import Encoded
@@ -89,6 +90,21 @@ TINY = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
 }  # fmt: skip
+
+
+FLEX: dict[str, list[int]] = {
+    "mixed": [64, 32, 4, 3, 32, 64, 64, 64, 8, 2],
+    "wide": [128, 64, 8, 2, 32, 64, 64, 64, 8, 2],
+    "square": [128, 64, 8, 2, 32, 32, 32, 32, 8, 2],
+    "eight": [128, 32, 8, 2, 64, 64, 64, 64, 8, 2],
+    "library": [64, 32, 4, 3, 64, 64, 64, 64, 4, 2],
+}
+"""Tiles of flex attention to try with ``--flex``: block M and N, warps and stages forward; M1, N1, M2, N2,
+warps and stages backward."""
+FLEX_KEYS = [
+    *("fwd_BLOCK_M", "fwd_BLOCK_N", "fwd_num_warps", "fwd_num_stages"),
+    *("bwd_BLOCK_M1", "bwd_BLOCK_N1", "bwd_BLOCK_M2", "bwd_BLOCK_N2", "bwd_num_warps", "bwd_num_stages"),
+]
 
 
 class RandomWeights:
@@ -207,12 +223,22 @@ def reset() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def measure_training(classifier: Any, family: str, lengths: Path | None, measure: str) -> dict[str, Any]:
+def compiled_graphs() -> dict[str, Any]:
+    """How many graphs were compiled so far, and where that time went, in seconds."""
+    from torch._dynamo.utils import calculate_time_spent, counters
+
+    spent = {name: round(seconds, 1) for name, seconds in calculate_time_spent().items() if seconds >= 0.5}
+    return {"graphs": counters["stats"].get("unique_graphs", 0), "compile_s": spent}
+
+
+def measure_training(
+    classifier: Any, family: str, lengths: Path | None, measure: str, n_timed: int
+) -> dict[str, Any]:
     """Train some steps through the engine's own ``train``; time all but the first few."""
     config = config_of(family)
     tokens = MAX_LENGTH if measure == "row" else PACK_TOKENS
     rows = 1 if measure == "row" else ROWS_PER_STEP
-    n_steps = WARM + TIMED
+    n_steps = WARM + n_timed
     examples = make_examples(n_steps * rows, lengths, config.vocab_size)
     settings = TrainConfig(
         lr=1e-5,
@@ -242,7 +268,8 @@ def measure_training(classifier: Any, family: str, lengths: Path | None, measure
         **speed(config, timed, seconds, True),
         "peak_gib": round(peak(), 1),
         "first_step_s": round(clock.first, 1),
-        "steps": TIMED,
+        "steps": n_timed,
+        **compiled_graphs(),
         "kept_layers": plan.kept if plan.checkpoint == "auto" else plan.checkpoint,
         "loss": next((line["loss"] for line in reversed(logged) if "loss" in line), None),
         "attention": plan.attention,
@@ -396,7 +423,11 @@ def repeat(what: Any, times: int = 10 if CUDA else 1) -> float:
 def run_phase(phase: str, measures: list[str], args: argparse.Namespace) -> None:
     """Measure one phase in this process, a line after each measure."""
     say(
-        args.out, phase=phase, device=torch.cuda.get_device_name() if CUDA else "cpu", torch=torch.__version__
+        args.out,
+        phase=phase,
+        device=torch.cuda.get_device_name() if CUDA else "cpu",
+        torch=torch.__version__,
+        flex=args.flex,
     )
     if phase == "ceiling":
         say(args.out, phase=phase, measure="matmul", **measure_ceiling())
@@ -419,7 +450,7 @@ def run_phase(phase: str, measures: list[str], args: argparse.Namespace) -> None
             elif measure == "eager":
                 continue
             else:
-                found = measure_training(classifier, family, args.lengths, measure)
+                found = measure_training(classifier, family, args.lengths, measure, args.steps)
             say(args.out, phase=phase, measure=measure, **found)
             if args.profile and measure in {"train", "predict"}:
                 say(
@@ -467,6 +498,8 @@ def main() -> None:
     parser.add_argument("--lengths", type=Path, help="JSON list of real row lengths in tokens")
     parser.add_argument("--out", type=Path, default=Path("gpu_training.jsonl"))
     parser.add_argument("--minutes", type=float, default=8.0, help="stop starting phases after this long")
+    parser.add_argument("--steps", type=int, default=TIMED, help="timed training steps")
+    parser.add_argument("--flex", choices=FLEX, help="tiles of flex attention, instead of the engine's")
     parser.add_argument("--profile", action="store_true", help="also list the kernels of one pack")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -474,6 +507,9 @@ def main() -> None:
     for phase in args.phases or list(PHASES):
         name, _, measures = phase.partition(":")
         wanted[name] = measures.split(",") if measures else PHASES[name]
+    if args.flex:
+        tiles = dict(zip(FLEX_KEYS, FLEX[args.flex], strict=True))
+        distill.attention.KERNELS.update(dict.fromkeys(distill.attention.KERNELS, tiles))
     if args.inside:
         ((phase, measures),) = wanted.items()
         run_phase(phase, measures, args)
@@ -494,6 +530,7 @@ def main() -> None:
         ]
         command += ["--lengths", str(args.lengths)] if args.lengths else []
         command += ["--profile"] if args.profile else []
+        command += ["--steps", str(args.steps), *(["--flex", args.flex] if args.flex else [])]
         try:
             done = subprocess.run(command, timeout=left, check=False)
             if done.returncode:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from distill.attention import block_masks, last_token_attention, varlen_heads
+from distill.attention import block_masks, flex_tiles, last_token_attention, varlen_heads
 from distill.packing import Pack
 
 log = logging.getLogger(__name__)
@@ -88,17 +88,19 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
     layers = decoder.layers
     hidden = decoder.embed_tokens(pack.input_ids)
     positions = decoder.rotary_emb(hidden, position_ids=pack.position_ids)
-    options: dict[str, Any] = {
-        "position_ids": pack.position_ids,
-        "position_embeddings": positions,
-        "cu_seq_lens_q": pack.cu_seqlens,
-        "cu_seq_lens_k": pack.cu_seqlens,
-        "max_length_q": pack.max_length,
-        "max_length_k": pack.max_length,
-    }
+    options: dict[str, Any] = {"position_ids": pack.position_ids, "position_embeddings": positions}
     masks = (None, None)
     if plan.attention == "flex":
-        masks = block_masks(pack.documents, getattr(decoder.config, "sliding_window", None), pack.max_length)
+        window = getattr(decoder.config, "sliding_window", None)
+        masks = block_masks(pack.position_ids[0], pack.documents, window, pack.max_length)
+        options["kernel_options"] = flex_tiles(layers[0].self_attn.head_dim, hidden.dtype)
+    else:
+        options |= {
+            "cu_seq_lens_q": pack.cu_seqlens,
+            "cu_seq_lens_k": pack.cu_seqlens,
+            "max_length_q": pack.max_length,
+            "max_length_k": pack.max_length,
+        }
     run = _layer_function(plan.compiled)
     training = torch.is_grad_enabled()
     first = first_trained(layers) if training and not hidden.requires_grad else 0
@@ -108,7 +110,7 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
         learning = training and index >= first
         if plan.attention == "flex":
             # Chosen here, so that layers of both kinds share compiled code where the masks are the same.
-            windowed = getattr(layer.self_attn, "sliding_window", None) is not None  # type: ignore[union-attr]
+            windowed = getattr(layer.self_attn, "sliding_window", None) is not None
             options = {**options, "block_mask": masks[windowed]}
         if learning and plan.compiled and not hidden.requires_grad:
             # The first trained layer then runs the same compiled code as the others.

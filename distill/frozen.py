@@ -184,7 +184,7 @@ class FrozenProduct(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         """Return the input gradient."""
         stored = ctx.saved_tensors
         dy = dy.contiguous()
@@ -222,7 +222,7 @@ class LoraProduct(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         """Return the gradients of ``x``, ``a`` and ``b``."""
         x, inner, a, b, *stored = ctx.saved_tensors
         dy = dy.contiguous()

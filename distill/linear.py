@@ -16,7 +16,7 @@ from distill.frozen import FP8, FrozenProduct, LoraProduct, dense, quantise_int8
 
 QUANTISED = ("int8", "fp8")
 MOST_STORED = 5
-Parts = tuple[str, tuple[int, int], tuple[Tensor | None, ...]]
+Parts = tuple[str, tuple[int, int], tuple[Tensor, ...]]
 
 
 class QuantisedLinear(nn.Linear):
@@ -29,6 +29,9 @@ class QuantisedLinear(nn.Linear):
     kind : {"int8", "fp8"}
     bias : Tensor, optional
     """
+
+    scale: Tensor
+    turned: Tensor | None
 
     def __init__(self, weight: Tensor, kind: str, bias: Tensor | None = None) -> None:
         super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
@@ -48,7 +51,7 @@ class QuantisedLinear(nn.Linear):
         return frozen_product(self, x)
 
 
-def parts(layer: nn.Module) -> Parts:
+def parts(layer: Any) -> Parts:
     """Return how a linear layer's weight is stored: kind, shape (out, in), tensors."""
     weight: Any = layer.weight
     if isinstance(layer, QuantisedLinear):
@@ -73,7 +76,7 @@ def is_frozen_linear(module: nn.Module) -> bool:
     return known and (state is not None or module.weight.is_floating_point() or hasattr(module, "kind"))
 
 
-def frozen_product(layer: nn.Module, x: Tensor) -> Tensor:
+def frozen_product(layer: Any, x: Tensor) -> Tensor:
     """``layer(x)`` for a frozen linear layer."""
     kind, shape, stored = layer.stored if hasattr(layer, "stored") else parts(layer)
     y = FrozenProduct.apply(x.reshape(-1, x.shape[-1]), kind, shape, *stored)
@@ -113,7 +116,7 @@ class _FusedFrozen:
 
 
 @cache
-def _mixed(mixin: type, cls: type) -> type:
+def _mixed(mixin: Any, cls: Any) -> Any:
     return type(cls.__name__, (mixin, cls), {"__module__": cls.__module__})
 
 
@@ -125,13 +128,14 @@ def fuse(model: nn.Module) -> None:
         if is_frozen_linear(module):
             # Plain tensors beside the parameter: a compiled layer need not look into a quantised class.
             object.__setattr__(module, "stored", parts(module))
-    for module in list(model.modules()):
+    modules: list[Any] = list(model.modules())
+    for module in modules:
         if isinstance(module, LoraLayer) and not isinstance(module, _FusedLora):
             base = module.base_layer
             if isinstance(base, nn.Linear) and hasattr(base, "stored"):
-                module.__class__ = _mixed(_FusedLora, type(module))
+                module.__class__ = _mixed(_FusedLora, module.__class__)
         elif hasattr(module, "stored") and module.stored[0] == "nf4" and not isinstance(module, _FusedFrozen):
-            module.__class__ = _mixed(_FusedFrozen, type(module))
+            module.__class__ = _mixed(_FusedFrozen, module.__class__)
 
 
 @torch.no_grad()
@@ -153,9 +157,10 @@ def merge_adapters(model: nn.Module) -> None:
                 weight = stored[0].float() * stored[1]
             else:
                 weight = dense(kind, list(stored), list(shape), torch.float32)
-            for adapter in module.active_adapters:
-                a, b = module.lora_A[adapter].weight.float(), module.lora_B[adapter].weight.float()
-                weight += module.scaling[adapter] * (b @ a)
+            lora: Any = module
+            for adapter in lora.active_adapters:
+                a, b = lora.lora_A[adapter].weight.float(), lora.lora_B[adapter].weight.float()
+                weight += lora.scaling[adapter] * (b @ a)
             bias = module.base_layer.bias
             if kind == "dense":
                 merged = module.base_layer

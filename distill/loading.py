@@ -167,9 +167,10 @@ def _quantised(
         quant_type="nf4",
         device="meta",
     )
-    layer.weight = bnb.nn.Params4bit(
+    stored: Any = bnb.nn.Params4bit(
         weight, requires_grad=False, quant_type="nf4", compress_statistics=double_quant
-    ).to(weight.device)
+    )
+    layer.weight = stored.to(weight.device)
     if bias is not None:
         layer.bias = nn.Parameter(bias, requires_grad=False)
     return layer

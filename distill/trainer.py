@@ -108,9 +108,7 @@ class ClassifierTrainer(Trainer):
             collate_fn=_only,
         )
 
-    def training_step(
-        self, model: Any, inputs: dict[str, np.ndarray], num_items_in_batch: Any = None
-    ) -> Tensor:
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Run a whole step, with smaller packs if CUDA runs out of memory."""
         model.train()
         step = Step(inputs["rows"], inputs["swapped"])
@@ -138,7 +136,7 @@ class ClassifierTrainer(Trainer):
             targets = {name: send(t, device) for name, t in targets_of(self.examples, part).items()}
             with nullcontext() if number == len(mine) else accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    losses = self.row_loss(model(pack=inputs), targets)  # type: ignore[arg-type]
+                    losses = self.row_loss(model(pack=inputs), targets)
                     loss = losses.sum() * share
                 accelerator.backward(loss)
             self._remember(part.rows, losses.detach())
