@@ -252,6 +252,7 @@ def beside_peer(name: str, rows: Rows, tokenizer: Any, work: Path, runs: int) ->
     mine: list[np.ndarray] = []
     theirs: list[Any] = []
     for _ in range(runs):
+        encoder = Encoder(tokenizer, encoder.template, encoder.truncation)  # nothing known from the last run
         seconds, mine = ours(rows, encoder, work / "peer-tokens")
         best["ours"] = min(best.get("ours", seconds), seconds)
         for label, workers in (("1 process, threads", None), (f"num_proc={cores}", cores)):
