@@ -33,7 +33,7 @@ class Lengths:
     def percentiles(self) -> list[tuple[str, list[float]]]:
         """Name and ``PERCENTILES`` of the rows and of each part."""
         named = [("row", self.rows), *zip(("prompt", "response A", "response B"), self.parts.T, strict=True)]
-        return [(name, np.percentile(values, PERCENTILES).tolist()) for name, values in named]
+        return [(name, np.percentile(values, PERCENTILES).tolist()) for name, values in named if values.any()]
 
     def cuts(self, limits: Sequence[int] = LIMITS) -> list[tuple[int, float, float]]:
         """For each limit: share of rows that do not fit, and share of all tokens that would be lost."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import logging
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -245,6 +246,9 @@ def _distinct(names: list[str], path: Path) -> list[str]:
 def _open_dataset(source: str, split: str, saved: bool, streaming: bool) -> Table:
     import datasets
 
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # its retries; what failed is said once, below
     if not is_terminal():
         datasets.disable_progress_bars()
     try:

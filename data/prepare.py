@@ -54,7 +54,7 @@ def _prepare(args: argparse.Namespace) -> None:
     folds_stood = (out / "folds.parquet").exists()
     with _nothing_left_behind(out) as scratch:
         if args.source == [ARENA]:
-            rows, notes, details = _simulate(args), ["nothing was changed"], dict[str, Any]()
+            rows, notes, details = _simulate(args), ["cleaning: nothing was changed"], dict[str, Any]()
         else:
             rows, notes, details = _read(plan, scratch)
         folds = prepare(rows, out, plan.folds, plan.seed, near, plan.pin, details)
@@ -63,8 +63,7 @@ def _prepare(args: argparse.Namespace) -> None:
         names = ", ".join(args.source)
         print(f"{names} -> {out}: {len(rows):,} rows, {groups:,} prompt groups, {folds.n_folds} folds")
         print(_fold_table(rows, folds))
-        for note in notes:
-            print(f"cleaning: {note}")
+        print("\n".join(notes))
         for group, n, prompt in largest_groups(rows, folds.group_ids):
             print(f"group {group}: {n:,} rows, {prompt}")
         if plan.pin:
@@ -85,10 +84,11 @@ def _read(plan: Plan, scratch: Path) -> tuple[Rows, list[str], dict]:
         rows, cleaning = read_source(source.path, source.options, scratch)
         name = source.options.name or source_name(source.path)
         parts.append((name, rows))
-        prefix = f"{name}: " if len(plan.sources) > 1 else ""
-        notes += [prefix + line for line in cleaning.lines()]
+        of = f" {name}" if len(plan.sources) > 1 else ""
+        notes += [f"cleaning{of}: {line}" for line in cleaning.lines()]
     rows, repeats = combine(parts, plan.repeats == "keep", plan.prefix_ids)
-    return rows, notes + repeats.lines(), {"repeats": repeats.counts()}
+    notes += [f"repeats: {line}" for line in repeats.lines()]
+    return rows, notes, {"repeats": repeats.counts()}
 
 
 def _check(args: argparse.Namespace) -> None:
