@@ -10,7 +10,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -167,10 +167,12 @@ def train(
     out: Path,
     what: str,
     report_to: str = "none",
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train ``model`` on ``train_rows``, resuming from the last checkpoint under ``out`` if there is one.
 
-    Leaves ``metrics.jsonl`` and, during the run, ``checkpoint-*`` in ``out``.
+    Leaves ``metrics.jsonl`` and, during the run, ``checkpoint-*`` in ``out``. A callback may save and stop
+    (``control.should_save``, ``control.should_training_stop``); the next call goes on from there.
     """
     out.mkdir(parents=True, exist_ok=True)
     orders = examples.encoded.orders
@@ -219,6 +221,8 @@ def train(
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_NamedProgress(what))
     trainer.add_callback(_MetricsFile(out / "metrics.jsonl"))
+    for callback in callbacks:
+        trainer.add_callback(callback)
     checkpoint = last_checkpoint(out)
     model.train()
     with quiet_transformers():
