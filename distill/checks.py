@@ -6,7 +6,7 @@ it needs (a tokenizer, a model, a store), and runs on every subject that has tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -119,11 +119,11 @@ def all_checks() -> list[Check]:
     return sorted(REGISTRY.values(), key=lambda c: GROUPS.index(c.group))
 
 
-def examine(subject: Subject) -> list[Result]:
-    """Run every check that applies to ``subject``."""
+def examine(subject: Subject, only: Sequence[str] = ()) -> list[Result]:
+    """Run every check that applies to ``subject``, or of those only the ones named."""
     results = []
     for one in all_checks():
-        if one.slow and not subject.deep:
+        if (one.slow and not subject.deep) or (only and one.name not in only):
             continue
         if any(getattr(subject, need) is None for need in one.needs):
             continue

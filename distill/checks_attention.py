@@ -41,22 +41,22 @@ def attention_backend(subject: Subject) -> Finding | None:
     with torch.no_grad():
         exact = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     name = wanted or "the library's default"
-    if wanted in {"flex_attention", "varlen"} or (wanted or "").startswith("flash"):
-        if not torch.cuda.is_available():
-            return passed(f"{wanted}: runs on CUDA only, not compared here")
-        model = model.cuda()
-        ids = ids.cuda()
+    needs_cuda = (wanted or "").startswith(("flex", "flash", "varlen"))
+    if needs_cuda and not torch.cuda.is_available():
+        return passed(f"{wanted}: runs on CUDA only, not compared here")
+    device = "cuda" if needs_cuda else "cpu"
     try:
-        other = plain_model(subject, wanted)
+        other = plain_model(subject, wanted).to(device)
+        _sharpen(other)
+        with torch.no_grad():
+            row = ids.to(device)
+            got = other(input_ids=row, attention_mask=torch.ones_like(row)).logits.cpu()
     except (ValueError, ImportError) as error:
         return failed(
-            f"{name} cannot be loaded: {str(error).splitlines()[0][:120]}",
+            f"{name} cannot be used: {str(error).splitlines()[0][:120]}",
             "it cannot run at all",
             "use attention: auto, eager or flex_attention",
         )
-    _sharpen(other)
-    with torch.no_grad():
-        got = other.to(ids.device)(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.cpu()
     gap = float((got - exact).abs().max() / exact.abs().max())
     used = other.config._attn_implementation
     if gap < TOLERANCE:

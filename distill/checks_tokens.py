@@ -157,7 +157,7 @@ def end_token_policy(subject: Subject) -> Finding:
             return passed(f"ends in SEP {end}")
         return failed(f"ends in {last}, not in SEP {end}", "unmeasured", "restore the post-processor")
     adds = tokenizer.eos_token_id is not None and last == tokenizer.eos_token_id
-    declared = bool(getattr(tokenizer, "add_eos_token", False))
+    declared = bool(subject.raw_tokenizer_config.get("add_eos_token"))
     if declared and not adds:
         return failed(
             "add_eos_token is set and nothing is added",

@@ -112,7 +112,7 @@ def rehearse(subject: Subject) -> Rehearsal:
         return subject._rehearsal
     classifier = small_classifier(subject)
     named = dict(classifier.named_parameters())
-    wanted = {n for n in named if "lora_" in n or "score" in n and "original" not in n}
+    wanted = {n for n in named if "lora_" in n or ("score" in n and "original" not in n)}
     if not subject.model.lora.enabled:
         wanted = set(named)
     before = {n: p.detach().clone() for n, p in named.items() if p.requires_grad}

@@ -103,8 +103,22 @@ class Subject:
     @property
     def raw_config(self) -> dict[str, Any]:
         """The checkpoint's ``config.json`` as written, before a library fills in its defaults."""
-        path = Path(self.checkpoint or "") / "config.json"
-        return read_json(path, "configuration") if self.checkpoint and path.exists() else {}
+        return self._raw("config.json")
+
+    @property
+    def raw_tokenizer_config(self) -> dict[str, Any]:
+        """The checkpoint's ``tokenizer_config.json`` as written: what it declares, honoured or not."""
+        return self._raw("tokenizer_config.json")
+
+    def _raw(self, name: str) -> dict[str, Any]:
+        if self.checkpoint is None:
+            return {}
+        path = Path(self.checkpoint) / name
+        if not Path(self.checkpoint).is_dir():
+            from huggingface_hub import try_to_load_from_cache
+
+            path = Path(str(try_to_load_from_cache(self.checkpoint, name)))
+        return read_json(path, "configuration") if path.exists() else {}
 
     @property
     def is_encoder(self) -> bool:
