@@ -16,7 +16,27 @@ from unittest import mock
 
 import numpy as np
 
-WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "what", "is", "two", "plus", "four", "name", "colour", "say", "hello", "red", "blue"]
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "lazy",
+    "dog",
+    "what",
+    "is",
+    "two",
+    "plus",
+    "four",
+    "name",
+    "colour",
+    "say",
+    "hello",
+    "red",
+    "blue",
+]
 
 
 @dataclass(frozen=True)
