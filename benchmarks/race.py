@@ -34,7 +34,7 @@ CURVES: dict[str, np.ndarray] = {
 """True loss of A less that of B at each look; at the last look it says who wins."""
 
 Rule = Callable[[np.ndarray], tuple[int, int]]
-"""Maps differences (looks, rows) to (look after which one is stopped or LOOKS, +1 A, -1 B, 0 neither stopped)."""
+"""Maps differences (looks, rows) to the look of the stop and who is stopped: 1 A, -1 B, 0 neither."""
 
 
 def simulate(curve: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -164,14 +164,15 @@ def main() -> None:
     error = 1.96 * np.sqrt(ALPHA * (1 - ALPHA) / args.races)
     text = (
         "# Races with known truth\n\n"
-        f"Made by `python benchmarks/race.py`: {args.races:,} simulated races a line, {LOOKS} looks at {ROWS:,} "
-        f"validation rows, stated level {ALPHA:.0%}. A stop is wrong if the stopped backbone is no worse at the "
-        f"end of the budget; simulation error at the level is ± {error:.1%}. One minute on a CPU.\n\n{table}\n\n"
+        f"Made by `python benchmarks/race.py`: {args.races:,} simulated races a line, {LOOKS} looks at "
+        f"{ROWS:,} validation rows, stated level {ALPHA:.0%}. A stop is wrong if the stopped backbone is no "
+        f"worse at the end of the budget; simulation error at the level is ± {error:.1%}. Four minutes on "
+        f"one busy core.\n\n{table}\n\n"
         "![wrong stops and steps saved](race.svg)\n\n"
-        "Curves that cross are where early stopping of any kind errs, for at that look the stopped backbone is "
-        "worse. The forecast of a closing gap is what keeps the race's rule near its level there. The "
-        "confidence sequence judges the average gap so far, by a tenth of the rows a look, which is why it is "
-        "slower to see.\n"
+        "Curves that cross are where early stopping of any kind errs, for at that look the stopped backbone "
+        "is worse. The forecast of a closing gap is what keeps the race's rule below its level there. The "
+        "confidence sequence judges the average gap so far, by a tenth of the rows a look, which is why it "
+        "is slower to see.\n"
     )
     write_text(HERE / "race.md", text)
     write_text(HERE / "race.svg", picture(results) + "\n")

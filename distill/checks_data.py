@@ -151,7 +151,8 @@ def _loss(subject: Subject, logits: np.ndarray) -> float:
 
 def _targets(subject: Subject, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Targets of the labelled rows, and the store's logits for them."""
-    assert subject.rows is not None and subject.store is not None
+    assert subject.rows is not None
+    assert subject.store is not None
     position = {row_id: i for i, row_id in enumerate(subject.store.row_ids)}
     known = [i for i, r in enumerate(subject.rows.row_ids) if r in position]
     targets = subject.rows.targets[known]
@@ -174,7 +175,8 @@ def soft_labels_are_out_of_fold(subject: Subject) -> Finding | None:
     the true probabilities are known (the simulated arena), nothing beats their entropy.
     Source: the 1st place's soft labels were in-sample; a student learns the teacher's memory from them.
     """
-    assert subject.store is not None and subject.rows is not None
+    assert subject.rows is not None
+    assert subject.store is not None
     kind = subject.store.manifest.get("label_kind")
     fix = "predict every row by the model that never saw its fold (distill.teacher_oof)"
     cost = "the student copies what the teacher memorised; every score on these rows is too good"

@@ -197,8 +197,8 @@ def pad_token(subject: Subject) -> Finding:
     if tokenizer.pad_token_id is None:
         return warned(
             "the tokenizer has no pad token",
-            "plain ForSequenceClassification refuses batches, or pools wrongly once EOS is set as pad",
-            f"set pad_token to {tokenizer.convert_ids_to_tokens(reserve)!r} ({reserve}), as this toolkit does",
+            "plain ForSequenceClassification refuses batches, and pools wrongly with EOS as pad",
+            f"set pad_token to {tokenizer.convert_ids_to_tokens(reserve)!r} ({reserve})",
         )
     if text is not None and text != tokenizer.pad_token_id:
         return failed(
@@ -260,13 +260,13 @@ def verdict_cue_kept(subject: Subject) -> Finding | None:
     rows = training_ids(subject)
     ends = Counter(ids[-1] for ids in rows)
     (usual, count), longest = ends.most_common(1)[0], max(map(len, rows))
-    longest_cut = sum(len(ids) == longest and ids[-1] != usual for ids in rows)
+    cut = sum(len(ids) == longest and ids[-1] != usual for ids in rows)
     if subject.manifest and not subject.manifest["template"].get("closing", "").strip():
         return failed("the template closes with nothing", "unmeasured", "give the template a closing cue")
     if count == len(rows):
         return passed(f"{count} of {count} end in token {usual}")
     return failed(
-        f"{len(rows) - count} of {len(rows)} do not end in the cue, {longest_cut} of them at the length limit",
+        f"{len(rows) - count} of {len(rows)} do not end in the cue, {cut} of them at the length limit",
         "about .005 log-loss at 1,024 tokens (discussion 527596)",
         "budget truncation by segment (data.encode), or truncate on the left",
     )

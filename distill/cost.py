@@ -6,16 +6,26 @@ architectures, so a cost tells which fault can explain a gap and which cannot, n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data.encode import Encoded, Encoder, Truncation, pad_token_id
-from distill.config import EncodeConfig, LoraConfig, ModelConfig, TinyConfig, TrainConfig, as_plain
+from distill.config import (
+    BackboneConfig,
+    EncodeConfig,
+    LoraConfig,
+    ModelConfig,
+    TinyConfig,
+    TrainConfig,
+    as_plain,
+)
 
 if TYPE_CHECKING:
     from data.folds import Folds
@@ -71,11 +81,12 @@ class Arm:
 
 
 def base_config() -> ModelConfig:
-    """The demo's recipe, shortened."""
+    """The demo's recipe on an unquantised base."""
     return ModelConfig(
+        backbone=BackboneConfig(precision="fp32"),
         lora=LoraConfig(r=16, alpha=32),
         encode=EncodeConfig(max_length=256),
-        train=TrainConfig(epochs=3, lr=2e-3, rows_per_step=16, micro_rows=16, log_steps=1000),
+        train=TrainConfig(epochs=3, lr=3e-3, rows_per_step=16, micro_rows=16, log_steps=1000),
     )
 
 
@@ -130,7 +141,6 @@ class Bench:
         self.tiny = tiny or TinyConfig(
             hidden_size=64, intermediate_size=128, layers=2, pretrain_steps=300, pretrain_lr=1e-2
         )
-        self._losses: dict[tuple[str, int], np.ndarray] = {}
 
     @cached_property
     def _known(self) -> np.ndarray:
@@ -141,25 +151,26 @@ class Bench:
         """Indices of the rows that arms are compared on."""
         return np.flatnonzero((self.folds.fold == 0) & self._known)
 
-    def clean(self, family: str, seed: int) -> np.ndarray:
-        """Losses of the faultless arm, trained once."""
-        if (family, seed) not in self._losses:
-            self._losses[family, seed] = self.losses(Arm(family), seed)
-        return self._losses[family, seed]
+    def backbone(self, family: str) -> str:
+        """Directory of the tiny backbone, made on first use."""
+        from data.template import Template
+        from distill.tiny import tiny_backbone
+
+        tiny = replace(self.tiny, family=family)
+        return str(tiny_backbone(tiny, self.rows, Template(), 0, self.cache))
 
     def losses(self, arm: Arm, seed: int) -> np.ndarray:
         """Train an arm and return the log-loss of each held-out row."""
-        import shutil
+        import tempfile
 
         from data.template import Template
         from distill.backbone import add_adapters, load_base, load_tokenizer
         from distill.batches import Examples
         from distill.losses import cross_entropy
-        from distill.tiny import tiny_backbone
         from distill.trainer import predict_logits, train
 
         template = Template()
-        path = str(tiny_backbone(replace(self.tiny, family=arm.family), self.rows, template, 0, self.cache))
+        path = self.backbone(arm.family)
         backbone = replace(arm.config.backbone, path=path)
         tokenizer = load_tokenizer(backbone, path)
         plain = Encoder(tokenizer, template, Truncation(**as_plain(arm.config.encode))).encode(self.rows)
@@ -174,17 +185,16 @@ class Bench:
         classifier = add_adapters(base, arm.config.lora, seed)
         arm.adapt(classifier)
         train_rows = np.flatnonzero((self.folds.fold != 0) & self._known)
-        out = self.cache / "arm"
-        shutil.rmtree(out, ignore_errors=True)
-        train(
-            classifier,
-            examples(arm.train_edit),
-            train_rows,
-            replace(arm.config.train, seed=seed),
-            lambda logits, batch: cross_entropy(logits, batch["targets"]),
-            out,
-            "arm",
-        )
+        with tempfile.TemporaryDirectory() as out:
+            train(
+                classifier,
+                examples(arm.train_edit),
+                train_rows,
+                replace(arm.config.train, seed=seed),
+                lambda logits, batch: cross_entropy(logits, batch["targets"]),
+                Path(out),
+                "arm",
+            )
         arm.after(classifier)
         logits = predict_logits(classifier, examples(arm.predict_edit), self.held_out, 64, "arm")
         scores = (logits if arm.both_orders else logits[:, :1]).mean(axis=1).astype(np.float64)
@@ -192,13 +202,14 @@ class Bench:
         log_probs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
         return -(self.rows.targets[self.held_out] * log_probs).sum(axis=1)
 
-    def measure(self, fault: Fault, seeds: int = 3) -> Cost:
-        """Compare an arm with its faultless twin over seeds."""
-        clean = np.stack([self.clean(fault.arm.family, seed) for seed in range(seeds)])
-        faulty = np.stack([self.losses(fault.arm, seed) for seed in range(seeds)])
+    def compare(self, fault: Fault, clean: np.ndarray, faulty: np.ndarray) -> Cost:
+        """Compare an arm with its faultless twin: losses of shape (seeds, rows) each."""
         gap = faulty - clean
+        seeds = len(gap)
         groups = np.array([self.folds.group_ids[i] for i in self.held_out])
-        variance = grouped_variance(gap.mean(axis=0), groups) + gap.mean(axis=1).var(ddof=1) / seeds
+        variance = grouped_variance(gap.mean(axis=0), groups)
+        if seeds > 1:
+            variance += gap.mean(axis=1).var(ddof=1) / seeds
         return Cost(
             fault.name,
             fault.check,
@@ -209,6 +220,32 @@ class Bench:
             seeds,
             gap.shape[1],
         )
+
+
+def measure(bench: Bench, faults: Sequence[Fault], seeds: int, workers: int = 1) -> Iterator[Cost]:
+    """Train every fault and its faultless twin over seeds; yield the costs, fault by fault.
+
+    Parameters
+    ----------
+    workers : int
+        Arms trained at once, each in a process of its own.
+    """
+    families = list(dict.fromkeys(fault.arm.family for fault in faults))
+    for family in families:
+        bench.backbone(family)
+    clean: dict[str, np.ndarray] = {}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+
+        def start(arm: Arm) -> list[Future]:
+            return [pool.submit(bench.losses, arm, seed) for seed in range(seeds)]
+
+        twins = {family: start(Arm(family)) for family in families}
+        arms = [start(fault.arm) for fault in faults]
+        for fault, pending in zip(faults, arms, strict=True):
+            family = fault.arm.family
+            if family not in clean:
+                clean[family] = np.stack([future.result() for future in twins[family]])
+            yield bench.compare(fault, clean[family], np.stack([future.result() for future in pending]))
 
 
 def grouped_variance(values: np.ndarray, groups: np.ndarray) -> float:
@@ -320,19 +357,20 @@ def _head_only(classifier: Classifier) -> None:
             parameter.requires_grad_(False)
 
 
-def _merge(classifier: Classifier) -> None:
-    classifier.model = classifier.model.merge_and_unload()
+def _both(edit: Edit, family: str = "llama") -> Arm:
+    """The same edit in training and prediction."""
+    return Arm(family, train_edit=edit, predict_edit=edit)
 
 
 FAULT_ARMS: list[Fault] = [
-    Fault("no BOS", "one_start_token", Arm(train_edit=_no_bos, predict_edit=_no_bos)),
-    Fault("no BOS (Gemma-2)", "one_start_token", Arm("gemma2", train_edit=_no_bos, predict_edit=_no_bos)),
-    Fault("two BOS", "chat_template_start", Arm(train_edit=_two_bos, predict_edit=_two_bos)),
-    Fault("BOS in mid-text", "start_token_on_training_path", Arm(train_edit=_bos_inside, predict_edit=_bos_inside)),
-    Fault("no BOS in prediction only", "training_and_prediction_alike", Arm(predict_edit=_no_bos)),
-    Fault("cut on the right at 64 tokens", "verdict_cue_kept", Arm(train_edit=_cut_right, predict_edit=_cut_right)),
-    Fault("pooled in mid-text, in prediction only", "pooled_at_last_token", Arm(predict_edit=_pool_early)),
-    Fault("neighbour in sight, in prediction only", "packed_rows_are_apart", Arm(predict_edit=_neighbour_in_sight)),
+    Fault("no BOS", "one_start_token", _both(_no_bos)),
+    Fault("no BOS (Gemma-2)", "one_start_token", _both(_no_bos, "gemma2")),
+    Fault("two BOS", "chat_template_start", _both(_two_bos)),
+    Fault("BOS in mid-text", "start_token_on_training_path", _both(_bos_inside)),
+    Fault("no BOS, predicting", "training_and_prediction_alike", Arm(predict_edit=_no_bos)),
+    Fault("cut on the right at 64 tokens", "verdict_cue_kept", _both(_cut_right)),
+    Fault("pooled in mid-text, predicting", "pooled_at_last_token", Arm(predict_edit=_pool_early)),
+    Fault("neighbour in sight, predicting", "packed_rows_are_apart", Arm(predict_edit=_neighbour_in_sight)),
     Fault("soft-capping dropped (Gemma-2)", "attention_backend", Arm("gemma2", prepare=_uncap)),
     Fault("window of 16 tokens (Gemma-2)", "sliding_window", Arm("gemma2", prepare=_narrow_window)),
     Fault("rope scaling dropped", "rope_scaling", Arm(prepare=_plain_rope)),
@@ -340,10 +378,10 @@ FAULT_ARMS: list[Fault] = [
     Fault("adapters detached", "everything_trains", Arm(adapt=_head_only)),
     Fault("head starts large", "first_loss_is_uniform", Arm(adapt=_large_head)),
     Fault("optimizer's default rate", "learning_rates_as_asked", Arm(config=_config(train__lr=1e-3))),
-    Fault("rate ten times too small", "effective_adapter_rate", Arm(config=_config(train__lr=2e-4))),
+    Fault("rate ten times too small", "effective_adapter_rate", Arm(config=_config(train__lr=3e-4))),
     Fault("half of the depth frozen", "depth_frozen", Arm(config=_config(lora__first_layer=0.5))),
     Fault("head random after reload", "head_is_saved", Arm(after=_random_head)),
-    Fault("merged into NF4", "merging_changes_little", Arm(after=_merge)),
+    Fault("4-bit base", "head_stays_float32", Arm(config=_config(backbone__precision="nf4"))),
     Fault(
         "one order only",
         "order_symmetry",
@@ -368,5 +406,6 @@ def open_bench(data: Path | None, cache: Path, n_rows: int = 900) -> Bench:
 
 def measure_check(check: str, data: Path | None, cache: Path, seeds: int = 2) -> str:
     """Measure the faults that a check finds, in words."""
-    bench = open_bench(data, cache)
-    return "; ".join(bench.measure(f, seeds).in_words() for f in FAULT_ARMS if f.check == check)
+    faults = [fault for fault in FAULT_ARMS if fault.check == check]
+    costs = measure(open_bench(data, cache), faults, seeds)
+    return "; ".join(cost.in_words() for cost in costs)

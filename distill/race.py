@@ -95,8 +95,8 @@ def choose(recipe: Recipe, names: Sequence[str] | None, where: str) -> dict[str,
             models[short] = replace(first, backbone=replace(first.backbone, path=name, tiny=None))
         else:
             raise UserError(
-                f"--backbones {name}: no model of recipe {where} ({listing(recipe.teachers)}), no directory and "
-                "no hub name"
+                f"--backbones {name}: no model of recipe {where} ({listing(recipe.teachers)}), no directory "
+                "and no hub name"
             )
     if len(models) < 2:
         raise UserError("--backbones: a race needs two or more backbones of different names")
@@ -152,17 +152,17 @@ def in_words(race: Race) -> str:
             spent = sum(record["seconds"] for record in other.looks)
             hours = spent / look.share * left / 3600
             parts.append(
-                f"{other.name} was stopped at {look.share:.0%} of the budget, {gap} behind {best.name}, which "
-                f"saved {left:.0%} of its steps, about {hours:.2g} hours"
+                f"{other.name} was stopped at {look.share:.0%} of the budget, {gap} behind {best.name}, "
+                f"which saved {left:.0%} of its steps, about {hours:.2g} hours"
             )
         elif look.low > 0:
             parts.append(f"{other.name} ends {gap} behind {best.name}")
         else:
             parts.append(f"{other.name} and {best.name} cannot be told apart: {gap} at the end")
-    level = f"at most {race.rules.alpha:.0%} chance that a stop is wrong while the forecast's straight line is cautious"
     return (
-        f"{best.name} is ahead at {best.losses[-1].mean():.4f}. {'; '.join(parts)}. Intervals hold at all looks "
-        f"at once ({level}); they are about these trainings, not about other seeds."
+        f"{best.name} is ahead at {best.losses[-1].mean():.4f}. {'; '.join(parts)}. All intervals hold at "
+        f"once with {1 - race.rules.alpha:.0%} confidence, and a stop is wrong no oftener than they miss, as "
+        "long as gaps close no faster than they did. They are about these trainings, not about other seeds."
     )
 
 

@@ -130,7 +130,8 @@ def curves_svg(race: Race) -> str:
         parts.append(
             f'<path d="M{x(share):.1f} {TOP}V{HEIGHT - BOTTOM}M{LEFT} {y(loss):.1f}H{WIDTH - RIGHT}" '
             'stroke="#e3e6ea" fill="none"/>'
-            f'<text x="{x(share):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#667">{share:.0%}</text>'
+            f'<text x="{x(share):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#667">'
+            f"{share:.0%}</text>"
             f'<text x="{LEFT - 8}" y="{y(loss) + 4:.1f}" text-anchor="end" fill="#667">{loss:.3f}</text>'
         )
     last_label = -1e9
@@ -147,14 +148,17 @@ def curves_svg(race: Race) -> str:
             f'<polygon points="{upper} {lower}" fill="{colour}" opacity=".13"/>',
             f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>',
             *(f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.5" fill="{colour}"/>' for a, b, _ in points),
-            f'<text x="{x(s) + 10:.1f}" y="{label:.1f}" fill="{colour}">{escape(curve["name"])} {m:.4f}</text>',
+            f'<text x="{x(s) + 10:.1f}" y="{label:.1f}" fill="{colour}">'
+            f"{escape(curve['name'])} {m:.4f}</text>",
         ]
         if curve["stopped"]:
             cx, cy = x(s), y(m)
             parts.append(
-                f'<path d="M{cx - 6:.1f} {cy - 6:.1f}l12 12m0 -12l-12 12" stroke="{colour}" stroke-width="2.5"/>'
+                f'<path d="M{cx - 6:.1f} {cy - 6:.1f}l12 12m0 -12l-12 12" stroke="{colour}" '
+                'stroke-width="2.5"/>'
             )
     parts.append(
-        f'<text x="{x(0.5):.1f}" y="{HEIGHT - 8}" text-anchor="middle" fill="#667">share of the budget</text></svg>'
+        f'<text x="{x(0.5):.1f}" y="{HEIGHT - 8}" text-anchor="middle" fill="#667">share of the budget'
+        "</text></svg>"
     )
     return "".join(parts)

@@ -187,6 +187,8 @@ class Race:
             ids = [self.rows.row_ids[i] for i in self.validation]
             write_parquet(scores, pa.table({"row_id": ids, "loss": losses}))
             write_json(record, found)
+            if contestant.classifier is not None and contestant.classifier.device.type == "cpu":
+                contestant.classifier = None  # bitsandbytes repacks 4-bit weights to predict on the CPU
         contestant.looks.append(read_json(record, "look"))
         contestant.losses.append(read_parquet(scores, "look").column("loss").to_numpy())
 
@@ -203,8 +205,8 @@ class Race:
             started = time.perf_counter()
             try:
                 train(
-                    contestant.classifier, run.examples, train_rows, replace(model.train, seed=seed), run.loss,
-                    directory, f"{run.name}, {share:.0%}", callbacks=[pause],
+                    contestant.classifier, run.examples, train_rows, replace(model.train, seed=seed),
+                    run.loss, directory, f"{run.name}, {share:.0%}", callbacks=[pause],
                 )  # fmt: skip
             except FloatingPointError as error:
                 raise UserError(f"{run.name}: {error}; lower its train.lr, or race with --tune lr") from error

@@ -258,15 +258,15 @@ def make_small(config: Any, weights: str | None, out: Path, seed: int = 0) -> No
 def shrink(config: Any) -> None:
     """Make a configuration narrow in place: few heads, small vocabulary, ids moved inside it."""
     ratio = max(1, config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or 1))
-    for key, value in SMALL_WIDTH.items():
-        setattr(config, key, min(value, getattr(config, key)))
+    for key, width in SMALL_WIDTH.items():
+        setattr(config, key, min(width, getattr(config, key)))
     if getattr(config, "num_key_value_heads", None):
         config.num_key_value_heads = max(1, config.num_attention_heads // ratio)
     if getattr(config, "head_dim", None):
         config.head_dim = config.hidden_size // config.num_attention_heads
     config.vocab_size = min(SMALL_VOCABULARY, config.vocab_size)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id"):
-        value = getattr(config, key, None)
+        value: Any = getattr(config, key, None)
         if isinstance(value, list):
             value = value[0] if value else None
         if value is not None:

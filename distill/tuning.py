@@ -63,8 +63,7 @@ def tune_lr(run: Run, race_fold: int, out: Path) -> float:
     )
     fold = next(f for f in range(run.folds.n_folds) if f != race_fold)
     study.optimize(lambda trial: _score(trial, run, {race_fold, fold}, fold, rates, out), n_trials=len(rates))
-    finite = [t for t in study.trials if t.state.name == "COMPLETE" and t.value is not None]
-    best = min(finite, key=lambda t: t.value)  # the last rung's survivors: pruned ones were behind
+    best = study.best_trial  # of those that were never pruned
     tried = {f"{t.params['lr']:g}": t.value if t.state.name == "COMPLETE" else None for t in study.trials}
     write_json(done, {"lr": best.params["lr"], "tried": tried, "share": SHARE, "fold": fold})
     return float(best.params["lr"])
@@ -92,8 +91,8 @@ def _score(trial: Any, run: Run, left_out: set[int], fold: int, rates: list[floa
     for rung in range(1, RUNGS + 1):
         try:
             train(
-                classifier, run.examples, rows, config, run.loss, out / f"lr-{lr:g}", f"{run.name}, lr {lr:g}",
-                callbacks=[Pause(rung / RUNGS)],
+                classifier, run.examples, rows, config, run.loss, out / f"lr-{lr:g}",
+                f"{run.name}, lr {lr:g}", callbacks=[Pause(rung / RUNGS)],
             )  # fmt: skip
         except FloatingPointError:
             raise optuna.TrialPruned from None  # diverged: as bad as can be

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -80,8 +81,7 @@ def find(planted: Fault, healthy: Healthy, out: Path):
     out.mkdir(parents=True, exist_ok=True)
     with planted.plant(healthy, out) as (target, options):
         subjects = open_subjects(str(target), out / "scratch", **{"deep": planted.deep, **options})
-        results = [r for s in subjects for r in examine(s, only=[planted.check])]
-    return results
+        return [r for s in subjects for r in examine(s, only=[planted.check])]
 
 
 def copied(source: Path, out: Path) -> Path:
@@ -163,9 +163,7 @@ def double_bos(healthy, out):
 @fault("start_token_on_training_path")
 def bos_in_mid_text_from_joined_pieces(healthy, out):
     tokenizer = tokenizer_of(healthy.llama)
-    rows = [
-        tokenizer(a)["input_ids"] + tokenizer(b)["input_ids"] for a, b in zip(WORDS, WORDS[1:], strict=False)
-    ]
+    rows = [tokenizer(a)["input_ids"] + tokenizer(b)["input_ids"] for a, b in pairwise(WORDS)]
     yield healthy.llama, {"ids": ids_file(out, "ids.jsonl", rows)}
 
 
@@ -318,7 +316,7 @@ def backend_without_softcapping(healthy, out):
 
     AttentionInterface.register("uncapped", uncapped)
     AttentionMaskInterface.register("uncapped", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    with mock.patch("distill.checks_attention.attention_in_use", lambda subject: "uncapped"):
+    with mock.patch("distill.checks_attention.attention_in_use", return_value="uncapped"):
         yield recipe_file(healthy, out, "gemma2"), {}
 
 
