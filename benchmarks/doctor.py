@@ -90,7 +90,7 @@ def main() -> None:
     """Run it all and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=900)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2, help="trainings at once")
     parser.add_argument("--no-cost", action="store_true")
     args = parser.parse_args()

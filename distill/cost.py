@@ -207,16 +207,16 @@ class Bench:
         gap = faulty - clean
         seeds = len(gap)
         groups = np.array([self.folds.group_ids[i] for i in self.held_out])
-        variance = grouped_variance(gap.mean(axis=0), groups)
+        parts = [(grouped_variance(gap.mean(axis=0), groups), len(set(groups)) - 1)]
         if seeds > 1:
-            variance += gap.mean(axis=1).var(ddof=1) / seeds
+            parts.append((float(gap.mean(axis=1).var(ddof=1)) / seeds, seeds - 1))
         return Cost(
             fault.name,
             fault.check,
             float(clean.mean()),
             float(faulty.mean()),
             float(gap.mean()),
-            1.96 * float(np.sqrt(variance)),
+            half_width(parts),
             seeds,
             gap.shape[1],
         )
@@ -246,6 +246,17 @@ def measure(bench: Bench, faults: Sequence[Fault], seeds: int, workers: int = 1)
             if family not in clean:
                 clean[family] = np.stack([future.result() for future in twins[family]])
             yield bench.compare(fault, clean[family], np.stack([future.result() for future in pending]))
+
+
+def half_width(parts: Sequence[tuple[float, int]]) -> float:
+    """Half a 95 % interval from variances and their degrees of freedom, pooled by Satterthwaite (1946)."""
+    from scipy.stats import t
+
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return 0.0
+    freedom = variance**2 / sum(part**2 / df for part, df in parts)
+    return float(t.ppf(0.975, freedom) * np.sqrt(variance))
 
 
 def grouped_variance(values: np.ndarray, groups: np.ndarray) -> float:

@@ -37,6 +37,13 @@ def test_rows_of_one_prompt_count_once():
     assert thrice == pytest.approx(alone)
 
 
+def test_few_seeds_widen_the_interval_as_students_t_does():
+    assert cost.half_width([(1.0, 10**9)]) == pytest.approx(1.96, abs=0.001)
+    assert cost.half_width([(1.0, 1)]) == pytest.approx(12.706, abs=0.001)
+    assert 1.96 < cost.half_width([(0.5, 300), (0.5, 3)]) < 3.183
+    assert cost.half_width([(0.0, 5), (0.0, 1)]) == 0
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     rows = simulate_arena(ArenaConfig(n_rows=48, seed=3))
