@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,15 @@ class Race:
             raise UserError(
                 f"fold {rules.fold} has {len(inside)} labelled rows to validate on; it needs more"
             )
+        for contestant in contestants:
+            train_config = contestant.run.model.train
+            n_rows = int(((folds.fold != rules.fold) & labelled(contestant.run)).sum())
+            steps = ceil(train_config.epochs * n_rows / train_config.rows_per_step)
+            if steps < rules.looks:
+                raise UserError(
+                    f"{contestant.name}: its budget is {steps} steps, too few for {rules.looks} looks; give "
+                    "fewer --looks, more rows or more epochs"
+                )
         self.validation = inside
         groups = np.array([folds.group_ids[i] for i in inside])
         pairs = list(combinations(range(len(contestants)), 2))

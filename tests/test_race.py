@@ -204,6 +204,7 @@ def test_tuning_picks_a_rate_by_another_fold(recipe, arena, tmp_path):
         (["--backbones", "llama", "nonsense"], "nonsense"),
         ([*BACKBONES, "--looks", "1"], "--looks"),
         ([*BACKBONES, "--fold", "9"], "--fold"),
+        ([*BACKBONES, "--looks", "50"], "8 steps, too few for 50 looks"),
     ],
 )
 def test_mistakes_are_named(words, message, recipe, arena):
