@@ -415,7 +415,7 @@ def open_bench(data: Path | None, cache: Path, n_rows: int = 900) -> Bench:
     return Bench(rows, make_folds(rows, 3), cache)
 
 
-def measure_check(check: str, data: Path | None, cache: Path, seeds: int = 2) -> str:
+def measure_check(check: str, data: Path | None, cache: Path, seeds: int = 4) -> str:
     """Measure the faults that a check finds, in words."""
     faults = [fault for fault in FAULT_ARMS if fault.check == check]
     costs = measure(open_bench(data, cache), faults, seeds)
