@@ -291,7 +291,8 @@ def train(
 ) -> None:
     """Train ``model`` on ``train_rows``, resuming from the last checkpoint under ``out`` if there is one.
 
-    Leaves ``metrics.jsonl`` and, during the run, ``checkpoint-*`` in ``out``.
+    Leaves ``metrics.jsonl`` and, during the run, ``checkpoint-*`` in ``out``. A callback may save and stop
+    (``control.should_save``, ``control.should_training_stop``); the next call goes on from there.
     """
     out.mkdir(parents=True, exist_ok=True)
     orders = examples.encoded.orders

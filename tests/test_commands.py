@@ -19,6 +19,8 @@ COMMANDS = [
     "distill.teacher_oof",
     "distill.student",
     "distill.predict",
+    "distill.doctor",
+    "distill.race",
     "ensemble.stack",
     "ensemble.predict",
 ]
@@ -50,6 +52,8 @@ def test_help_is_printed_without_the_heavy_libraries(command):
         (["distill.teacher_oof", "--data", "nowhere"], "nowhere"),
         (["distill.student", "--data", "nowhere"], "nowhere"),
         (["distill.predict", "--model", "nowhere", "--data", "x.csv", "--out", "y.csv"], "nowhere"),
+        (["distill.doctor", "nowhere"], "nowhere"),
+        (["distill.race", "--backbones", "llama"], "two or more"),
         (["ensemble.stack", "--data", "nowhere"], "nowhere"),
         (["ensemble.stack"], "teacher_oof"),
         (["data.prepare", "--source", "missing.csv", "--out", "there"], "missing.csv"),
