@@ -9,7 +9,7 @@ import numpy as np
 from ensemble.average import AverageStacker
 from ensemble.base import Blender, Swap
 from ensemble.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
-from ensemble.calibrate import Calibrated
+from ensemble.calibrate import Calibrated, CalibratedPool
 from ensemble.greedy import GreedySelection
 from ensemble.mlp import MLPStacker
 from ensemble.stackers import MultinomialLogit
@@ -21,6 +21,7 @@ PLAIN = (
     "geometric mean",
     "simplex",
     "log-pool",
+    "calibrated pool",
     "logit",
     "lightgbm",
     "mlp",
@@ -30,7 +31,15 @@ PLAIN = (
 )
 """Method names, simplest first; ties in the choice go to the simpler."""
 TEMPERATURE = "+temperature"
-METHODS = tuple(name + suffix for name in PLAIN for suffix in ("", TEMPERATURE))
+CALIBRATION = "+calibration"
+CALIBRATED = ("mean", "log-pool", "logit+lightgbm+mlp")
+"""Methods that are tried with the best of all calibrations too; on every one it would crowd the table."""
+METHODS = tuple(
+    name + suffix
+    for name in PLAIN
+    for suffix in ("", TEMPERATURE, CALIBRATION)
+    if suffix != CALIBRATION or name in CALIBRATED
+)
 
 _KINDS: dict[str, type[Blender]] = {
     kind.__name__: kind
@@ -45,6 +54,7 @@ _KINDS: dict[str, type[Blender]] = {
         MLPStacker,
         AverageStacker,
         Calibrated,
+        CalibratedPool,
         GreedySelection,
     )
 }
@@ -56,7 +66,8 @@ def fit_methods(
     """Fit every method on members' predictions (n, members, K); returns them by name, in METHODS' order."""
     logit = MultinomialLogit(swap, seed=seed).fit(P, y, groups=groups)
     pool = LogOpinionPool(seed=seed).fit(P, y, groups=groups)
-    trees = LightGBMStacker(swap, seed=seed).fit(P, y, groups=groups, start=pool)
+    trees = LightGBMStacker(swap, seed=seed).fit(P, y, groups=groups, start=pool, logit=logit)
+    calibrated = CalibratedPool(seed=seed).fit(P, y, groups=groups)
     networks = MLPStacker(seed=seed).fit(P, y, groups=groups, start=pool)
 
     def average(members: list[Blender], weighted: bool = False) -> AverageStacker:
@@ -68,17 +79,20 @@ def fit_methods(
         GeometricMean().fit(P, y),
         SimplexBlend().fit(P, y),
         pool,
+        calibrated,
         logit,
         trees,
         networks,
         average([logit, trees]),
         average([logit, trees, networks]),
-        average([pool, logit, trees, networks], True),
+        average([pool, calibrated, logit, networks, *trees.parted()], True),
     )
     methods: dict[str, Blender] = {}
     for name, method in zip(PLAIN, fitted, strict=True):
         methods[name] = method
-        methods[name + TEMPERATURE] = Calibrated(method).fit_after(P, y)
+        methods[name + TEMPERATURE] = Calibrated(method).fit_after(P, y, groups=groups)
+        if name in CALIBRATED:
+            methods[name + CALIBRATION] = Calibrated(method, "best").fit_after(P, y, groups=groups)
     return methods
 
 
@@ -92,6 +106,9 @@ def from_dict(state: dict[str, Any]) -> Blender:
     """
     kind = _KINDS[state["kind"]]
     method = kind(**{name: _decode(value, False) for name, value in state["params"].items()})
+    if isinstance(method, (Calibrated, CalibratedPool)):
+        method.load_fitted(state["fitted"])
+        return method
     for name, value in state["fitted"].items():
         setattr(method, name, _decode(value, True))
     return method
