@@ -78,10 +78,16 @@ class AverageStacker(Blender):
         self.oof_ = np.einsum("nsk,s->nk", held_out, self.shares_)
         return self
 
-    def predict_proba(self, P: np.ndarray) -> np.ndarray:
+    @property
+    def needs_rows(self) -> bool:
+        """Whether a stacker that counts does."""
+        shares = zip(self.shares_, self.members_, strict=True)
+        return any(share > 0 and member.needs_rows for share, member in shares)
+
+    def predict_proba(self, P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
         """Return the mean of the stackers' probabilities (n, K)."""
         total = np.zeros((len(P), P.shape[2]))
         for share, member in zip(self.shares_, self.members_, strict=True):
             if share > 0:
-                total += share * member.predict_proba(P)
+                total += share * member.predict(P, X)
         return total

@@ -71,9 +71,14 @@ class Calibrated(Blender):
             self.scaling_ = LinearScaling(self.kind).fit(probs, y, sample_weight, groups)
         return self
 
-    def predict_proba(self, P: np.ndarray) -> np.ndarray:
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the method does."""
+        return self.base.needs_rows
+
+    def predict_proba(self, P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
         """Return the calibrated probabilities (n, K)."""
-        return apply_scaling(self.base.predict_proba(P), self.temperature_, self.scaling_)
+        return apply_scaling(self.base.predict(P, X), self.temperature_, self.scaling_)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fitted method as JSON values."""

@@ -61,23 +61,33 @@ _KINDS: dict[str, type[Blender]] = {
 
 
 def fit_methods(
-    P: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None, swap: Swap = None, seed: int = 0
+    P: np.ndarray,
+    y: np.ndarray,
+    groups: np.ndarray | None = None,
+    swap: Swap = None,
+    seed: int = 0,
+    sample_weight: np.ndarray | None = None,
+    X: np.ndarray | None = None,
 ) -> dict[str, Blender]:
-    """Fit every method on members' predictions (n, members, K); returns them by name, in METHODS' order."""
-    logit = MultinomialLogit(swap, seed=seed).fit(P, y, groups=groups)
-    pool = LogOpinionPool(seed=seed).fit(P, y, groups=groups)
-    trees = LightGBMStacker(swap, seed=seed).fit(P, y, groups=groups, start=pool, logit=logit)
-    calibrated = CalibratedPool(seed=seed).fit(P, y, groups=groups)
-    networks = MLPStacker(seed=seed).fit(P, y, groups=groups, start=pool)
+    """Fit every method on members' predictions (n, members, K); returns them by name, in METHODS' order.
+
+    ``X`` are features of the rows themselves (n, d), for the methods that can use them.
+    """
+    data = (P, y, sample_weight, groups)
+    logit = MultinomialLogit(swap, seed=seed).fit(*data)
+    pool = LogOpinionPool(seed=seed).fit(*data)
+    trees = LightGBMStacker(swap, seed=seed).fit(*data, start=pool, logit=logit, X=X)
+    calibrated = CalibratedPool(seed=seed).fit(*data)
+    networks = MLPStacker(seed=seed).fit(*data, start=pool)
 
     def average(members: list[Blender], weighted: bool = False) -> AverageStacker:
-        return AverageStacker(swap, weighted, seed=seed).fit_from(members, y)
+        return AverageStacker(swap, weighted, seed=seed).fit_from(members, y, sample_weight)
 
     fitted: tuple[Blender, ...] = (
-        BestSingle().fit(P, y),
-        EqualMean().fit(P, y),
-        GeometricMean().fit(P, y),
-        SimplexBlend().fit(P, y),
+        BestSingle().fit(*data),
+        EqualMean().fit(*data),
+        GeometricMean().fit(*data),
+        SimplexBlend().fit(*data),
         pool,
         calibrated,
         logit,
@@ -90,9 +100,9 @@ def fit_methods(
     methods: dict[str, Blender] = {}
     for name, method in zip(PLAIN, fitted, strict=True):
         methods[name] = method
-        methods[name + TEMPERATURE] = Calibrated(method).fit_after(P, y, groups=groups)
+        methods[name + TEMPERATURE] = Calibrated(method).fit_after(*data)
         if name in CALIBRATED:
-            methods[name + CALIBRATION] = Calibrated(method, "best").fit_after(P, y, groups=groups)
+            methods[name + CALIBRATION] = Calibrated(method, "best").fit_after(*data)
     return methods
 
 
