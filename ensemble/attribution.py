@@ -92,8 +92,10 @@ def limit_rows(
         fold=problem.fold[kept],
         groups=problem.groups[kept],
         rows=None,
+        features=None,
+        weight=None if problem.weight is None else problem.weight[kept],
     )
-    return small, bootstrap(small.groups, DRAWS, seed)
+    return small, bootstrap(small.groups, DRAWS, seed, small.weight)
 
 
 class SetLosses:
@@ -111,6 +113,8 @@ class SetLosses:
     def __init__(self, problem: Problem, fit_rows: int = FIT_ROWS, seed: int = 0) -> None:
         self.problem = problem
         self._likelihoods, self._target, self._row = true_likelihoods(problem.P, problem.y)
+        if problem.weight is not None:
+            self._target = self._target * problem.weight[self._row]
         fold = problem.fold[self._row]
         rng = np.random.default_rng(seed)
         self._folds: list[tuple[np.ndarray, np.ndarray]] = []
@@ -119,8 +123,10 @@ class SetLosses:
             if len(train) > fit_rows:
                 train = np.sort(rng.choice(train, fit_rows, replace=False))
             self._folds.append((train, np.flatnonzero(fold == number)))
-        prior = cross_fitted_prior(problem.y, problem.fold)
-        self._losses: dict[tuple[int, ...], np.ndarray] = {(): cross_entropy(prior, problem.y)}
+        prior = cross_fitted_prior(problem.y, problem.fold, problem.weight)
+        self._losses: dict[tuple[int, ...], np.ndarray] = {
+            (): problem.weighted(cross_entropy(prior, problem.y))
+        }
         self._weights: dict[tuple[int, ...], np.ndarray] = {}
 
     def of(self, members: tuple[int, ...]) -> np.ndarray:
@@ -166,7 +172,7 @@ def member_values(sets: SetLosses, draws: Bootstrap, seed: int = 0) -> list[Memb
     return [
         MemberValue(
             name,
-            float(cross_entropy(problem.P[:, m], problem.y).mean()),
+            float(problem.weighted(cross_entropy(problem.P[:, m], problem.y)).mean()),
             float(without[m].mean()),
             intervals[m],
             float(joined[m].mean()),

@@ -9,6 +9,7 @@ import numpy as np
 
 from ensemble.base import Blender, Swap
 from ensemble.blend import LogOpinionPool, SimplexBlend
+from ensemble.calibrate import CalibratedPool
 from ensemble.mlp import MLPStacker
 from ensemble.stackers import MultinomialLogit
 from ensemble.trees import LightGBMStacker
@@ -21,8 +22,8 @@ PSEUDO_ROWS = 4.0
 class AverageStacker(Blender):
     """A mean of stackers of different kinds, which err in different places.
 
-    Equal weights by default. With ``weighted``, the simplex blend of their cross-fitted predictions,
-    drawn a little to equal weights.
+    Equal weights of logit, trees and networks by default. With ``weighted``, the simplex blend of their
+    cross-fitted predictions, drawn a little to equal weights, of the pool too and of each kind of trees.
 
     Parameters
     ----------
@@ -54,10 +55,16 @@ class AverageStacker(Blender):
         pool = LogOpinionPool(None, self.n_folds, self.seed).fit(P, y, sample_weight, groups)
         logit = MultinomialLogit(self.swap, self.n_folds, self.seed).fit(P, y, sample_weight, groups)
         trees = LightGBMStacker(self.swap, n_folds=self.n_folds, seed=self.seed)
-        trees.fit(P, y, sample_weight, groups, start=pool)
+        trees.fit(P, y, sample_weight, groups, start=pool, logit=logit)
+        calibrated = CalibratedPool(self.n_folds, self.seed).fit(P, y, sample_weight, groups)
         networks = MLPStacker(n_folds=self.n_folds, seed=self.seed)
         networks.fit(P, y, sample_weight, groups, start=pool)
-        return self.fit_from([logit, trees, networks], y, sample_weight)
+        parts: list[Blender] = (
+            [pool, calibrated, logit, networks, *trees.parted()]
+            if self.weighted
+            else [logit, trees, networks]
+        )
+        return self.fit_from(parts, y, sample_weight)
 
     def fit_from(
         self, members: list[Blender], y: np.ndarray, sample_weight: np.ndarray | None = None
@@ -71,10 +78,16 @@ class AverageStacker(Blender):
         self.oof_ = np.einsum("nsk,s->nk", held_out, self.shares_)
         return self
 
-    def predict_proba(self, P: np.ndarray) -> np.ndarray:
+    @property
+    def needs_rows(self) -> bool:
+        """Whether a stacker that counts does."""
+        shares = zip(self.shares_, self.members_, strict=True)
+        return any(share > 0 and member.needs_rows for share, member in shares)
+
+    def predict_proba(self, P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
         """Return the mean of the stackers' probabilities (n, K)."""
         total = np.zeros((len(P), P.shape[2]))
         for share, member in zip(self.shares_, self.members_, strict=True):
             if share > 0:
-                total += share * member.predict_proba(P)
+                total += share * member.predict(P, X)
         return total

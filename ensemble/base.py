@@ -57,6 +57,15 @@ class Blender(ABC):
             Rows of one group are never parted by cross-validation inside the method.
         """
 
+    @property
+    def needs_rows(self) -> bool:
+        """Whether prediction also needs the rows' own features ``X``, as the second argument."""
+        return False
+
+    def predict(self, P: np.ndarray, X: np.ndarray | None) -> np.ndarray:
+        """Return probabilities (n, K), from the rows' own features (n, d) too where the method needs them."""
+        return self.predict_proba(P, X) if self.needs_rows else self.predict_proba(P)  # type: ignore[call-arg]
+
     @abstractmethod
     def predict_proba(self, P: np.ndarray) -> np.ndarray:
         """Return probabilities of shape (n, K)."""

@@ -76,13 +76,17 @@ def cross_fit(
         Folds fitted at once; the number of processors by default. The result does not depend on it.
     """
     swap = problem.classes.swap
-    run = fit or (lambda P, y, groups: fit_methods(P, y, groups, swap, seed))
     numbers = [int(number) for number in np.unique(problem.fold)]
 
     def one(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         test = problem.fold == number
-        methods = run(problem.P[~test], problem.y[~test], problem.groups[~test])
-        return test, {name: method.predict_proba(problem.P[test]) for name, method in methods.items()}
+        P, y, groups = problem.P[~test], problem.y[~test], problem.groups[~test]
+        weight = None if problem.weight is None else problem.weight[~test]
+        X = problem.features
+        own = None if X is None else X[~test]
+        methods = fit(P, y, groups) if fit else fit_methods(P, y, groups, swap, seed, weight, own)
+        held = None if X is None else X[test]
+        return test, {name: method.predict(problem.P[test], held) for name, method in methods.items()}
 
     probs: dict[str, np.ndarray] = {}
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
@@ -91,14 +95,15 @@ def cross_fit(
         ):
             for name, part in found.items():
                 probs.setdefault(name, np.empty_like(problem.y))[test] = part
-    return CrossFit(probs, cross_fitted_prior(problem.y, problem.fold))
+    return CrossFit(probs, cross_fitted_prior(problem.y, problem.fold, problem.weight))
 
 
-def cross_fitted_prior(y: np.ndarray, fold: np.ndarray) -> np.ndarray:
+def cross_fitted_prior(y: np.ndarray, fold: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
     """Class frequencies of the other folds, a row (n, K)."""
     prior = np.empty_like(y)
     for number in np.unique(fold):
-        prior[fold == number] = y[fold != number].mean(axis=0)
+        other = fold != number
+        prior[~other] = np.average(y[other], axis=0, weights=None if weight is None else weight[other])
     return prior
 
 
@@ -118,6 +123,8 @@ class Bootstrap:
         Group codes from 0.
     kept : ndarray of shape (draws, n_groups) or None
         How often each group was drawn, where that is small enough to keep.
+    weight : ndarray of shape (n,) or None
+        What each row counts for; ``values`` are then already multiplied by it.
     """
 
     draws: int
@@ -125,6 +132,7 @@ class Bootstrap:
     seed: int
     groups: np.ndarray
     kept: np.ndarray | None
+    weight: np.ndarray | None = None
 
     def interval(self, values: np.ndarray) -> Interval:
         """95 % percentile interval of the mean of ``values`` (n,), resampling whole groups."""
@@ -132,17 +140,20 @@ class Bootstrap:
 
     def intervals(self, values: np.ndarray) -> list[Interval]:
         """Intervals of the mean of each column of ``values`` (n, columns)."""
-        columns: list[np.ndarray] = [np.bincount(self.groups, minlength=self.n_groups).astype(np.float64)]
+        count = np.bincount(self.groups, weights=self.weight, minlength=self.n_groups)
+        columns: list[np.ndarray] = [count.astype(np.float64)]
         columns += [np.bincount(self.groups, weights=c, minlength=self.n_groups) for c in values.T]
         totals = np.stack(columns, axis=1)
         sums = np.concatenate([chunk.astype(np.float64) @ totals for chunk in self._chunks()])
-        means = sums[:, 1:] / np.maximum(sums[:, :1], 1)
+        means = sums[:, 1:] / np.maximum(sums[:, :1], 1 if self.weight is None else 1e-9)
         low, high = np.percentile(means, [2.5, 97.5], axis=0)
         return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
     def subset(self, rows: np.ndarray) -> Bootstrap:
         """The same draws over some of the rows (a mask)."""
-        return replace(self, groups=self.groups[rows])
+        return replace(
+            self, groups=self.groups[rows], weight=None if self.weight is None else self.weight[rows]
+        )
 
     def _chunks(self) -> Iterator[np.ndarray]:
         """The counts, some draws at a time."""
@@ -156,13 +167,15 @@ class Bootstrap:
             yield _draw(rng, min(size, self.draws - begin), self.n_groups)
 
 
-def bootstrap(groups: np.ndarray, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
+def bootstrap(
+    groups: np.ndarray, draws: int = DRAWS, seed: int = 0, weight: np.ndarray | None = None
+) -> Bootstrap:
     """Draw groups with replacement, ``draws`` times."""
     codes = np.unique(groups, return_inverse=True)[1]
     n_groups = int(codes.max()) + 1
     small = draws * n_groups <= KEPT_BYTES
     kept = _draw(np.random.default_rng(seed), draws, n_groups) if small else None
-    return Bootstrap(draws, n_groups, seed, codes, kept)
+    return Bootstrap(draws, n_groups, seed, codes, kept, weight)
 
 
 def _draw(rng: np.random.Generator, draws: int, n_groups: int) -> np.ndarray:
@@ -183,9 +196,14 @@ def choice_included(losses: Mapping[str, np.ndarray], fold: np.ndarray) -> float
 
     The least of many scores is a little too good; this score is not chosen on the rows it counts.
     """
-    total = 0.0
+    return float(choice_included_losses(losses, fold).mean())
+
+
+def choice_included_losses(losses: Mapping[str, np.ndarray], fold: np.ndarray) -> np.ndarray:
+    """Each row's loss (n,) by the method that the other folds choose."""
+    found = np.empty(len(fold))
     for number in np.unique(fold):
         held = fold == number
         name = choose({name: loss[~held] for name, loss in losses.items()})
-        total += float(losses[name][held].sum())
-    return total / len(fold)
+        found[held] = losses[name][held]
+    return found

@@ -9,7 +9,7 @@ import numpy as np
 from ensemble.average import AverageStacker
 from ensemble.base import Blender, Swap
 from ensemble.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
-from ensemble.calibrate import Calibrated
+from ensemble.calibrate import Calibrated, CalibratedPool
 from ensemble.greedy import GreedySelection
 from ensemble.mlp import MLPStacker
 from ensemble.stackers import MultinomialLogit
@@ -21,16 +21,26 @@ PLAIN = (
     "geometric mean",
     "simplex",
     "log-pool",
+    "calibrated pool",
     "logit",
     "lightgbm",
     "mlp",
+    "calibrated pool+lightgbm",
     "logit+lightgbm",
     "logit+lightgbm+mlp",
     "weighted stackers",
 )
 """Method names, simplest first; ties in the choice go to the simpler."""
 TEMPERATURE = "+temperature"
-METHODS = tuple(name + suffix for name in PLAIN for suffix in ("", TEMPERATURE))
+CALIBRATION = "+calibration"
+CALIBRATED = ("mean", "log-pool", "logit+lightgbm+mlp")
+"""Methods that are tried with the best of all calibrations too; on every one it would crowd the table."""
+METHODS = tuple(
+    name + suffix
+    for name in PLAIN
+    for suffix in ("", TEMPERATURE, CALIBRATION)
+    if suffix != CALIBRATION or name in CALIBRATED
+)
 
 _KINDS: dict[str, type[Blender]] = {
     kind.__name__: kind
@@ -45,40 +55,56 @@ _KINDS: dict[str, type[Blender]] = {
         MLPStacker,
         AverageStacker,
         Calibrated,
+        CalibratedPool,
         GreedySelection,
     )
 }
 
 
 def fit_methods(
-    P: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None, swap: Swap = None, seed: int = 0
+    P: np.ndarray,
+    y: np.ndarray,
+    groups: np.ndarray | None = None,
+    swap: Swap = None,
+    seed: int = 0,
+    sample_weight: np.ndarray | None = None,
+    X: np.ndarray | None = None,
 ) -> dict[str, Blender]:
-    """Fit every method on members' predictions (n, members, K); returns them by name, in METHODS' order."""
-    logit = MultinomialLogit(swap, seed=seed).fit(P, y, groups=groups)
-    pool = LogOpinionPool(seed=seed).fit(P, y, groups=groups)
-    trees = LightGBMStacker(swap, seed=seed).fit(P, y, groups=groups, start=pool)
-    networks = MLPStacker(seed=seed).fit(P, y, groups=groups, start=pool)
+    """Fit every method on members' predictions (n, members, K); returns them by name, in METHODS' order.
+
+    ``X`` are features of the rows themselves (n, d), for the methods that can use them.
+    """
+    data = (P, y, sample_weight, groups)
+    logit = MultinomialLogit(swap, seed=seed).fit(*data)
+    pool = LogOpinionPool(seed=seed).fit(*data)
+    trees = LightGBMStacker(swap, seed=seed).fit(*data, start=pool, logit=logit, X=X)
+    calibrated = CalibratedPool(seed=seed).fit(*data)
+    networks = MLPStacker(seed=seed).fit(*data, start=pool)
 
     def average(members: list[Blender], weighted: bool = False) -> AverageStacker:
-        return AverageStacker(swap, weighted, seed=seed).fit_from(members, y)
+        return AverageStacker(swap, weighted, seed=seed).fit_from(members, y, sample_weight)
 
     fitted: tuple[Blender, ...] = (
-        BestSingle().fit(P, y),
-        EqualMean().fit(P, y),
-        GeometricMean().fit(P, y),
-        SimplexBlend().fit(P, y),
+        BestSingle().fit(*data),
+        EqualMean().fit(*data),
+        GeometricMean().fit(*data),
+        SimplexBlend().fit(*data),
         pool,
+        calibrated,
         logit,
         trees,
         networks,
+        average([calibrated, trees]),
         average([logit, trees]),
         average([logit, trees, networks]),
-        average([pool, logit, trees, networks], True),
+        average([pool, calibrated, logit, networks, *trees.parted()], True),
     )
     methods: dict[str, Blender] = {}
     for name, method in zip(PLAIN, fitted, strict=True):
         methods[name] = method
-        methods[name + TEMPERATURE] = Calibrated(method).fit_after(P, y)
+        methods[name + TEMPERATURE] = Calibrated(method).fit_after(*data)
+        if name in CALIBRATED:
+            methods[name + CALIBRATION] = Calibrated(method, "best").fit_after(*data)
     return methods
 
 
@@ -92,6 +118,9 @@ def from_dict(state: dict[str, Any]) -> Blender:
     """
     kind = _KINDS[state["kind"]]
     method = kind(**{name: _decode(value, False) for name, value in state["params"].items()})
+    if isinstance(method, (Calibrated, CalibratedPool)):
+        method.load_fitted(state["fitted"])
+        return method
     for name, value in state["fitted"].items():
         setattr(method, name, _decode(value, True))
     return method

@@ -15,7 +15,7 @@ import numpy as np
 
 from ensemble.base import cross_entropy, softmax
 
-_NEWTON_LIMIT = 1500
+_NEWTON_LIMIT = 300
 """Parameters beyond which a Hessian costs more than the iterations it saves."""
 
 
@@ -162,7 +162,7 @@ def minimise(
     """
     theta = problem.centre.copy() if start is None else start.copy()
     if problem.design.size > _NEWTON_LIMIT:
-        return _minimise_lbfgs(problem, theta)
+        return _minimise_lbfgs(problem, theta, tolerance)
     value, probs = problem.value(theta)
     for _ in range(max_iterations):
         gradient = problem.gradient(theta, probs)
@@ -190,15 +190,46 @@ def _solve(hessian: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         return np.linalg.lstsq(hessian, gradient)[0]
 
 
-def _minimise_lbfgs(problem: SoftmaxProblem, theta: np.ndarray) -> np.ndarray:
+def _minimise_lbfgs(problem: SoftmaxProblem, theta: np.ndarray, tolerance: float) -> np.ndarray:
+    """Minimise by L-BFGS, in coordinates where the curvature is near one in every direction.
+
+    These come from the curvature at even probabilities, which bounds that of two classes and is of the
+    right shape for more (Böhning, *Multinomial logistic regression algorithm*, 1992).
+    """
+    from scipy.linalg import cholesky, solve_triangular
     from scipy.optimize import minimize
 
-    def both(point: np.ndarray) -> tuple[float, np.ndarray]:
-        value, probs = problem.value(point)
-        return value, problem.gradient(point, probs)
+    n_classes, ridge = problem.targets.shape[1], problem.ridge
+    size = problem.design.size
+    if isinstance(problem.design, BlockDesign):
+        features = problem.design.features
+        size = features.shape[1]
+        gram = features.T @ (features * (problem.row_weights / n_classes)[:, None])
+        ridge = ridge.reshape(n_classes, size).mean(axis=0)
+    else:
+        gram = problem.design.curvature(np.full_like(problem.targets, 1 / n_classes), problem.row_weights)
+    gram[np.diag_indices(size)] += ridge + 1e-10
+    factor = cholesky(gram, lower=True)
 
-    options = {"maxiter": 1000, "ftol": 1e-13, "gtol": 1e-8}
-    return minimize(both, theta, jac=True, method="L-BFGS-B", options=options).x
+    def back(point: np.ndarray) -> np.ndarray:
+        whole = solve_triangular(factor, point.reshape(-1, size).T, lower=True, trans=1).T.ravel()
+        return theta + whole
+
+    def both(point: np.ndarray) -> tuple[float, np.ndarray]:
+        there = back(point)
+        value, probs = problem.value(there)
+        slope = problem.gradient(there, probs).reshape(-1, size)
+        return value, solve_triangular(factor, slope.T, lower=True).T.ravel()
+
+    # In these coordinates half the squared slope is what is left to gain, about as in Newton's method.
+    options = {
+        "maxiter": 2000,
+        "maxfun": 4000,
+        "maxcor": 20,
+        "ftol": 0.0,
+        "gtol": float(np.sqrt(2 * tolerance / len(theta))),
+    }
+    return back(minimize(both, np.zeros(len(theta)), jac=True, method="L-BFGS-B", options=options).x)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ID_COLUMNS = ("id", "row_id")
-NOT_CLASSES = (*ID_COLUMNS, "fold", "group_id", "label", "swap")
+NOT_CLASSES = (*ID_COLUMNS, "fold", "group_id", "label", "swap", "weight")
 _MISSING = ("", "nan", "na", "null", "none")
 SUM_TOLERANCE = 5e-3
 """Probabilities rounded to a few digits may miss 1 by this; they are then normalised."""
@@ -73,12 +73,15 @@ class Labels:
     path : Path
     rows : Rows or None
         The row table, where the labels came with one.
+    weights : ndarray of shape (n,) or None
+        What each row counts for, where a column ``weight`` says so.
     """
 
     row_ids: list[str]
     targets: np.ndarray
     path: Path
     rows: Rows | None = None
+    weights: np.ndarray | None = None
 
 
 def split_name(argument: str) -> tuple[str | None, Path]:
@@ -260,7 +263,7 @@ def load_labels(path: Path, classes: Classes) -> Labels:
     """Read labels: a row table or prepared data, or ``id`` with ``label`` or one column a class.
 
     ``label`` is a class index or a class name, empty where a row is unlabelled;
-    class columns are one-hot or soft.
+    class columns are one-hot or soft. A column ``weight`` says what each row counts for.
 
     Raises
     ------
@@ -285,7 +288,7 @@ def load_labels(path: Path, classes: Classes) -> Labels:
             f"{path}: no label column; it needs label (a class index or name) or one column a class "
             f"({listing(classes.names, 12)}), and has {listing(table.column_names, 12)}"
         )
-    return Labels(ids, targets, path)
+    return Labels(ids, targets, path, weights=_weights(table, ids, path))
 
 
 def labels_of(rows: Rows, path: Path, classes: Classes) -> Labels:
@@ -295,7 +298,20 @@ def labels_of(rows: Rows, path: Path, classes: Classes) -> Labels:
             f"{path}: its classes are {listing(rows.classes.names, 12)}, "
             f"where the predictions have {listing(classes.names, 12)}"
         )
-    return Labels(rows.row_ids, rows.targets, path, rows)
+    return Labels(rows.row_ids, rows.targets, path, rows, _weights(rows.table, rows.row_ids, path))
+
+
+def _weights(table: pa.Table, ids: list[str], path: Path) -> np.ndarray | None:
+    """The column ``weight``, where there is one: finite and not negative."""
+    if "weight" not in table.column_names:
+        return None
+    values = _numbers(table, "weight", path)
+    bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
+    if bad.size:
+        raise UserError(
+            f"{path}: row {ids[bad[0]]} has no weight of 0 or more in column weight; give every row one"
+        )
+    return values
 
 
 def _targets_from_labels(values: list[Any], ids: list[str], classes: Classes, path: Path) -> np.ndarray:

@@ -8,11 +8,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.command import run
 from data.errors import UserError, listing
+
+if TYPE_CHECKING:
+    from ensemble.oof import Member
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,8 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.out}: a prediction set is written as .csv or .parquet; give --out such a name"
         )
     content, method = load_stack(args.stack)
-    ids, P = load_fresh(args.oof, content, args.stack)
-    write_predictions(args.out, ids, method.predict_proba(P), classes_of(content).names)
+    ids, P = load_fresh(args.oof, content, args.stack, args.average_folds)
+    X = load_features(args.data, ids, args.stack) if method.needs_rows else None
+    write_predictions(args.out, ids, method.predict(P, X), classes_of(content).names)
     print(f"{len(ids)} rows by {content['chosen']} of {listing(content['members'])}: {args.out}")
 
 
@@ -41,12 +46,36 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="MODEL",
         help="a fresh prediction set or store for every member, PATH or NAME=PATH; matched by name",
     )
+    parser.add_argument(
+        "--average-folds",
+        action="store_true",
+        help="average several sets of one name: a member's models of several folds on the same test rows",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE_OR_DIR",
+        help="the row table of the fresh rows; only a stack that uses the rows' own features needs it",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .csv or .parquet to write")
     return parser
 
 
-def load_fresh(arguments: Sequence[str], content: dict, stack: Path) -> tuple[list[str], np.ndarray]:
+def load_fresh(
+    arguments: Sequence[str], content: dict, stack: Path, average_folds: bool = False
+) -> tuple[list[str], np.ndarray]:
     """Load fresh predictions in the stack's member and class order; returns ids and P (n, members, K).
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        ``PATH`` or ``NAME=PATH``.
+    content : dict
+        What ``stack.json`` says.
+    stack : Path
+        For messages.
+    average_folds : bool
+        Average the probabilities of sets that bear the same name.
 
     Raises
     ------
@@ -56,13 +85,16 @@ def load_fresh(arguments: Sequence[str], content: dict, stack: Path) -> tuple[li
     from ensemble.oof import load_member, split_name
     from ensemble.saved import classes_of
 
-    members = {}
+    members: dict[str, list[Member]] = {}
     for argument in arguments:
         name, path = split_name(argument)
         member = load_member(path, classes_of(content), name)
-        if member.name in members:
-            raise UserError(f"{path}: a second set named {member.name}; name it with --oof NAME={path}")
-        members[member.name] = member
+        if member.name in members and not average_folds:
+            raise UserError(
+                f"{path}: a second set named {member.name}; name it with --oof NAME={path}, or average the "
+                "models of several folds with --average-folds"
+            )
+        members.setdefault(member.name, []).append(member)
     wanted = list(content["members"])
     missing = [name for name in wanted if name not in members]
     unknown = [name for name in members if name not in wanted]
@@ -73,19 +105,40 @@ def load_fresh(arguments: Sequence[str], content: dict, stack: Path) -> tuple[li
             f"{stack}: {'; '.join(parts)}; its members are {listing(wanted, 12)}, and a set of another name "
             "is matched with --oof NAME=PATH"
         )
-    first = members[wanted[0]]
+    first = members[wanted[0]][0]
     index = {row_id: i for i, row_id in enumerate(first.row_ids)}
-    P = np.empty((len(index), len(wanted), len(content["classes"])))
+    P = np.zeros((len(index), len(wanted), len(content["classes"])))
     for m, name in enumerate(wanted):
-        member = members[name]
-        differing = sorted(set(index) ^ set(member.row_ids))
-        if differing:
-            raise UserError(
-                f"{first.path} and {member.path} predict different rows: {len(differing)} are in one alone, "
-                f"e.g. {listing(differing, 3)}"
-            )
-        P[[index[row_id] for row_id in member.row_ids], m] = member.probs
+        for member in members[name]:
+            differing = sorted(set(index) ^ set(member.row_ids))
+            if differing:
+                raise UserError(
+                    f"{first.path} and {member.path} predict different rows: {len(differing)} are in one "
+                    f"alone, e.g. {listing(differing, 3)}"
+                )
+            P[[index[row_id] for row_id in member.row_ids], m] += member.probs / len(members[name])
     return first.row_ids, P
+
+
+def load_features(data: Path | None, ids: Sequence[str], stack: Path) -> np.ndarray:
+    """Load the features (n, d) of the rows that a stack also looks at.
+
+    Raises
+    ------
+    UserError
+        No row table, or one that lacks a row.
+    """
+    from data.schema import read_rows
+    from ensemble.features import row_features
+
+    if data is None:
+        raise UserError(f"{stack}: looks at the rows themselves too; give their row table with --data")
+    rows = read_rows(data)
+    place = {row_id: i for i, row_id in enumerate(rows.row_ids)}
+    absent = [row_id for row_id in ids if row_id not in place]
+    if absent:
+        raise UserError(f"{data}: lacks {len(absent)} of the predicted rows, e.g. {listing(absent, 3)}")
+    return row_features(rows.take(np.array([place[row_id] for row_id in ids])))
 
 
 def write_predictions(path: Path, ids: list[str], probs: np.ndarray, classes: Sequence[str]) -> None:

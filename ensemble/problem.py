@@ -16,6 +16,7 @@ from data.errors import UserError, listing
 from data.files import sha256_text
 from data.folds import Folds, read_folds
 from data.schema import Classes, Rows
+from ensemble.features import row_features
 from ensemble.oof import Labels, Member, load_labels, load_member, split_name
 from ensemble.splits import group_folds
 
@@ -48,6 +49,10 @@ class Problem:
         What the user should know about what was left out or assumed.
     hashes : dict
         Hashes of rows, folds and labels.
+    weight : ndarray of shape (n,) or None
+        What each row counts for, in fits and in losses, with mean 1; ``None`` where all count alike.
+    features : ndarray of shape (n, d) or None
+        Of the rows themselves, where the row table is known; see :mod:`ensemble.features`.
     """
 
     row_ids: list[str]
@@ -62,6 +67,8 @@ class Problem:
     folds_from: str = "given"
     notes: tuple[str, ...] = ()
     hashes: dict[str, str] = field(default_factory=dict)
+    weight: np.ndarray | None = None
+    features: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -70,6 +77,10 @@ class Problem:
     def labels(self) -> np.ndarray:
         """The class of greatest target weight, shape (n,)."""
         return self.y.argmax(axis=1)
+
+    def weighted(self, losses: np.ndarray) -> np.ndarray:
+        """Losses of the rows (n,) times what each row counts for: their mean is the weighted mean."""
+        return losses if self.weight is None else losses * self.weight
 
 
 def load_problem(
@@ -230,6 +241,23 @@ def align(
         place = {row_id: i for i, row_id in enumerate(member.row_ids)}
         P[:, m] = member.probs[[place[row_id] for row_id in ids]]
     y = labels.targets[[truth[row_id] for row_id in ids]]
+    weight = None
+    if labels.weights is not None:
+        weight = labels.weights[[truth[row_id] for row_id in ids]]
+        if weight.sum() <= 0:
+            raise UserError(f"{labels.path}: every row that can be scored has weight 0")
+        kept = weight > 0
+        if not kept.all():
+            notes.append(f"{int((~kept).sum())} rows of weight 0 are left out")
+            ids, P, y, weight = (
+                [i for i, k in zip(ids, kept, strict=True) if k],
+                P[kept],
+                y[kept],
+                weight[kept],
+            )
+            if len(ids) < 2 * N_FOLDS:
+                raise UserError(f"{labels.path}: {len(ids)} rows have a weight above 0; too few to score")
+        weight = weight / weight.mean()
     fold, groups, folds_from = _folds(ids, members, folds, folds_from, y, seed)
     if rows is not None:
         place = {row_id: i for i, row_id in enumerate(rows.row_ids)}
@@ -253,6 +281,8 @@ def align(
         folds_from,
         tuple(notes),
         hashes,
+        weight,
+        None if rows is None else row_features(rows),
     )
 
 

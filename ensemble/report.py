@@ -109,7 +109,10 @@ def _tiles(result: Result, best: Score) -> str:
     single = next(s for s in result.members if s.name == result.best_single)
     tiles = [
         (f"{best.loss:.4f}", f"{result.chosen}, chosen"),
-        (f"{result.choice_included:.4f}", "the same, the choice itself cross-fitted"),
+        (
+            f"{result.choice_included:.4f}",
+            f"the same, the choice itself cross-fitted {span(result.choice_included_ci)}",
+        ),
         (f"{best.vs_mean:+.4f}", f"against the mean {span(best.vs_mean_ci, '+')}"),
         (f"{single.loss:.4f}", f"best single model, {single.name}"),
         (f"{result.prior.loss:.4f}", "prior: class frequencies"),

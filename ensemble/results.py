@@ -18,11 +18,12 @@ from ensemble.evaluate import (
     Bootstrap,
     Interval,
     bootstrap,
-    choice_included,
+    choice_included_losses,
     choose,
     cross_fit,
     log_loss,
 )
+from ensemble.features import NAMES
 from ensemble.methods import fit_methods
 from ensemble.problem import Problem
 from ensemble.saved import save_stack
@@ -74,6 +75,7 @@ class Result:
     chosen, why : str
     choice_included : float
         The chosen stack's loss with the choice itself cross-fitted.
+    choice_included_ci : Interval
     best_single : str
     draws : Bootstrap
     seed : int
@@ -88,6 +90,7 @@ class Result:
     chosen: str
     why: str
     choice_included: float
+    choice_included_ci: Interval
     best_single: str
     draws: Bootstrap
     seed: int
@@ -107,20 +110,26 @@ def evaluate(problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int |
     # One BLAS thread: small matrices gain nothing from more, and the result is the same on any machine.
     with threadpool_limits(limits=1, user_api="blas"):
         found = cross_fit(problem, seed, workers=workers)
-        fitted = fit_methods(problem.P, problem.y, problem.groups, problem.classes.swap, seed)
+        fitted = fit_methods(
+            problem.P, problem.y, problem.groups, problem.classes.swap, seed, problem.weight, problem.features
+        )
+
+    def row_losses(probs: np.ndarray) -> np.ndarray:
+        return problem.weighted(log_loss(probs, problem.y))
+
     inside = {
-        name: float(log_loss(method.predict_proba(problem.P), problem.y).mean())
+        name: float(row_losses(method.predict(problem.P, problem.features)).mean())
         for name, method in fitted.items()
     }
-    losses = {name: log_loss(probs, problem.y) for name, probs in found.probs.items()}
-    single = {name: log_loss(problem.P[:, m], problem.y) for m, name in enumerate(problem.names)}
+    losses = {name: row_losses(probs) for name, probs in found.probs.items()}
+    single = {name: row_losses(problem.P[:, m]) for m, name in enumerate(problem.names)}
     best_single = choose(single)
-    others = {"prior": log_loss(found.prior, problem.y)}
+    others = {"prior": row_losses(found.prior)}
     truth = true_probs(problem)
     if truth is not None:
-        others["Bayes optimum"] = log_loss(truth, problem.y)
+        others["Bayes optimum"] = row_losses(truth)
 
-    boot = bootstrap(problem.groups, draws, seed)
+    boot = bootstrap(problem.groups, draws, seed, problem.weight)
 
     def scores(table: dict[str, np.ndarray]) -> list[Score]:
         """Score every column of per-row losses, by the same draws."""
@@ -148,6 +157,7 @@ def evaluate(problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int |
     methods = scores(losses)
     members = [_without_in_sample(score) for score in scores(single)]
     chosen = choose(losses)
+    included = choice_included_losses(losses, problem.fold)
     return Result(
         _without_in_sample(other_scores[0]),
         members,
@@ -157,7 +167,8 @@ def evaluate(problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int |
         found.probs,
         chosen,
         _why(chosen, methods, best_single),
-        choice_included(losses, problem.fold),
+        float(included.mean()),
+        boot.interval(included),
         best_single,
         boot,
         seed,
@@ -222,8 +233,10 @@ def describe(problem: Problem, result: Result) -> dict[str, Any]:
         "why": result.why,
         "chosen_nested_log_loss": result.score(result.chosen).loss,
         "chosen_nested_log_loss_choice_included": result.choice_included,
+        "chosen_nested_log_loss_choice_included_ci95": result.choice_included_ci.as_list(),
         "weights": dict(zip(problem.names, weights.tolist(), strict=True)),
         "weights_of": weights_of,
+        "row_features": list(NAMES) if method.needs_rows else [],
         "temperature": method.temperature_ if isinstance(method, Calibrated) else 1.0,
         "methods": [
             {
@@ -251,6 +264,7 @@ def describe(problem: Problem, result: Result) -> dict[str, Any]:
             "folds": len(np.unique(problem.fold)),
             "folds_from": problem.folds_from,
             "hashes": problem.hashes,
+            "weighted": problem.weight is not None,
             "notes": list(problem.notes),
         },
         "bootstrap_draws": result.draws.draws,

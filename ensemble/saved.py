@@ -17,7 +17,7 @@ from ensemble.base import Blender
 from ensemble.methods import from_dict
 
 STACK = "stack.json"
-_TREES = ("plain_", "symmetric_", "scratch_")
+_TREES = ("plain_", "symmetric_", "scratch_", "refined_", "rows_")
 _KEYS = ("classes", "members", "chosen", "fitted")
 
 

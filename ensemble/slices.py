@@ -41,17 +41,27 @@ class Slice:
 
 def compare_slices(problem: Problem, single: np.ndarray, blend: np.ndarray, draws: Bootstrap) -> list[Slice]:
     """Compare two predictions (n, K) on every part of at least 20 rows."""
-    a, b = log_loss(single, problem.y), log_loss(blend, problem.y)
+    a, b = (problem.weighted(log_loss(probs, problem.y)) for probs in (single, blend))
+    weight = np.ones(len(problem)) if problem.weight is None else problem.weight
     found = []
     for kind, name, mask in _parts(problem):
         n = int(mask.sum())
         if n >= _MIN_ROWS:
             difference = (b - a)[mask]
             if problem.groups.max() >= _MANY_GROUPS:
-                interval = _normal_interval(difference, problem.groups[mask])
+                interval = _normal_interval(difference / weight[mask].mean(), problem.groups[mask])
             else:
                 interval = draws.subset(mask).interval(difference)
-            found.append(Slice(kind, name, n, float(a[mask].mean()), float(b[mask].mean()), interval))
+            found.append(
+                Slice(
+                    kind,
+                    name,
+                    n,
+                    a[mask].sum() / weight[mask].sum(),
+                    b[mask].sum() / weight[mask].sum(),
+                    interval,
+                )
+            )
     return found
 
 

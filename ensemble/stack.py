@@ -39,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for note in problem.notes:
         print(f"note: {note}")
     print(f"chosen: {result.chosen} ({result.why})")
-    print(f"log-loss with the choice itself cross-fitted: {result.choice_included:.4f}")
+    low, high = result.choice_included_ci.as_list()
+    print(
+        f"log-loss with the choice itself cross-fitted: {result.choice_included:.4f} [{low:.4f}, {high:.4f}]"
+    )
     print(out / "report.html")
 
 

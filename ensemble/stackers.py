@@ -126,12 +126,21 @@ class MultinomialLogit(Blender):
         self.strength_, self.oof_ = path.strength, path.oof
         return self._solve(P, targets, weights)
 
-    def _solve(self, P: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> Self:
+    def refit(self, P: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> MultinomialLogit:
+        """Return a logit of the choices made here, fitted on other rows; it has no ``oof_``."""
+        other = MultinomialLogit(self.swap, self.n_folds, self.seed)
+        for name in ("features_", "floor_", "symmetric_", "strength_"):
+            setattr(other, name, getattr(self, name))
+        return other._solve(P, targets, as_weights(weights, len(P)), tolerance=1e-8)
+
+    def _solve(
+        self, P: np.ndarray, targets: np.ndarray, weights: np.ndarray, tolerance: float = 1e-12
+    ) -> Self:
         """Fit the coefficients, the choices being made."""
         problem, (mean, scale) = self._problem(
             P, targets, weights, self.features_, self.floor_, self.symmetric_
         )
-        theta = minimise(problem.penalised(self.strength_)).reshape(P.shape[2], -1)
+        theta = minimise(problem.penalised(self.strength_), tolerance=tolerance).reshape(P.shape[2], -1)
         self.coef_ = theta[:, :-1] / scale
         self.intercept_ = theta[:, -1] - self.coef_ @ mean
         return self

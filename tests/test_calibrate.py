@@ -12,7 +12,8 @@ from scipy.optimize import minimize_scalar
 
 from ensemble.base import cross_entropy, log_probs, softmax
 from ensemble.blend import EqualMean
-from ensemble.calibrate import LOG_T_BRACKET, Calibrated, TemperatureScaling
+from ensemble.calibrate import Calibrated
+from ensemble.temperature import LOG_T_BRACKET, TemperatureScaling
 
 
 def drawn(n: int, k: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -120,3 +120,29 @@ def test_damage_to_a_stack_is_noticed(stack: Path, tmp_path: Path) -> None:
     (tmp_path / "stack.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="is it a stack"):
         load_stack(tmp_path)
+
+
+def test_models_of_several_folds_are_averaged_only_on_request(stack: Path, tmp_path: Path) -> None:
+    m1, m2 = (str(stack / "fresh" / f"m{m}.csv") for m in (1, 2))
+    arguments = [
+        "--stack",
+        str(stack / "stack"),
+        "--out",
+        str(tmp_path / "a.csv"),
+        "--oof",
+        m1,
+        f"m1={m2}",
+        m2,
+    ]
+    with pytest.raises(UserError, match="--average-folds"):
+        main(arguments)
+    main([*arguments, "--average-folds"])
+    content, method = load_stack(stack / "stack")
+    P = fresh_matrix(stack / "fresh")
+    P[:, 0] = P.mean(axis=1)
+    wanted = method.predict_proba(P)
+    np.testing.assert_allclose(load_member(tmp_path / "a.csv", PREFERENCE).probs, wanted, atol=1e-12)
+    np.testing.assert_allclose(load_fresh([m1, f"m1={m2}", m2], content, stack, True)[1], P, atol=1e-12)
+    other = write_csv(tmp_path / "m1.csv", ["id", *CLASSES], [["r0000", 0.2, 0.3, 0.5]])
+    with pytest.raises(UserError, match="different rows"):
+        main([*arguments, str(other), "--average-folds"])
