@@ -14,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/python -m ensemble.stack
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -39,6 +39,11 @@ class Examples:
     row_ids: Sequence[str] | None = None
     teacher_weights: np.ndarray | None = None
 
+    @property
+    def labelled(self) -> np.ndarray:
+        """Which rows have a target, shape (n,), bool."""
+        return np.isfinite(self.targets).all(axis=1)
+
 
 def pad(encoded: Encoded, sequences: np.ndarray, pad_id: int, side: str = "right") -> dict[str, Tensor]:
     """Stack sequences, padded on the right or left: ``input_ids``, ``attention_mask``, ``last``."""

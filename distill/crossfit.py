@@ -278,7 +278,7 @@ def trained(
     if adapter.exists():
         return load_trained(model.backbone, run.backbone, adapter, model.lora.enabled, run.rows.classes.n)
     examples = run.examples_for(number)
-    train_rows = np.flatnonzero(allowed & np.isfinite(examples.targets).all(axis=1))
+    train_rows = np.flatnonzero(allowed & examples.labelled)
     if not train_rows.size:
         raise UserError(f"{run.name}, {what}: there are no labelled rows to train on")
     seed = model.train.seed * 1000 + number
@@ -312,7 +312,7 @@ def trained(
         ) from error
     if keeper is not None:
         keeper.restore()
-    seen = np.flatnonzero(allowed & np.isfinite(examples.targets).all(axis=1))
+    seen = np.flatnonzero(allowed & examples.labelled)
     write_trained_on(directory, [run.rows.row_ids[i] for i in seen])
     unfinished = directory / ".adapter.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)

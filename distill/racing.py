@@ -22,7 +22,7 @@ from data.folds import Folds
 from data.schema import Rows
 from distill.backbone import add_adapters, load_base
 from distill.config import ModelConfig
-from distill.crossfit import Run, fit_fold, labelled, open_run
+from distill.crossfit import Run, fit_fold, open_run
 from distill.head import Classifier
 from distill.sequential import Look, PairedLooks
 from distill.trainer import predict_logits, train
@@ -127,7 +127,7 @@ class Race:
             )
         for contestant in contestants:
             train_config = contestant.run.model.train
-            n_rows = int(((folds.fold != rules.fold) & labelled(contestant.run)).sum())
+            n_rows = int(((folds.fold != rules.fold) & contestant.run.examples.labelled).sum())
             steps = ceil(train_config.epochs * n_rows / train_config.rows_per_step)
             if steps < rules.looks:
                 raise UserError(
@@ -209,7 +209,7 @@ class Race:
             base = load_base(model.backbone, run.backbone, self.rows.classes.n)
             contestant.classifier = add_adapters(base, model.lora, seed, model.train.gradient_checkpointing)
         directory = run.out / f"fold-{self.rules.fold}"
-        train_rows = np.flatnonzero((self.folds.fold != self.rules.fold) & labelled(run))
+        train_rows = np.flatnonzero((self.folds.fold != self.rules.fold) & run.examples.labelled)
         pause = Pause(share)
         with Meter() as meter:
             started = time.perf_counter()
@@ -275,7 +275,7 @@ def share_tokens(runs: list[Run], fold: int) -> list[float]:
     """Epochs by which every run trains on as many tokens as the most frugal of them."""
     totals = []
     for run in runs:
-        rows = np.flatnonzero((run.folds.fold != fold) & labelled(run))
+        rows = np.flatnonzero((run.folds.fold != fold) & run.examples.labelled)
         totals.append(budget_tokens(run, rows))
     return [run.model.train.epochs * min(totals) / total for run, total in zip(runs, totals, strict=True)]
 
@@ -286,7 +286,7 @@ def share_seconds(runs: list[Run], fold: int, seconds: float, scratch: Path, ste
     for run in runs:
         path = scratch / run.name / "pace.json"
         if not path.exists():
-            rows = np.flatnonzero((run.folds.fold != fold) & labelled(run))
+            rows = np.flatnonzero((run.folds.fold != fold) & run.examples.labelled)
             base = load_base(run.model.backbone, run.backbone, run.rows.classes.n)
             classifier = add_adapters(base, run.model.lora, 0, run.model.train.gradient_checkpointing)
             few = rows[: steps * run.model.train.rows_per_step]

@@ -93,9 +93,9 @@ def _read_exported(path: Path) -> SavedModel:
     precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[dtype]
     try:
         model = ModelConfig(
-            BackboneConfig(path=str(path), precision=precision),
-            LoraConfig(enabled=False),
-            EncodeConfig(**settings["truncation"]),
+            backbone=BackboneConfig(path=str(path), precision=precision),
+            lora=LoraConfig(enabled=False),
+            encode=EncodeConfig(**settings["truncation"]),
         )
         return SavedModel(path, {**settings, "backbone_path": str(path)}, model, [path])
     except (KeyError, TypeError) as error:

@@ -16,7 +16,7 @@ import numpy as np
 from data.errors import UserError
 from data.files import read_json, write_json
 from distill.backbone import add_adapters, load_base
-from distill.crossfit import Run, labelled
+from distill.crossfit import Run
 from distill.trainer import predict_logits, train
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -84,7 +84,7 @@ def _score(trial: Any, run: Run, left_out: set[int], fold: int, rates: list[floa
         config.seed,
         config.gradient_checkpointing,
     )
-    known = labelled(run)
+    known = run.examples.labelled
     rows = np.flatnonzero(~np.isin(run.folds.fold, list(left_out)) & known)
     held_out = np.flatnonzero((run.folds.fold == fold) & known)
     loss = float("inf")
