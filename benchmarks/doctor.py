@@ -1,4 +1,4 @@
-"""Every fault the doctor knows: planted, found, and what it costs: ``python benchmarks/doctor.py``.
+"""Every fault the doctor knows: planted, found, and what it costs: ``python -m benchmarks.doctor``.
 
 Plants each fault of ``tests/planted.py`` into healthy tiny checkpoints, recipes, runs and data, and asks the
 doctor; then trains with and without the faults of ``distill/cost.py`` on the simulated arena. Writes
@@ -99,7 +99,7 @@ def main() -> None:
         healthy = make_healthy(out)
         parts = [
             "# What the doctor finds, and what it costs",
-            f"Made by `python benchmarks/doctor.py --rows {args.rows} --seeds {args.seeds}`.",
+            f"Made by `python -m benchmarks.doctor --rows {args.rows} --seeds {args.seeds}`.",
             "## Healthy",
             "\n".join(healthy_lines(healthy, out)),
             "## Planted",

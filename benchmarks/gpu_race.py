@@ -1,4 +1,4 @@
-"""A race at 100M parameters on one GPU, a fault planted in one backbone: ``python benchmarks/gpu_race.py``.
+"""A race at 100M parameters on one GPU, a fault planted in one backbone: ``python -m benchmarks.gpu_race``.
 
 Makes a Llama-3.1- and a Gemma-2-architecture backbone of some 110M parameters, pretrains both on the rows'
 text, and a third from the Llama whose rope scaling is lost, as a careless conversion loses it. The doctor
@@ -132,7 +132,7 @@ def main() -> None:
     table = "\n".join(["| backbone | doctor |", "|---|---|", *lines])
     text = (
         "# A race with a planted fault\n\n"
-        f"Made by `python benchmarks/gpu_race.py` on {device}, torch {torch.__version__}: {len(rows):,} "
+        f"Made by `python -m benchmarks.gpu_race` on {device}, torch {torch.__version__}: {len(rows):,} "
         f"rows, width {args.width}, {args.layers} layers, {minutes:.0f} minutes of racing.\n\n{table}\n\n"
         f"```\n{heard.getvalue().rsplit(chr(10), 3)[0].strip()}\n```\n\n![learning curves](gpu_race.svg)\n"
     )

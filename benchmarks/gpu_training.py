@@ -1,4 +1,4 @@
-"""Speed and memory of the engine on one GPU: ``python benchmarks/gpu_training.py [PHASE[:MEASURE,...] ...]``.
+"""Speed and memory of the engine on one GPU: ``python -m benchmarks.gpu_training [PHASE[:MEASURE,...] ...]``.
 
 Llama-3.1-8B and Gemma-2-9B as 3-class LoRA classifiers (r = 16, all linear layers) on a real length mix
 capped at 2,048 tokens, both orders of a pair. Weights are random, of the true shape, made on the GPU: speed
@@ -522,7 +522,8 @@ def main() -> None:
             continue
         command = [
             sys.executable,
-            __file__,
+            "-m",
+            "benchmarks.gpu_training",
             f"{name}:{','.join(measures)}",
             "--out",
             str(args.out),

@@ -1,6 +1,6 @@
 """Races with known truth: how often a rule stops the wrong backbone, and what it saves.
 
-``python benchmarks/race.py`` simulates 1,000 races of two backbones for each of five ways their learning
+``python -m benchmarks.race`` simulates 1,000 races of two backbones for each of five ways their learning
 curves may lie, writes ``benchmarks/race.md`` and draws ``benchmarks/race.svg``. No model is trained.
 
 A row's loss difference is the true gap at that look plus noise of standard deviation 0.5 that stays with the
@@ -164,7 +164,7 @@ def main() -> None:
     error = 1.96 * np.sqrt(ALPHA * (1 - ALPHA) / args.races)
     text = (
         "# Races with known truth\n\n"
-        f"Made by `python benchmarks/race.py`: {args.races:,} simulated races a line, {LOOKS} looks at "
+        f"Made by `python -m benchmarks.race`: {args.races:,} simulated races a line, {LOOKS} looks at "
         f"{ROWS:,} validation rows, stated level {ALPHA:.0%}. A stop is wrong if the stopped backbone is no "
         f"worse at the end of the budget; simulation error at the level is ± {error:.1%}. Four minutes on "
         f"one busy core.\n\n{table}\n\n"
