@@ -14,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/python -m ensemble.stack
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

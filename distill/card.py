@@ -90,7 +90,7 @@ def model_card(manifest: dict[str, Any], found: dict[str, Any], made_of: str, li
         f"- backbone: weights {manifest['backbone']['weight_hash'][:12]}, "
         f"precision {manifest['backbone']['precision']}",
         f"- input: at most {manifest['truncation']['max_length']} tokens, "
-        f"keep {manifest['truncation']['keep']}",
+        f"longer turns cut at the {manifest['truncation']['side']}",
     ]
     if distill:
         kind = manifest.get("teacher_label_kind")

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from distill.checks import Finding, check, failed, passed, warned
 from distill.subject import Subject, read_ids
 
@@ -14,13 +16,14 @@ if TYPE_CHECKING:
 
 TEXT = "The quick brown fox jumps over the lazy dog."
 FEW_ROWS = 24
+EMPTY = np.zeros(0, dtype=np.uint32)
 BOS_COST = "a different model: about 6 % of MMLU came back after a fix (retaining-by-doing #5)"
 TRUNCATED_SHARE = 0.25
 CONVERSATION = [{"role": "user", "content": "Hello"}]
 
 
-def sample_rows() -> Rows:
-    """Return a few preference rows, one of them longer than any truncation."""
+def sample_rows(exchanged: bool = False) -> Rows:
+    """Return a few preference rows, one of them longer than any truncation; responses exchanged on request."""
     from data.schema import PREFERENCE, make_rows
 
     long = " ".join(f"word{i % 97}" for i in range(9000))
@@ -31,6 +34,8 @@ def sample_rows() -> Rows:
         "response_b": [["Perhaps 5, who knows?"], ["Red."], ["Hi.", "Bye."], [long + " end"]],
         "label": [0, 1, 2, 0],
     }
+    if exchanged:
+        columns["response_a"], columns["response_b"] = columns["response_b"], columns["response_a"]
     return make_rows(columns, PREFERENCE, "sample")
 
 
@@ -52,8 +57,6 @@ def training_ids(subject: Subject) -> list[list[int]]:
 
 
 def _some_rows(subject: Subject) -> Rows:
-    import numpy as np
-
     rows = subject.rows
     return sample_rows() if rows is None else rows.take(np.arange(min(FEW_ROWS, len(rows))))
 
@@ -236,8 +239,10 @@ def special_tokens_in_text(subject: Subject) -> Finding | None:
         PREFERENCE,
         "sample",
     )
-    encoded = encoder_of(subject).encode(rows)[0].tolist()
-    found = [ids[t] for t in encoded[1:] if t in ids and t != tokenizer.unk_token_id]
+    encoder = encoder_of(subject)
+    encoded = encoder.encode(rows)[0].tolist()
+    own = encoded[len(encoder.prefix) : len(encoded) - len(encoder.suffix)]
+    found = [ids[t] for t in own if t in ids and t != tokenizer.unk_token_id]
     if not found:
         return passed(f"none of {len(markers)} came through")
     shown = ", ".join(list(Counter(found))[:4])
@@ -261,8 +266,9 @@ def verdict_cue_kept(subject: Subject) -> Finding | None:
     ends = Counter(ids[-1] for ids in rows)
     (usual, count), longest = ends.most_common(1)[0], max(map(len, rows))
     cut = sum(len(ids) == longest and ids[-1] != usual for ids in rows)
-    if subject.manifest and not subject.manifest["template"].get("closing", "").strip():
-        return failed("the template closes with nothing", "unmeasured", "give the template a closing cue")
+    one_turn = ([EMPTY], [EMPTY], [EMPTY])
+    if subject.ids is None and isinstance(encoder_of(subject).layout(one_turn, True)[-1], tuple):
+        return warned("the template closes with nothing", "unmeasured", "give the template a closing cue")
     if count == len(rows):
         return passed(f"{count} of {count} end in token {usual}")
     return failed(
@@ -280,9 +286,10 @@ def truncation_commutes(subject: Subject) -> Finding | None:
     """
     if subject.is_encoder or subject.ids is not None:
         return None
-    encoded = encoder_of(subject).encode(sample_rows())
-    pairs = [(encoded[2 * i], encoded[2 * i + 1]) for i in range(len(encoded.lengths) // 2)]
-    uneven = [i for i, (one, two) in enumerate(pairs) if len(one) != len(two) or Counter(one) != Counter(two)]
+    encoder = encoder_of(subject)
+    encoded, exchanged = encoder.encode(sample_rows()), encoder.encode(sample_rows(exchanged=True))
+    pairs = [(encoded[2 * i + 1], exchanged[2 * i]) for i in range(len(encoded.lengths) // 2)]
+    uneven = [i for i, (one, two) in enumerate(pairs) if not np.array_equal(one, two)]
     if uneven:
         return failed(
             f"{len(uneven)} of {len(pairs)} rows keep other text when swapped",

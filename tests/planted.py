@@ -230,7 +230,7 @@ def truncation_favours_response_a(healthy, out):
         first = min(first, room - prompt)
         return prompt, first, max(0, min(second, room - prompt - first))
 
-    with mock.patch("data.encode.budgets", greedy):
+    with mock.patch("data.truncate.budgets", greedy):
         yield healthy.llama, {}
 
 

@@ -56,15 +56,15 @@ def outcome(classifier, *forwards):
 
 
 def assert_same(one, other):
-    """Logits to 1e-5; gradients, summed over all tokens in float32, to 3e-5 of each tensor's largest."""
+    """Logits to 1e-5; gradients, summed over all tokens in float32, to 1e-4 of each tensor's largest."""
     torch.testing.assert_close(one[0], other[0], atol=1e-5, rtol=1e-5)
     assert one[0].abs().max() > 0.1
     for name, gradient in one[1].items():
         scale = float(gradient.abs().max()) + 1e-6
-        torch.testing.assert_close(gradient / scale, other[1][name] / scale, atol=3e-5, rtol=0)
+        torch.testing.assert_close(gradient / scale, other[1][name] / scale, atol=1e-4, rtol=0)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     family=st.sampled_from(["llama", "gemma2"]),
     lengths=st.lists(st.integers(1, LONGEST), min_size=2, max_size=7),

@@ -37,14 +37,14 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path) -> tuple[Pa
     rows, _ = combine([("main", main), ("extra", extra)])
     prepare(rows, directory, n_folds=2, pin=["extra"])
     seen: list[np.ndarray] = []
-    trained = crossfit._trained
+    trained = crossfit.trained
 
-    def watched(run: Run, path: Path, train_rows: np.ndarray, *rest):
-        seen.append(train_rows)
-        return trained(run, path, train_rows, *rest)
+    def watched(run: Run, path: Path, allowed: np.ndarray, *rest):
+        seen.append(np.flatnonzero(allowed))
+        return trained(run, path, allowed, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crossfit, "_trained", watched)
+        patch.setattr(crossfit, "trained", watched)
         teacher_oof.main(["--recipe", str(tiny_recipe), "--data", str(directory), "--only", "llama"])
     return directory, seen
 

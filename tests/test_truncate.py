@@ -66,7 +66,9 @@ def test_invariants_of_any_text(kind, prompt, a, b, how):
     for sequence in (encoded[0], encoded[1]):
         assert len(sequence) <= how.max_length
         assert sequence[0] == bos
-        assert not set(sequence[1:].tolist()) & set(special)
+        end = len(sequence) - len(encoder.suffix)
+        assert sequence[end:].tolist() == encoder.suffix
+        assert not set(sequence[1:end].tolist()) & set(special)
     # Truncating, then swapping, is swapping, then truncating.
     np.testing.assert_array_equal(encoded[1], other[0])
     np.testing.assert_array_equal(encoded[0], other[1])
