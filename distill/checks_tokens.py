@@ -23,7 +23,7 @@ CONVERSATION = [{"role": "user", "content": "Hello"}]
 
 
 def sample_rows(exchanged: bool = False) -> Rows:
-    """Return a few preference rows, one of them longer than any truncation; responses exchanged on request."""
+    """Return a few preference rows, one longer than any truncation; on request responses exchanged."""
     from data.schema import PREFERENCE, make_rows
 
     long = " ".join(f"word{i % 97}" for i in range(9000))
