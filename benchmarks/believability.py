@@ -18,7 +18,7 @@ from data.schema import Classes
 from ensemble.base import Blender, softmax
 from ensemble.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
 from ensemble.calibrate import Calibrated
-from ensemble.evaluate import bootstrap, choice_included_losses, choose, cross_fit, log_loss
+from ensemble.evaluate import average, bootstrap, choice_included, cross_fit, log_loss, near_best
 from ensemble.problem import Problem
 from ensemble.splits import group_folds
 
@@ -64,11 +64,12 @@ def judge(seed: int, n: int = 500) -> tuple[float, float, float, bool]:
     )
     nested = cross_fit(problem, fit=fit, workers=1).probs
     losses = {name: log_loss(probs, y[:n]) for name, probs in nested.items()}
-    included = choice_included_losses(losses, fold)
+    included = log_loss(choice_included(losses, nested, fold), y[:n])
     interval = bootstrap(problem.groups, 1000, seed).interval(included)
     fitted = fit(P[:n], y[:n], problem.groups)
     inside = min(float(log_loss(m.predict_proba(P[:n]), y[:n]).mean()) for m in fitted.values())
-    fresh = float(log_loss(fitted[choose(losses)].predict_proba(P[n:]), y[n:]).mean())
+    found = {name: fitted[name].predict_proba(P[n:]) for name in near_best(losses)}
+    fresh = float(log_loss(average(found, list(found)), y[n:]).mean())
     return fresh, float(included.mean()), inside, interval.low <= fresh <= interval.high
 
 

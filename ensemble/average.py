@@ -78,6 +78,13 @@ class AverageStacker(Blender):
         self.oof_ = np.einsum("nsk,s->nk", held_out, self.shares_)
         return self
 
+    @classmethod
+    def of(cls, members: list[Blender]) -> AverageStacker:
+        """The equal average of methods already fitted, which has no ``oof_``."""
+        found = cls()
+        found.members_, found.shares_ = members, np.full(len(members), 1 / len(members))
+        return found
+
     @property
     def needs_rows(self) -> bool:
         """Whether a stacker that counts does."""

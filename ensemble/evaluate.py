@@ -8,7 +8,7 @@ what the same method claims about rows it was fitted to.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from data.progress import progress
 from ensemble.base import Blender, as_targets, cross_entropy
-from ensemble.methods import fit_methods
+from ensemble.methods import family, fit_methods
 from ensemble.problem import Problem
 
 DRAWS = 1000
@@ -191,19 +191,46 @@ def choose(losses: Mapping[str, np.ndarray]) -> str:
     return min(losses, key=lambda name: float(losses[name].mean()))
 
 
-def choice_included(losses: Mapping[str, np.ndarray], fold: np.ndarray) -> float:
-    """Log-loss when the method is itself chosen without the fold that it then predicts.
+def near_best(losses: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """The method of least mean loss, and those within one paired standard error of it, best first.
 
-    The least of many scores is a little too good; this score is not chosen on the rows it counts.
+    Between methods that the rows cannot tell apart a choice is a throw of dice, and their mean is better
+    than the one thrown. Of one method with and without a calibration only the better counts.
+
+    Parameters
+    ----------
+    losses : dict of str to ndarray of shape (n,)
+        Nested loss of each row by each method.
+
+    Notes
+    -----
+    The one-standard-error rule of Breiman et al., *Classification and Regression Trees* (1984), with the
+    standard error of the paired difference, and averaging in place of the simplest.
     """
-    return float(choice_included_losses(losses, fold).mean())
+    families: dict[str, str] = {}
+    for name in sorted(losses, key=lambda name: float(losses[name].mean())):
+        families.setdefault(family(name), name)
+    best, *others = families.values()
+    gaps = {name: losses[name] - losses[best] for name in others}
+    return best, *(name for name, gap in gaps.items() if gap.mean() < gap.std() / np.sqrt(len(gap)))
 
 
-def choice_included_losses(losses: Mapping[str, np.ndarray], fold: np.ndarray) -> np.ndarray:
-    """Each row's loss (n,) by the method that the other folds choose."""
-    found = np.empty(len(fold))
+def average(probs: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Mean prediction (n, K) of some methods."""
+    return np.mean([probs[name] for name in names], axis=0)
+
+
+def choice_included(
+    losses: Mapping[str, np.ndarray], probs: Mapping[str, np.ndarray], fold: np.ndarray
+) -> np.ndarray:
+    """Predict each fold (n, K) by the methods that the other folds choose, averaged.
+
+    The least of many scores is a little too good; the loss of these predictions is not, for they are
+    not chosen on the rows that they count.
+    """
+    found = np.empty_like(next(iter(probs.values())))
     for number in np.unique(fold):
         held = fold == number
-        name = choose({name: loss[~held] for name, loss in losses.items()})
-        found[held] = losses[name][held]
+        names = near_best({name: loss[~held] for name, loss in losses.items()})
+        found[held] = average({name: probs[name][held] for name in names}, names)
     return found

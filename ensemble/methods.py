@@ -42,6 +42,15 @@ METHODS = tuple(
     if suffix != CALIBRATION or name in CALIBRATED
 )
 
+AVERAGE = "average of the best"
+"""The name of the mean of several methods, where the rows cannot tell which of these is best."""
+
+
+def family(name: str) -> str:
+    """The method's name without its calibration."""
+    return name.removesuffix(TEMPERATURE).removesuffix(CALIBRATION)
+
+
 _KINDS: dict[str, type[Blender]] = {
     kind.__name__: kind
     for kind in (

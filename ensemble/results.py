@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from ensemble.average import AverageStacker
 from ensemble.base import Blender
 from ensemble.blend import SimplexBlend
 from ensemble.calibrate import Calibrated
@@ -17,14 +18,16 @@ from ensemble.evaluate import (
     DRAWS,
     Bootstrap,
     Interval,
+    average,
     bootstrap,
-    choice_included_losses,
+    choice_included,
     choose,
     cross_fit,
     log_loss,
+    near_best,
 )
 from ensemble.features import NAMES
-from ensemble.methods import fit_methods
+from ensemble.methods import AVERAGE, fit_methods
 from ensemble.problem import Problem
 from ensemble.saved import save_stack
 
@@ -73,6 +76,9 @@ class Result:
     probs : dict of str to ndarray of shape (n, K)
         Every method's nested predictions.
     chosen, why : str
+        The best method, or :data:`ensemble.methods.AVERAGE` of those that cannot be told from it.
+    best : tuple of str
+        These, best first.
     choice_included : float
         The chosen stack's loss with the choice itself cross-fitted.
     choice_included_ci : Interval
@@ -89,6 +95,7 @@ class Result:
     probs: dict[str, np.ndarray]
     chosen: str
     why: str
+    best: tuple[str, ...]
     choice_included: float
     choice_included_ci: Interval
     best_single: str
@@ -117,11 +124,20 @@ def evaluate(problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int |
     def row_losses(probs: np.ndarray) -> np.ndarray:
         return problem.weighted(log_loss(probs, problem.y))
 
+    losses = {name: row_losses(probs) for name, probs in found.probs.items()}
+    included = row_losses(choice_included(losses, found.probs, problem.fold))
+    best = near_best(losses)
+    chosen = best[0]
+    if len(best) > 1:
+        chosen = AVERAGE
+        found.probs[AVERAGE] = average(found.probs, best)
+        losses[AVERAGE] = row_losses(found.probs[AVERAGE])
+        fitted[AVERAGE] = AverageStacker.of([fitted[name] for name in best])
+
     inside = {
         name: float(row_losses(method.predict(problem.P, problem.features)).mean())
         for name, method in fitted.items()
     }
-    losses = {name: row_losses(probs) for name, probs in found.probs.items()}
     single = {name: row_losses(problem.P[:, m]) for m, name in enumerate(problem.names)}
     best_single = choose(single)
     others = {"prior": row_losses(found.prior)}
@@ -156,8 +172,6 @@ def evaluate(problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int |
     other_scores = scores(others)
     methods = scores(losses)
     members = [_without_in_sample(score) for score in scores(single)]
-    chosen = choose(losses)
-    included = choice_included_losses(losses, problem.fold)
     return Result(
         _without_in_sample(other_scores[0]),
         members,
@@ -166,7 +180,8 @@ def evaluate(problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int |
         fitted,
         found.probs,
         chosen,
-        _why(chosen, methods, best_single),
+        _why(best, chosen, methods, best_single),
+        best,
         float(included.mean()),
         boot.interval(included),
         best_single,
@@ -187,19 +202,23 @@ def true_probs(problem: Problem) -> np.ndarray | None:
     return values if values.shape == problem.y.shape and np.isfinite(values).all() else None
 
 
-def _why(chosen: str, methods: list[Score], best_single: str) -> str:
-    best = next(score for score in methods if score.name == chosen)
-    rival = min((score for score in methods if score.name != chosen), key=lambda score: score.loss)
-    text = f"least nested log-loss of {len(methods)} methods, {best.loss:.4f}"
-    text += f"; next {rival.name} {rival.loss:.4f}"
+def _why(best: tuple[str, ...], chosen: str, methods: list[Score], best_single: str) -> str:
+    scores = {score.name: score for score in methods}
+    least, score, n = scores[best[0]], scores[chosen], len(methods) - (chosen == AVERAGE)
+    if len(best) > 1:
+        text = f"mean of the {len(best)} of {n} methods within one standard error of the least nested "
+        text += f"log-loss, {least.loss:.4f}: {', '.join(best)}"
+    else:
+        rival = min((other for other in methods if other.name != chosen), key=lambda other: other.loss)
+        text = f"least nested log-loss of {n} methods, {least.loss:.4f}; next {rival.name} {rival.loss:.4f}"
     if chosen != "mean":
         text += (
-            f"; against the mean {best.vs_mean:+.4f} "
-            f"[{best.vs_mean_ci.low:+.4f}, {best.vs_mean_ci.high:+.4f}]"
+            f"; against the mean {score.vs_mean:+.4f} "
+            f"[{score.vs_mean_ci.low:+.4f}, {score.vs_mean_ci.high:+.4f}]"
         )
     return text + (
-        f"; against the best single model, {best_single}, {best.vs_single:+.4f} "
-        f"[{best.vs_single_ci.low:+.4f}, {best.vs_single_ci.high:+.4f}]"
+        f"; against the best single model, {best_single}, {score.vs_single:+.4f} "
+        f"[{score.vs_single_ci.low:+.4f}, {score.vs_single_ci.high:+.4f}]"
     )
 
 
@@ -231,6 +250,7 @@ def describe(problem: Problem, result: Result) -> dict[str, Any]:
         "members": list(problem.names),
         "chosen": result.chosen,
         "why": result.why,
+        "chosen_methods": list(result.best),
         "chosen_nested_log_loss": result.score(result.chosen).loss,
         "chosen_nested_log_loss_choice_included": result.choice_included,
         "chosen_nested_log_loss_choice_included_ci95": result.choice_included_ci.as_list(),

@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
     oof, data, out = resolve(args)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file where a directory is to be written; choose another --out")
 
     from ensemble.lint import leave_out_suspects
     from ensemble.problem import load_problem

@@ -19,23 +19,12 @@ from ensemble.stackers import MultinomialLogit, stack_features, with_swapped
 
 MANY_ROWS = 15_000
 SLOW_ROUNDS = 160
-MARGIN_LIMIT = 8
-"""Members times classes up to which trees are also given margins between classes: no one split takes them."""
+FEATURES = "log+prob"
 TRACKS = ("plain", "symmetric", "scratch", "refined", "rows")
 
 
 Bases = dict[int, tuple[np.ndarray, np.ndarray]]
 """For each inner fold, the logits that its trees start from: on the rows outside it, and on its own."""
-
-
-def tree_features(P: np.ndarray) -> np.ndarray:
-    """Features (n, d) of members' predictions (n, members, K) for trees."""
-    features = stack_features(P, "log+prob")
-    if P[0].size > MARGIN_LIMIT or P.shape[2] < 3:
-        return features
-    first, second = np.triu_indices(P.shape[2], 1)
-    logs = log_probs(P)
-    return np.concatenate([features, (logs[:, :, first] - logs[:, :, second]).reshape(len(P), -1)], axis=1)
 
 
 def _prior(targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -237,7 +226,7 @@ class LightGBMStacker(Blender):
             logits += from_pool * log_probs(self.start_.predict_proba(P))
         if shares["refined"] > 0:
             logits += shares["refined"] * log_probs(self.logit_.predict_proba(P))
-        features = tree_features(P)
+        features = stack_features(P, FEATURES)
         for track, models in (("plain", plain), ("scratch", scratch), ("refined", refined)):
             if models:
                 logits += shares[track] * _raw(models, features, P.shape[2])
@@ -284,7 +273,7 @@ class LightGBMStacker(Blender):
         n_classes = P.shape[2]
         boosters, held_out = [], []
         base = np.empty_like(targets)
-        features = tree_features(P)
+        features = stack_features(P, FEATURES)
         if X is not None:
             features = np.concatenate([features, X], axis=1)
         for fold, (outside, inside) in bases.items():
@@ -354,7 +343,7 @@ class LightGBMStacker(Blender):
         if symmetric:
             base = np.concatenate([base, base[:, list(self.swap or ())]])
             P, targets, weights = with_swapped(P, targets, weights, self.swap)
-        features = tree_features(P)
+        features = stack_features(P, FEATURES)
         if X is not None:
             features = np.concatenate([features, X], axis=1)
         row, label = np.nonzero(targets)  # a soft target counts as a row for each class it gives weight to
@@ -402,6 +391,6 @@ def _raw(boosters: list[Any], features: np.ndarray, n_classes: int, **window: in
 def _raw_both_orders(boosters: list[Any], P: np.ndarray, swap: Swap, **window: int) -> np.ndarray:
     """Mean of the raw scores over both orders of each pair, in the row's own class order."""
     order = list(swap or ())
-    given = _raw(boosters, tree_features(P), P.shape[2], **window)
-    swapped = _raw(boosters, tree_features(P[:, :, order]), P.shape[2], **window)
+    given = _raw(boosters, stack_features(P, FEATURES), P.shape[2], **window)
+    swapped = _raw(boosters, stack_features(P[:, :, order], FEATURES), P.shape[2], **window)
     return (given + swapped[:, order]) / 2

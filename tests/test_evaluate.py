@@ -10,7 +10,16 @@ from test_stackers import task
 
 from data.schema import PREFERENCE
 from ensemble.blend import EqualMean
-from ensemble.evaluate import Bootstrap, bootstrap, choice_included, choose, cross_fit, log_loss
+from ensemble.evaluate import (
+    Bootstrap,
+    average,
+    bootstrap,
+    choice_included,
+    choose,
+    cross_fit,
+    log_loss,
+    near_best,
+)
 from ensemble.problem import Problem
 from ensemble.results import evaluate
 from ensemble.splits import group_folds
@@ -126,17 +135,43 @@ def test_the_draws_of_a_subset_are_the_same_draws() -> None:
     assert part.kept is draws.kept
 
 
+def draw_methods(seed: int, n_methods: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    probs = {f"method {i}": rng.dirichlet([2, 1, 1], size=60) for i in range(n_methods)}
+    return probs, np.eye(3)[rng.integers(3, size=60)], rng.integers(3, size=60)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 6))
-def test_choice_included_is_near_the_best_and_exact_without_a_choice(seed: int, n_methods: int) -> None:
-    rng = np.random.default_rng(seed)
-    losses = {f"method {i}": rng.random(60) for i in range(n_methods)}
-    fold = rng.integers(3, size=60)
-    best = losses[choose(losses)].mean()
-    assert abs(choice_included(losses, fold) - best) < 0.3  # each fold is predicted by a fair choice
+def test_the_choice_of_a_fold_does_not_look_at_it(seed: int, n_methods: int) -> None:
+    probs, y, fold = draw_methods(seed, n_methods)
+    losses = {name: log_loss(p, y) for name, p in probs.items()}
+    found = choice_included(losses, probs, fold)
+    other = {name: np.where(fold == 0, 9 - loss, loss) for name, loss in losses.items()}
+    np.testing.assert_array_equal(choice_included(other, probs, fold)[fold == 0], found[fold == 0])
     same = dict.fromkeys(losses, losses["method 0"])
-    assert choice_included(same, fold) == pytest.approx(losses["method 0"].mean())
-    assert choose(same) == "method 0"
+    np.testing.assert_array_equal(choice_included(same, probs, fold), probs["method 0"])
+
+
+def test_methods_that_the_rows_cannot_tell_apart_are_averaged() -> None:
+    rng = np.random.default_rng(0)
+    loss = rng.random(1000)
+    noise = rng.permutation(np.linspace(-0.5, 0.5, 1000))  # its mean's standard error is .0091
+    losses = {
+        "far": loss + noise + 0.0095,
+        "near": loss + noise + 0.0085,
+        "near+temperature": loss + noise + 0.0084,
+        "best": loss,
+        "best+calibration": loss + 1e-4 * noise + 1e-6,
+        "surely worse": loss + 1e-4,
+        "the same": loss,
+    }
+    assert near_best(losses) == ("best", "near+temperature")
+    assert near_best({"far": losses["far"]}) == ("far",)
+    assert choose(losses) == "best"
+    probs = {name: rng.dirichlet([1, 1], size=1000) for name in losses}
+    wanted = (probs["best"] + probs["near+temperature"]) / 2
+    np.testing.assert_array_equal(average(probs, near_best(losses)), wanted)
 
 
 def test_log_loss_takes_labels_and_soft_targets_and_stays_finite() -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from stack_files import prepared, write_sets, write_store
 
-from ensemble.methods import METHODS
+from ensemble.methods import AVERAGE, METHODS
 from ensemble.stack import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,11 +47,15 @@ def test_writes_the_contract_for_any_number_of_classes(
     assert stack["classes"] == classes
     assert stack["swap"] == ([1, 0, 2] if len(classes) == 3 else None)
     assert stack["members"] == ["m1", "m2", "m3"]
-    assert [method["name"] for method in stack["methods"]] == list(METHODS)
+    names = [method["name"] for method in stack["methods"]]
+    best = stack["chosen_methods"]
+    assert names == [*METHODS, *([AVERAGE] if len(best) > 1 else [])]
     for method in stack["methods"]:
         assert {"nested_log_loss", "in_sample_log_loss", "ci95", "ci95_vs_best_single"} <= set(method)
-    best = min(stack["methods"], key=lambda method: method["nested_log_loss"])
-    assert stack["chosen"] == best["name"]
+    scores = {method["name"]: method["nested_log_loss"] for method in stack["methods"]}
+    assert scores[best[0]] == min(scores[name] for name in METHODS)
+    assert stack["chosen"] == (AVERAGE if len(best) > 1 else best[0])
+    assert stack["chosen_nested_log_loss"] == scores[stack["chosen"]]
     assert set(stack["weights"]) == {"m1", "m2", "m3"}
     assert stack["temperature"] > 0
     table = pq.read_table(out / "predictions.parquet")
@@ -60,7 +64,7 @@ def test_writes_the_contract_for_any_number_of_classes(
     np.testing.assert_allclose(nested.sum(axis=1), 1, atol=1e-12)
     truth = dict(line.split(",") for line in Path(labels).read_text(encoding="utf-8").split()[1:])
     y = np.array([int(truth[row_id]) for row_id in table.column("row_id").to_pylist()])
-    assert -np.log(nested[np.arange(len(y)), y]).mean() == pytest.approx(best["nested_log_loss"], abs=1e-12)
+    assert -np.log(nested[np.arange(len(y)), y]).mean() == pytest.approx(scores[stack["chosen"]], abs=1e-12)
     assert (out / "report.html").exists()
     assert not list(out.glob(".*"))
 
