@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -116,10 +117,11 @@ def evaluate(problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int |
     """Score every method by the nested estimate, choose one, and fit it on all rows."""
     # One BLAS thread: small matrices gain nothing from more, and the result is the same on any machine.
     with threadpool_limits(limits=1, user_api="blas"):
-        found = cross_fit(problem, seed, workers=workers)
-        fitted = fit_methods(
-            problem.P, problem.y, problem.groups, problem.classes.swap, seed, problem.weight, problem.features
-        )
+        arguments = (problem.P, problem.y, problem.groups, problem.classes.swap, seed, problem.weight)
+        with ThreadPoolExecutor(1) as beside:  # the last fold alone would leave a processor idle
+            everything = beside.submit(fit_methods, *arguments, problem.features)
+            found = cross_fit(problem, seed, workers=workers)
+            fitted = everything.result()
 
     def row_losses(probs: np.ndarray) -> np.ndarray:
         return problem.weighted(log_loss(probs, problem.y))
