@@ -38,7 +38,7 @@ from distill.inference import predict_logits
 from distill.linear import merge_adapters
 from distill.loading import build
 from distill.losses import cross_entropy
-from distill.packing import pack, plan_steps
+from distill.packing import Static, pack, plan_steps
 from distill.trainer import train
 
 CUDA = torch.cuda.is_available()
@@ -315,7 +315,7 @@ def profile(classifier: Any, family: str, lengths: Path | None, training: bool) 
     config = config_of(family)
     examples = make_examples(ROWS_PER_STEP, lengths, config.vocab_size)
     size = -(-int(examples.encoded.lengths.sum()) // 128) * 128
-    one = pack(examples.encoded, np.arange(2 * ROWS_PER_STEP), 2, size, MAX_LENGTH).to(DEVICE)
+    one = pack(examples.encoded, np.arange(2 * ROWS_PER_STEP), 2, Static(size, 64, MAX_LENGTH)).to(DEVICE)
 
     def run() -> None:
         with torch.set_grad_enabled(training):

@@ -14,7 +14,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     try:
         status = main(sys.argv[1:]) or 0
     except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+        if not getattr(mistake, "told", False):  # by another process of the same command
+            print(f"error: {mistake}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from what is finished", file=sys.stderr)
