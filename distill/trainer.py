@@ -134,6 +134,8 @@ class ClassifierTrainer(Trainer):
             try:
                 total = self._packed_step(model, step)
             except torch.OutOfMemoryError as error:
+                if self.classifier.sharded:
+                    raise torch.OutOfMemoryError(f"{error}; lower train.pack_tokens") from error
                 done, failure = 0, str(error)
             # Processes agree on the host, so that none waits on its GPU for one that failed.
             done, kept = lowest([done, MANY if plan.kept is None else plan.kept])
@@ -155,14 +157,18 @@ class ClassifierTrainer(Trainer):
         rank, world = process()
         device = accelerator.device
         total = torch.zeros((), device=device)
-        for chosen in self.cutter.packs(encoded.lengths[sequences])[rank]:
+        shares = self.cutter.packs(encoded.lengths[sequences])
+        mine = shares[rank]
+        # A sharded base is gathered by all together: who has no pack left runs a row that counts for nothing.
+        idle = max(map(len, shares)) - len(mine) if self.classifier.sharded else 0
+        for number, chosen in enumerate([*mine, *[np.arange(self.together)] * idle]):
             part = step.take(chosen)
             inputs = pack(encoded, sequences[chosen], self.examples.pad_id, self.static).to(device)
             targets = {name: send(t, device) for name, t in targets_of(self.examples, part).items()}
             with accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     losses = self.row_loss(model(pack=inputs), targets)
-                    loss = losses.sum() / len(step)
+                    loss = losses.sum() * (0.0 if number >= len(mine) else 1 / len(step))
                 accelerator.backward(loss)
             self._remember(part.rows, losses.detach())
             total += loss.detach() * world
