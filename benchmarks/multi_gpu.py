@@ -146,7 +146,7 @@ def exchange(classifier: Any, step: float) -> dict[str, Any]:
 
 
 def gathering(classifier: Any, step: float) -> dict[str, Any]:
-    """Time to gather one layer, and all of them twice as a share of the step that they are gathered beside."""
+    """Time to gather a layer, and all of them twice as a share of the step that they are gathered beside."""
     shards = classifier.inner.get_decoder().shards
 
     def gather() -> None:
