@@ -22,6 +22,8 @@ from distill.packing import Pack
 class Classifier(nn.Module):
     """Wraps a ``*ForSequenceClassification`` model, or the PEFT model around one.
 
+    :class:`distill.verdict.VerdictClassifier` reads a language model's own head instead.
+
     Parameters
     ----------
     model : PreTrainedModel or PeftModel
@@ -43,7 +45,7 @@ class Classifier(nn.Module):
 
     @property
     def inner(self) -> Any:
-        """The ``*ForSequenceClassification`` model inside any PEFT wrapping."""
+        """The model inside any PEFT wrapping."""
         return self.model.get_base_model() if self.is_peft else self.model
 
     @property
@@ -99,7 +101,11 @@ class Classifier(nn.Module):
             ).last_hidden_state
             pooled = hidden[torch.arange(len(last), device=hidden.device), last]
         with torch.autocast(device_type=pooled.device.type, enabled=False):
-            return inner.score(pooled.float()).float()
+            return self.read(pooled)
+
+    def read(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits (sequences, K) of the last tokens' hidden states (sequences, hidden)."""
+        return self.inner.score(pooled.float()).float()
 
     def save(self, directory: Path) -> None:
         """Write adapter and head in PEFT's format, or a full checkpoint where there is no adapter."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distill.head import Classifier
 from distill.packing import Pack
+from distill.verdict import VerdictClassifier
 
 ENCODERS = {
     "bert",
@@ -126,4 +127,6 @@ class PaddedClassifier(Classifier):
 def wrap(model: Any) -> Classifier:
     """Return the classifier around a loaded model: packed where its loader said so."""
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    return PaddedClassifier(model) if getattr(inner, "padded", False) else Classifier(model)
+    if getattr(inner, "padded", False):
+        return PaddedClassifier(model)
+    return VerdictClassifier(model) if hasattr(inner, "verdict_ids") else Classifier(model)
