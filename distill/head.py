@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from distill.attention import REGISTERED
-from distill.decoder import Plan, pooled_hidden
+from distill.decoder import Plan, pooled_hidden, wide_residuals
 from distill.linear import fuse
 from distill.packing import Pack
 
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
         attention = self.inner.config._attn_implementation
         compiled = getattr(self.inner, "compile_layers", False)
         self.plan = Plan(attention=known.get(attention, attention), compiled=compiled)
-        fuse(model)
+        fuse(model, self._compute)
 
     @property
     def inner(self) -> Any:
@@ -52,6 +52,12 @@ class Classifier(nn.Module):
     def is_peft(self) -> bool:
         """Whether adapters are trained, not full weights."""
         return hasattr(self.model, "peft_config")
+
+    @property
+    def _compute(self) -> torch.dtype | None:
+        """What linear layers cast their input to, where residuals are kept in float32."""
+        decoder = self.inner.get_decoder()
+        return torch.float16 if wide_residuals(decoder, decoder.embed_tokens.weight.dtype) else None
 
     @property
     def sharded(self) -> bool:
@@ -123,7 +129,7 @@ class Classifier(nn.Module):
             from peft import PeftModel
 
             self.model = PeftModel.from_pretrained(self.model, str(directory), is_trainable=trainable)
-            fuse(self.model)
+            fuse(self.model, self._compute)
         else:
             self._load_full(directory)
         if not trainable:

@@ -91,6 +91,11 @@ class PaddedClassifier(Classifier):
         self.recomputes = False
 
     @property
+    def _compute(self) -> torch.dtype | None:
+        """The library's own forward pass keeps residuals as it does."""
+        return None
+
+    @property
     def sharded(self) -> bool:
         """Never: only packed decoders are cut over processes."""
         return False

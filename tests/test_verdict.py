@@ -16,11 +16,14 @@ from data.template import Template
 from distill import teacher_oof
 from distill.backbone import add_adapters, load_base, load_tokenizer, load_trained
 from distill.batches import Examples, pad
-from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig, load_recipe
+from distill.checks_attention import head_stays_float32
+from distill.checks_training import first_loss_is_uniform, head_is_saved
+from distill.config import BackboneConfig, LoraConfig, ModelConfig, TinyConfig, TrainConfig, load_recipe
 from distill.inference import predict_logits
 from distill.losses import cross_entropy
 from distill.merge import merged_model
 from distill.saved import examples_of, predict_rows, read_saved
+from distill.subject import Subject
 from distill.tiny import tiny_backbone
 from distill.trainer import train
 from distill.verdict import VerdictClassifier, verdict_ids
@@ -112,3 +115,13 @@ def test_a_recipe_asks_for_it_and_its_teacher_is_stored_and_exported(trained, ti
     np.testing.assert_allclose(logits, predict_rows(one, some)[:, 0], atol=1e-3)
     with pytest.raises(UserError, match="one of score, tokens"):
         load_recipe(str(tiny_recipe), ["teachers.llama.backbone.head=lm"])
+
+
+def test_the_doctor_knows_that_such_a_model_has_no_head_of_its_own(setting, tmp_path):
+    backbone = setting[0]
+    classifier = add_adapters(load_base(backbone, backbone.path, 3), LoraConfig(r=4), 0)
+    classifier.save(tmp_path / "adapter")
+    subject = Subject("it", tmp_path, backbone.path, ModelConfig(backbone), adapter=tmp_path / "adapter")
+    for check in (head_is_saved, head_stays_float32, first_loss_is_uniform):
+        finding = check(subject)
+        assert finding.status == "pass", finding
