@@ -217,7 +217,9 @@ def work(config: Any, lengths: np.ndarray, training: bool) -> float:
     return float((lengths * each).sum())
 
 
-def make_classifier(family: str, precision: str, compiled: bool = True, shard: bool = False) -> Any:
+def make_classifier(
+    family: str, precision: str, compiled: bool = True, shard: bool = False, attention: str = "auto"
+) -> Any:
     """Build the classifier as the commands do, from random weights."""
     config = config_of(family)
     if precision == "bf16" and not CUDA:
@@ -225,9 +227,9 @@ def make_classifier(family: str, precision: str, compiled: bool = True, shard: b
     backbone = BackboneConfig(
         path="random", precision=precision, double_quant=True, compile="auto" if compiled else "false"
     )
-    attention = registered(attention_for(config.model_type, backbone.attention))
+    chosen = registered(attention_for(config.model_type, attention))
     weights, dtype = RandomWeights(family), compute_dtype(backbone)
-    base = build(config, weights, precision, dtype, attention, DEVICE, backbone.double_quant, shard)
+    base = build(config, weights, precision, dtype, chosen, DEVICE, backbone.double_quant, shard)
     classifier = add_adapters(prepared(base, backbone), LoraConfig(r=16, alpha=32), 0)
     for name, parameter in classifier.named_parameters():
         if parameter.requires_grad and ("lora_B" in name or "score" in name):

@@ -10,6 +10,7 @@ random weights instead, on a GPU, where there is no log-loss to speak of: mean K
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import tempfile
 from dataclasses import replace
@@ -58,7 +59,7 @@ def compared(logits: np.ndarray, wanted: np.ndarray, targets: np.ndarray | None)
     return found
 
 
-def small(out: Path, n_rows: int) -> list[dict[str, Any]]:
+def small(out: Path, n_rows: int, seeds: int) -> list[dict[str, Any]]:
     """Compare everything on a tiny model that has learnt something."""
     rows = simulate_arena(ArenaConfig(n_rows=n_rows, seed=0))
     fold = make_folds(rows, 5, 0).fold
@@ -72,10 +73,10 @@ def small(out: Path, n_rows: int) -> list[dict[str, Any]]:
     # Expected log-loss under the arena's own probabilities: labels' noise does not hide small differences.
     targets = np.array(rows.table.column("true_probs").to_pylist())[inside]
 
-    def fitted(backbone: BackboneConfig, name: str) -> Path:
+    def fitted(backbone: BackboneConfig, name: str, seed: int = 0) -> Path:
         base = load_base(backbone, path, rows.classes.n)
-        classifier = add_adapters(base, LoraConfig(r=16, alpha=32), 0)
-        train(classifier, examples, others, TRAINING, row_loss, out / name, name)
+        classifier = add_adapters(base, LoraConfig(r=16, alpha=32), seed)
+        train(classifier, examples, others, replace(TRAINING, seed=seed), row_loss, out / name, name)
         classifier.save(out / name / "adapter")
         return out / name / "adapter"
 
@@ -102,10 +103,19 @@ def small(out: Path, n_rows: int) -> list[dict[str, Any]]:
     for name, (backbone, change) in shortcuts.items():
         lines.append({"what": name, **compared(predicted(backbone, adapter, change), wanted, targets)})
         print(json.dumps(lines[-1]), flush=True)
-    for precision in PRECISIONS:
-        backbone = replace(packed, precision=precision)
-        logits = predicted(backbone, fitted(backbone, precision))
-        lines.append({"what": f"trained in {precision}", **compared(logits, wanted, targets)})
+    # A training goes its own way from the first rounding on, so only the mean over seeds says anything.
+    losses: dict[str, list[float]] = {}
+    for precision in ("fp32", *PRECISIONS):
+        for seed in range(seeds):
+            backbone = replace(packed, precision=precision)
+            logits = predicted(backbone, fitted(backbone, f"{precision}-{seed}", seed))
+            losses.setdefault(precision, []).append(
+                float(log_loss(softmax(logits.mean(axis=1)), targets).mean())
+            )
+        gaps = np.array(losses[precision]) - np.array(losses["fp32"])
+        found = {"itself": float(np.mean(losses[precision])), "log_loss": float(gaps.mean())}
+        found["error"] = float(gaps.std(ddof=1) / seeds**0.5) if seeds > 1 else float("nan")
+        lines.append({"what": f"trained in {precision}, {seeds} seeds", **found})
         print(json.dumps(lines[-1]), flush=True)
     return lines
 
@@ -116,11 +126,14 @@ def full(lengths: Path | None) -> list[dict[str, Any]]:
     rows = np.arange(len(examples.targets))
 
     def predicted(precision: str, merge: bool = False) -> np.ndarray:
-        classifier = one.make_classifier("llama", precision, compiled=False)
+        # The kernels for packs take no float32; the reference goes document by document.
+        attention = "sdpa" if precision == "fp32" else "auto"
+        classifier = one.make_classifier("llama", precision, compiled=False, attention=attention)
         if merge:
             merge_adapters(classifier)
         logits = predict_logits(classifier, examples, rows, 0, "predict")
         del classifier
+        gc.collect()
         one.reset()
         return logits
 
@@ -138,7 +151,8 @@ def table(lines: list[dict[str, Any]]) -> str:
     body = []
     for line in lines[1:]:
         loss = f"{line['log_loss']:+.5f} ± {line['error']:.5f}" if "log_loss" in line else ""
-        body.append([line["what"], f"{line['max']:.1e}", f"{line['mean']:.1e}", f"{line['kl']:.1e}", loss])
+        gaps = [f"{line[name]:.1e}" if name in line else "" for name in ("max", "mean", "kl")]
+        body.append([line["what"], *gaps, loss])
     return format_table(["", "largest", "mean", "mean KL", "log-loss"], body)
 
 
@@ -147,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory of the results")
     parser.add_argument("--rows", type=int, default=5000, help="of the simulated arena; a fifth trains")
+    parser.add_argument("--seeds", type=int, default=6, help="trainings in each precision")
     parser.add_argument("--full", action="store_true", help="the shape of Llama-3.1-8B, on a GPU")
     parser.add_argument("--lengths", type=Path, help="JSON list of real row lengths in tokens")
     args = parser.parse_args()
@@ -155,7 +170,7 @@ def main() -> None:
         lines = full(args.lengths)
     else:
         with tempfile.TemporaryDirectory() as scratch:
-            lines = small(Path(scratch), args.rows)
+            lines = small(Path(scratch), args.rows, args.seeds)
     (args.out / f"precision{'_full' if args.full else ''}.json").write_text(json.dumps(lines, indent=1))
     print(json.dumps(lines[0]))
     print(table(lines))
