@@ -42,7 +42,7 @@ from distill.inference import predict_logits
 from distill.linear import merge_adapters
 from distill.loading import build
 from distill.losses import cross_entropy
-from distill.packing import Static, pack, plan_steps
+from distill.packing import Cutter, Static, Step, pack, plan_steps, static_shape, targets_of
 from distill.trainer import train
 
 CUDA = torch.cuda.is_available()
@@ -295,11 +295,29 @@ def measure_training(
         "peak_gib": round(peak(), 1),
         "first_step_s": round(clock.first, 1),
         "steps": n_timed,
+        "host_share": round(host_seconds(examples, steps[WARM:]) * n_timed / seconds, 5),
         **compiled_graphs(),
         "kept_layers": plan.kept if plan.checkpoint == "auto" else plan.checkpoint,
         "loss": next((line["loss"] for line in reversed(logged) if "loss" in line), None),
         "attention": plan.attention,
     }
+
+
+def host_seconds(examples: Examples, steps: list[Step]) -> float:
+    """Seconds of the CPU's own work for a step: cutting it, laying out its packs and their targets."""
+    lengths = examples.encoded.lengths
+    cutter = Cutter(PACK_TOKENS)
+    packs = [
+        p for s in steps for own in [lengths[s.sequences(2)]] for p in (own[c] for c in cutter.packs(own)[0])
+    ]
+    static = static_shape(packs, MAX_LENGTH)
+    started = time.perf_counter()
+    for step in steps:
+        sequences = step.sequences(2)
+        for chosen in cutter.packs(lengths[sequences])[0]:
+            pack(examples.encoded, sequences[chosen], 2, static)
+            targets_of(examples, step.take(chosen))
+    return (time.perf_counter() - started) / len(steps)
 
 
 def speed(config: Any, lengths: np.ndarray, seconds: float, training: bool) -> dict[str, Any]:

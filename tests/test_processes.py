@@ -14,6 +14,7 @@ import pytest
 from data.command import run
 from data.errors import UserError
 from data.softlabels import read_store
+from distill import export, race
 
 SHARDED = ["sharded-fp32", "sharded-nf4"]
 HERE = Path(__file__).parent
@@ -136,3 +137,13 @@ def test_a_mistake_of_all_processes_is_told_by_the_first(told, capsys):
         run(main)
     assert ended.value.code == 2
     assert capsys.readouterr().err == ("" if told else "error: no such file\n")
+
+
+@pytest.mark.parametrize("command", [race, export])
+def test_commands_for_one_process_refuse_to_be_several(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = (
+        ["--backbones", "a", "b"] if command is race else ["--model", "a", "--out", str(tmp_path / "b")]
+    )
+    with pytest.raises(UserError, match="runs in one process; start it with python -m"):
+        command.main(arguments)

@@ -11,7 +11,7 @@ from data.arena import ArenaConfig, simulate_arena
 from data.encode import Encoder, Truncation, pad_token_id
 from data.errors import UserError
 from data.template import Template
-from distill import inference, trainer
+from distill import inference, sharding, trainer
 from distill.backbone import add_adapters, load_base, load_tokenizer
 from distill.batches import Examples
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
@@ -85,6 +85,7 @@ def main(out: Path) -> None:
     fit("pairs", PairLoss())
     fit("one-row-a-step", config=replace(CONFIG, lr=0.1, rows_per_step=1, both_orders=False, epochs=0.3))
 
+    sharding.SMALLEST = 2**10
     for precision in ("fp32", "nf4"):
         sharded = fit(f"sharded-{precision}", precision=precision, shard=True)
         assert sharded.sharded == (process()[1] > 1)
