@@ -39,10 +39,14 @@ def test_two_processes_do_what_one_does(tmp_path):
     for processes, place in both.items():
         place.mkdir()
         launch(processes, HERE / "two_processes.py", place)
-    for name in ("plain", "pairs", "one-row-a-step", "out-of-memory", *SHARDED):
+    for name in ("plain", "pairs", "one-row-a-step", "out-of-memory", "killed", *SHARDED):
         assert_same_steps(both, name)
     for name in ("plain", "out-of-memory"):
         assert_same_losses(both, name)
+    for place in both.values():
+        whole, resumed = (np.load(place / f"{name}-0.npz") for name in ("whole", "killed"))
+        for key in whole:
+            np.testing.assert_array_equal(resumed[key], whole[key])
     assert_every_sequence_once(both)
 
 

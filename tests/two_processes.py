@@ -1,11 +1,13 @@
 """What ``test_processes`` runs in one process and in two: train, and predict, and leave the evidence."""
 
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import TrainerCallback
 
 from data.arena import ArenaConfig, simulate_arena
 from data.encode import Encoder, Truncation, pad_token_id
@@ -46,6 +48,17 @@ class PairLoss:
         return cross_entropy(logits, target)
 
 
+class Killed(TrainerCallback):
+    """Ends a training after a step, in all processes."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
 def plain_loss(logits, batch):
     return cross_entropy(logits, batch["targets"])
 
@@ -70,12 +83,19 @@ def main(out: Path) -> None:
     else:
         raise AssertionError("a mistake of the first process is everyone's")
 
-    def fit(name, loss=plain_loss, config=CONFIG, **base):
+    def fit(name, loss=plain_loss, config=CONFIG, killed_at=0, **base):
         base = replace(backbone, **base)
         classifier = add_adapters(load_base(base, path, 3), LoraConfig(r=4, targets=TARGETS), 0)
         keeper = KeepBest(classifier, examples, everything[:6], out / name, every=2)
         trainer.train(
-            classifier, examples, everything[6:], config, loss, out / name, name, callbacks=[keeper]
+            classifier,
+            examples,
+            everything[6:],
+            config,
+            loss,
+            out / name,
+            name,
+            callbacks=[keeper, Killed(killed_at)],
         )
         weights = {n: p.detach().numpy() for n, p in classifier.named_parameters() if p.requires_grad}
         np.savez(out / f"{name}-{process()[0]}.npz", **weights)
@@ -84,6 +104,13 @@ def main(out: Path) -> None:
     classifier = fit("plain")
     fit("pairs", PairLoss())
     fit("one-row-a-step", config=replace(CONFIG, lr=0.1, rows_per_step=1, both_orders=False, epochs=0.3))
+
+    twice = replace(CONFIG, epochs=2)
+    fit("whole", config=twice)
+    with suppress(KeyboardInterrupt):
+        fit("killed", config=twice, killed_at=3)
+    assert (out / "killed" / "checkpoint-2").exists()
+    fit("killed", config=twice)
 
     sharding.SMALLEST = 2**10
     for precision in ("fp32", "nf4"):
