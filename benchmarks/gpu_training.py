@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -38,11 +39,11 @@ from distill.inference import predict_logits
 from distill.linear import merge_adapters
 from distill.loading import build
 from distill.losses import cross_entropy
-from distill.packing import pack, plan_steps
+from distill.packing import Static, pack, plan_steps
 from distill.trainer import train
 
 CUDA = torch.cuda.is_available()
-DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
+DEVICE = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if CUDA else torch.device("cpu")
 GIB = 2**30
 WARM, TIMED = 4, 20
 MAX_LENGTH = 2048 if CUDA else 64
@@ -123,8 +124,25 @@ class RandomWeights:
         return empty.fill_(self.norm) if len(shape) == 1 else empty.normal_(0, 0.02, generator=self.generator)
 
 
+def mark() -> Any:
+    """A moment on the GPU's own clock, without stopping it."""
+    if not CUDA:
+        return time.perf_counter()
+    event: Any = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def between(start: Any, end: Any) -> float:
+    """Seconds between two marks."""
+    if not CUDA:
+        return end - start
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
 class Clock(TrainerCallback):
-    """Marks the end of every step on the GPU's own clock, without stopping it."""
+    """Marks the end of every step."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -137,19 +155,11 @@ class Clock(TrainerCallback):
             if CUDA:
                 torch.cuda.synchronize()
             self.first = time.perf_counter() - self.started
-        if CUDA:
-            mark: Any = torch.cuda.Event(enable_timing=True)
-            mark.record()
-        else:
-            mark = time.perf_counter()
-        self.marks.append(mark)
+        self.marks.append(mark())
 
     def seconds(self, start: int, end: int) -> float:
         """Seconds between two marks."""
-        if CUDA:
-            torch.cuda.synchronize()
-            return self.marks[start].elapsed_time(self.marks[end]) / 1000
-        return self.marks[end] - self.marks[start]
+        return between(self.marks[start], self.marks[end])
 
 
 def config_of(family: str) -> Any:
@@ -315,7 +325,7 @@ def profile(classifier: Any, family: str, lengths: Path | None, training: bool) 
     config = config_of(family)
     examples = make_examples(ROWS_PER_STEP, lengths, config.vocab_size)
     size = -(-int(examples.encoded.lengths.sum()) // 128) * 128
-    one = pack(examples.encoded, np.arange(2 * ROWS_PER_STEP), 2, size, MAX_LENGTH).to(DEVICE)
+    one = pack(examples.encoded, np.arange(2 * ROWS_PER_STEP), 2, Static(size, 64, MAX_LENGTH)).to(DEVICE)
 
     def run() -> None:
         with torch.set_grad_enabled(training):

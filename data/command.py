@@ -14,7 +14,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     try:
         status = main(sys.argv[1:]) or 0
     except UserError as mistake:
-        print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)  # a library's text may hold lines
+        if not getattr(mistake, "told", False):  # by another process of the same command
+            print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)  # a library's may hold lines
         status = 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from what is finished", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -10,8 +11,8 @@ Item = TypeVar("Item")
 
 
 def is_terminal() -> bool:
-    """Whether progress should be drawn: standard error is a terminal."""
-    return sys.stderr.isatty()
+    """Whether progress should be drawn: standard error is a terminal, and this is the first process."""
+    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
 
 
 def progress(items: Iterable[Item], what: str, total: int | None = None, unit: str = "it") -> Iterator[Item]:

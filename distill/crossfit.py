@@ -37,6 +37,7 @@ from distill.backbone import (
 from distill.batches import Examples
 from distill.config import ModelConfig, save_resolved
 from distill.head import Classifier
+from distill.processes import on_first
 from distill.provenance import write_trained_on
 from distill.select import KeepBest, held_back
 from distill.tiny import tiny_backbone
@@ -152,7 +153,7 @@ def plan_run(
         "n_folds": folds.n_folds,
         "backbone_path": backbone,
         "backbone": {
-            "weight_hash": weight_hash(backbone, model.backbone.revision),
+            "weight_hash": on_first(lambda: weight_hash(backbone, model.backbone.revision)),
             "precision": model.backbone.precision,
             "double_quant": model.backbone.double_quant,
             "compute": str(compute_dtype(model.backbone)).removeprefix("torch."),
@@ -175,7 +176,8 @@ def resolve_backbone(model: ModelConfig, rows: Rows, template: Template, home: P
     """Return the checkpoint's location: made locally, a local directory, or a hub name."""
     if model.backbone.tiny is not None:
         cache = home / "backbones"
-        return str(tiny_backbone(model.backbone.tiny, rows, template, model.train.seed, cache).resolve())
+        tiny, seed = model.backbone.tiny, model.train.seed
+        return str(on_first(lambda: tiny_backbone(tiny, rows, template, seed, cache)).resolve())
     local = Path(model.backbone.path)
     return str(local.resolve()) if local.is_dir() else model.backbone.path
 
@@ -217,18 +219,18 @@ def _difference(field: str, found: Any, wanted: Any) -> str:
 
 def cross_fit(run: Run, report_to: str = "none") -> SoftLabels:
     """Train and predict every fold, join the folds, and return the store."""
-    open_run(run)
-    if not (run.out / OOF).exists():
+    on_first(lambda: open_run(run))
+    if not on_first((run.out / OOF).exists):
         for fold in range(run.folds.n_folds):
             fit_fold(run, fold, report_to)
-        _join_folds(run)
+        on_first(lambda: _join_folds(run))
     return read_store(run.out)
 
 
 def fit_fold(run: Run, fold: int, report_to: str = "none") -> None:
     """Train on the other folds, save the adapter, predict this fold; do nothing if that is done."""
     directory = run.out / f"fold-{fold}"
-    if (directory / OOF).exists():
+    if on_first((directory / OOF).exists):
         return
     inside = run.folds.fold == fold
     classifier = trained(run, directory, ~inside, fold, report_to, f"fold {fold}")
@@ -249,14 +251,15 @@ def fit_fold(run: Run, fold: int, report_to: str = "none") -> None:
             f"{directory}: the model predicts logits that are not finite; lower the learning rate"
         )
     row_ids = [run.rows.row_ids[i] for i in held_out]
-    write_logits(directory / OOF, row_ids, np.full(len(held_out), fold), logits, run.rows.classes)
-    shutil.rmtree(shards, ignore_errors=True)
+    numbers = np.full(len(held_out), fold)
+    on_first(lambda: write_logits(directory / OOF, row_ids, numbers, logits, run.rows.classes))
+    on_first(lambda: shutil.rmtree(shards, ignore_errors=True))
 
 
 def fit_final(run: Run, report_to: str = "none") -> Path:
     """Train the deployable model on all labelled rows; return the directory of its weights."""
     directory = run.out / "final"
-    if not (directory / "adapter").exists():
+    if not on_first((directory / "adapter").exists):
         everything = np.ones(len(run.rows), dtype=bool)
         trained(run, directory, everything, run.folds.n_folds, report_to, "all rows")
     return directory / "adapter"
@@ -276,7 +279,7 @@ def trained(
     """
     adapter = directory / "adapter"
     model = run.model
-    if adapter.exists():
+    if on_first(adapter.exists):
         return load_trained(model.backbone, run.backbone, adapter, model.lora.enabled, run.rows.classes.n)
     examples = run.examples_for(number)
     train_rows = np.flatnonzero(allowed & examples.labelled)
@@ -314,14 +317,19 @@ def trained(
     if keeper is not None:
         keeper.restore()
     seen = np.flatnonzero(allowed & examples.labelled)
-    write_trained_on(directory, [run.rows.row_ids[i] for i in seen])
+    on_first(lambda: _keep(classifier, directory, [run.rows.row_ids[i] for i in seen]))
+    return classifier
+
+
+def _keep(classifier: Classifier, directory: Path, seen: list[str]) -> None:
+    """Save a trained classifier and what it has seen; drop its checkpoints."""
+    write_trained_on(directory, seen)
     unfinished = directory / ".adapter.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     classifier.save(unfinished)
-    os.replace(unfinished, adapter)
+    os.replace(unfinished, directory / "adapter")
     for checkpoint in directory.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    return classifier
 
 
 def _join_folds(run: Run) -> None:

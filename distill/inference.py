@@ -18,7 +18,8 @@ from data.files import atomic_write, sha256_text
 from data.progress import progress
 from distill.batches import Examples
 from distill.head import Classifier
-from distill.packing import SIZE_MULTIPLE, by_length, pack
+from distill.packing import by_length, pack, share_out, static_shape
+from distill.processes import gathered, on_first, process
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +41,15 @@ class Shards:
 
     def __init__(self, directory: Path, key: str) -> None:
         self.directory = directory / sha256_text(key)[:16]
-        if directory.exists():
-            for other in directory.iterdir():
-                if other != self.directory:
-                    shutil.rmtree(other)
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._written = time.monotonic()
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the sequences already predicted, shape (n,), and their logits (n, K)."""
+        if self.directory.parent.exists():
+            for other in self.directory.parent.iterdir():
+                if other != self.directory:
+                    shutil.rmtree(other)
         found = []
         for path in sorted(self.directory.glob("*.npz")):
             with np.load(path, allow_pickle=False) as file:
@@ -114,7 +115,7 @@ def predict_logits(
     missing = np.arange(len(sequences))
     if shards is not None:
         kept = Shards(shards, f"{sequences.tolist()} {lengths.tolist()}")
-        done, found = kept.read()
+        done, found = on_first(kept.read)
         if done.size:
             logits[done] = found
             missing = np.setdiff1d(missing, done)
@@ -145,23 +146,21 @@ def _predict(
     shards: Shards | None,
 ) -> None:
     """Fill ``logits[missing]``, this process's share of it, pack by pack."""
-    rank, world = _process()
+    rank, world = process()
     lengths = examples.encoded.lengths[sequences]
-    mine = np.concatenate([missing[p] for p in by_length(lengths[missing], pack_tokens, most)[rank::world]])
+    mine = missing[share_out(lengths[missing], world)[rank]]
     while mine.size:
         packs = [mine[p] for p in by_length(lengths[mine], pack_tokens, most)]
         longest = int(lengths[mine].max())
-        size = 0
+        static = None
         if model.plan.static:
-            size = -(-max(int(lengths[p].sum()) for p in packs) // SIZE_MULTIPLE) * SIZE_MULTIPLE
+            static = static_shape((lengths[p] for p in packs), longest, pack_tokens)
         finished = 0
         # The next pack is sent off before the last one's logits are fetched, so that the GPU never waits.
         pending: tuple[np.ndarray, torch.Tensor] | None = None
         try:
             for chosen in progress(packs, what, unit="pack"):
-                inputs = pack(
-                    examples.encoded, sequences[chosen], examples.pad_id, size, longest if size else 0
-                )
+                inputs = pack(examples.encoded, sequences[chosen], examples.pad_id, static)
                 out = model(pack=inputs.to(model.device))
                 finished += _fetch(pending, logits, shards)
                 pending = chosen, out
@@ -189,20 +188,12 @@ def _fetch(pending: tuple[np.ndarray, torch.Tensor] | None, logits: np.ndarray, 
     return 1
 
 
-def _process() -> tuple[int, int]:
-    """Return the number of this process, and how many there are."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
 def _joined(logits: np.ndarray) -> np.ndarray:
-    """Join the processes' shares: every sequence was predicted by exactly one."""
-    if _process()[1] == 1:
+    """Join the processes' shares: every sequence was predicted by exactly one, or read from its shard."""
+    if process()[1] == 1:
         return logits
-    parts: list[np.ndarray] = [logits] * _process()[1]
-    torch.distributed.all_gather_object(parts, logits)
-    joined = parts[0]
-    for part in parts[1:]:
-        joined = np.where(np.isnan(joined), part, joined)
+    known = np.flatnonzero(~np.isnan(logits).all(axis=1))
+    joined = np.full_like(logits, np.nan)
+    for chosen, found in gathered((known, logits[known])):
+        joined[chosen] = found
     return joined

@@ -52,8 +52,10 @@ def open_data(path: Path | None, demo: DataConfig) -> tuple[Rows, Folds, Path]:
 
     if path is None:
         from data.arena import ArenaConfig, simulate_arena
+        from distill.processes import on_first
 
-        prepare(simulate_arena(ArenaConfig(n_rows=demo.rows, seed=demo.seed)), DEMO, demo.folds, demo.seed)
+        arena = ArenaConfig(n_rows=demo.rows, seed=demo.seed)
+        on_first(lambda: prepare(simulate_arena(arena), DEMO, demo.folds, demo.seed))
         path = DEMO
     elif path.is_file() and path.suffix.lower() not in {".parquet", ".pq"}:
         raise UserError(

@@ -11,14 +11,17 @@ import os
 import shutil
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.errors import UserError
 from data.files import read_json, write_json
+from data.schema import Classes
 from data.softlabels import MANIFEST, OOF, SoftLabels, read_logits, read_store, write_logits
 from distill.config import save_resolved
 from distill.crossfit import Run, trained
+from distill.processes import on_first
 from distill.teaching import LABELS
 from distill.trainer import predict_logits
 
@@ -41,14 +44,20 @@ def write_derived(run: Run, kind: str, report_to: str = "none") -> SoftLabels:
     """
     out = derived_path(run, kind)
     manifest = {**run.manifest, "label_kind": kind, "derived_from": os.path.relpath(run.out, out)}
-    if (out / OOF).exists():
+    if on_first((out / OOF).exists):
         found = read_json(out / MANIFEST, "manifest")
         for field in ("rows_hash", "folds_hash", "backbone", "train", "lora", "label_kind"):
             if found.get(field) != manifest[field]:
                 raise UserError(f"{out}: holds other labels: its manifest differs in {field}; delete it")
         return read_store(out)
-    folds, classes, ids = run.folds, run.rows.classes, run.rows.row_ids
+    folds = run.folds
     every = np.stack([_all_rows(run, k, report_to) for k in range(folds.n_folds)])
+    on_first(lambda: _write_derived(run, kind, out, manifest, every))
+    return read_store(out)
+
+
+def _write_derived(run: Run, kind: str, out: Path, manifest: dict[str, Any], every: np.ndarray) -> None:
+    folds, classes, ids = run.folds, run.rows.classes, run.rows.row_ids
     if kind == "fold_mean":
         mean = every.mean(axis=0)
     else:
@@ -61,17 +70,16 @@ def write_derived(run: Run, kind: str, report_to: str = "none") -> SoftLabels:
     save_resolved(out / "config.yaml", run.model)
     write_json(out / MANIFEST, manifest)
     write_logits(out / OOF, ids, folds.fold, mean, classes)
-    return read_store(out)
 
 
 def _all_rows(run: Run, fold: int, report_to: str) -> np.ndarray:
     """Logits of every row by the model of ``fold``, shape (n, orders, K)."""
     directory = run.out / f"fold-{fold}"
     outside = np.flatnonzero(run.folds.fold != fold)
-    if not (directory / ELSEWHERE).exists():
+    if not on_first((directory / ELSEWHERE).exists):
         logits = _predict(run, directory, fold, outside, report_to, f"fold {fold}")
         ids = [run.rows.row_ids[i] for i in outside]
-        write_logits(directory / ELSEWHERE, ids, np.full(len(ids), fold), logits, run.rows.classes)
+        _write(directory / ELSEWHERE, ids, np.full(len(ids), fold), logits, run.rows.classes)
     return _placed(run, [directory / OOF, directory / ELSEWHERE])
 
 
@@ -85,14 +93,20 @@ def write_strict(run: Run, report_to: str = "none") -> None:
         raise UserError("strict labels are made without two folds at a time; prepare the data with 3 or more")
     for i, j in combinations(range(folds.n_folds), 2):
         directory = run.out / f"without-{i}-{j}"
-        if (directory / OOF).exists():
+        if on_first((directory / OOF).exists):
             continue
         held_out = np.flatnonzero((folds.fold == i) | (folds.fold == j))
         # A number of its own a pair, so that no two models share a seed with each other or with a fold.
         number = (i + 1) * folds.n_folds + j + 1
         logits = _predict(run, directory, number, held_out, report_to, f"without folds {i} and {j}")
         ids = [run.rows.row_ids[row] for row in held_out]
-        write_logits(directory / OOF, ids, folds.fold[held_out], logits, run.rows.classes)
+        _write(directory / OOF, ids, folds.fold[held_out], logits, run.rows.classes)
+    on_first(lambda: _sort_strict(run))
+
+
+def _sort_strict(run: Run) -> None:
+    """Sort what the models without two folds predicted into the files of the folds' students."""
+    folds = run.folds
     for k in range(folds.n_folds):
         parts = [run.out / f"without-{min(k, j)}-{max(k, j)}" / OOF for j in range(folds.n_folds) if j != k]
         logits = _placed(run, parts)
@@ -107,7 +121,7 @@ def _predict(
 ) -> np.ndarray:
     """Predict ``rows`` with the model of ``directory``, trained on all others if it is not there yet."""
     allowed = np.ones(len(run.rows), dtype=bool)
-    if not (directory / "adapter").exists():
+    if not on_first((directory / "adapter").exists):
         allowed[rows] = False
     classifier = trained(run, directory, allowed, number, report_to, what)
     shards = directory / "predicting"
@@ -120,8 +134,12 @@ def _predict(
         run.model.train.pack_tokens,
         shards,
     )
-    shutil.rmtree(shards, ignore_errors=True)
+    on_first(lambda: shutil.rmtree(shards, ignore_errors=True))
     return logits
+
+
+def _write(path: Path, ids: list[str], fold: np.ndarray, logits: np.ndarray, classes: Classes) -> None:
+    on_first(lambda: write_logits(path, ids, fold, logits, classes))
 
 
 def _placed(run: Run, parts: list[Path]) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from data.command import format_table, run
@@ -50,9 +51,11 @@ def main(argv: Sequence[str]) -> None:
     targets = output_files(args.out, args.model or args.cascade[:1])
     from data.softlabels import softmax
     from data.sources import read_source
+    from distill.processes import join_others, on_first
     from distill.saved import predict_rows, read_saved
     from ensemble.predict import write_predictions
 
+    join_others()
     models = [read_saved(path) for path in args.model or args.cascade]
     if args.cascade:
         from distill.cascade_run import check_cascade
@@ -63,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
         from distill.cascade_run import run_cascade
 
         found = run_cascade(models, rows, args.budget)
-        write_predictions(targets[0], rows.row_ids, found.probs, rows.classes.names)
+        on_first(lambda: write_predictions(targets[0], rows.row_ids, found.probs, rows.classes.names))
         print(
             format_table(["budget", "s for 1,000 rows", "log-loss, by gain", "log-loss, by lot"], found.table)
         )
@@ -72,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
         return
     for model, out in zip(models, targets, strict=True):
         probs = softmax(predict_rows(model, rows).mean(axis=1) / model.temperature)
-        write_predictions(out, rows.row_ids, probs, rows.classes.names)
+        on_first(partial(write_predictions, out, rows.row_ids, probs, rows.classes.names))
         print(f"{model.name}: {len(rows)} rows, {len(model.weights)} model(s) averaged: {out}")
 
 

@@ -22,6 +22,7 @@ from data.softlabels import softmax
 from distill.batches import Examples
 from distill.head import Classifier
 from distill.inference import predict_logits
+from distill.processes import gathered, on_first
 from ensemble.calibrate import TemperatureScaling
 from ensemble.evaluate import log_loss
 
@@ -86,20 +87,25 @@ class KeepBest(TrainerCallback):
             return
         logits = predict_logits(self.classifier, self.examples, self.rows, 0, "rows held back")
         loss = scaled_log_loss(logits, self.examples.targets[self.rows])
-        if loss < min((look["loss"] for look in self.looks), default=np.inf):
+        better = loss < min((look["loss"] for look in self.looks), default=np.inf)
+        self.looks.append({"step": state.global_step, "loss": loss})
+        on_first(lambda: self._record(better))
+        best = int(np.argmin([look["loss"] for look in self.looks]))
+        if self.patience and len(self.looks) - 1 - best >= self.patience:
+            control.should_training_stop = True
+
+    def _record(self, better: bool) -> None:
+        if better:
             unfinished = self.directory / ".best.tmp"
             shutil.rmtree(unfinished, ignore_errors=True)
             self.classifier.save(unfinished)
             shutil.rmtree(self.directory / BEST, ignore_errors=True)
             unfinished.replace(self.directory / BEST)
-        self.looks.append({"step": state.global_step, "loss": loss})
         write_json(self.directory / RECORD, {"looks": self.looks})
-        best = int(np.argmin([look["loss"] for look in self.looks]))
-        if self.patience and len(self.looks) - 1 - best >= self.patience:
-            control.should_training_stop = True
 
     def restore(self) -> None:
         """Give the classifier its best weights back."""
-        if (self.directory / BEST).exists():
+        if on_first((self.directory / BEST).exists):
             self.classifier.load(self.directory / BEST)
-            shutil.rmtree(self.directory / BEST)
+            gathered(None)  # all have read them
+            on_first(lambda: shutil.rmtree(self.directory / BEST))

@@ -49,7 +49,9 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
     from distill.config import load_recipe
+    from distill.processes import join_others
 
+    join_others()
     recipe = load_recipe(args.recipe, args.overrides)
     if recipe.student is None:
         raise UserError(f"recipe {args.recipe}: has no student")

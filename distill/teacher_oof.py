@@ -42,7 +42,9 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
     from distill.config import load_recipe
+    from distill.processes import join_others
 
+    join_others()
     recipe = load_recipe(args.recipe, args.overrides)
     names = args.only or list(recipe.teachers)
     unknown = sorted(set(names) - set(recipe.teachers))

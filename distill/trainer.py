@@ -13,7 +13,6 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,8 @@ from distill.batches import Examples
 from distill.config import CHECKPOINTING, TrainConfig
 from distill.head import Classifier
 from distill.inference import predict_logits
-from distill.packing import Step, cut, pack, plan_steps, send, static_size, targets_of
+from distill.packing import Cutter, Static, Step, pack, plan_steps, send, static_shape, targets_of
+from distill.processes import lowest, on_first, process, sum_gradients
 from distill.quiet import quiet_transformers
 
 __all__ = ["ClassifierTrainer", "Loss", "last_checkpoint", "predict_logits", "train"]
@@ -39,6 +39,9 @@ Loss = Callable[[Tensor, dict[str, Tensor]], Tensor]
 """Maps logits (n, K) and a pack's targets to a loss a sequence, shape (n,)."""
 
 log = logging.getLogger(__name__)
+
+MANY = 2**31
+"""Stands for a number of layers not measured yet."""
 
 
 class _Steps(Dataset):
@@ -67,8 +70,8 @@ class ClassifierTrainer(Trainer):
     ----------
     budget : int
         Tokens a pack may have; lowered when CUDA runs out of memory.
-    size : int
-        Tokens every pack is padded to, for a compiled model; 0 for none.
+    static : Static or None
+        The shape of every pack, for a compiled model.
     """
 
     def __init__(
@@ -89,15 +92,27 @@ class ClassifierTrainer(Trainer):
         self.head_lr = config.head_lr or config.lr
         self.most = config.micro_rows * (2 if config.both_orders and examples.encoded.orders == 2 else 1)
         self.longest = int(examples.encoded.lengths.max())
+        self.together = 2 if getattr(loss, "whole_pairs", False) else 1
         self.budget = max(config.pack_tokens, self.longest)
-        self.size = 0
+        self.static: Static | None = None
         self._resize()
         self._unchecked: list[tuple[int, np.ndarray, Tensor, Any]] = []
+        # Every process loads the same base; only what is trained has to be made equal.
+        frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+        ignoring: Any = model
+        ignoring._ddp_params_and_buffers_to_ignore = [*frozen, *(n for n, _ in model.named_buffers())]
+
+    @property
+    def cutter(self) -> Cutter:
+        """How steps are cut into packs, at present."""
+        return Cutter(self.budget, self.most, process()[1], self.together)
 
     def _resize(self) -> None:
         if self.classifier.plan.static:
             encoded = self.examples.encoded
-            self.size = static_size(self.steps, encoded.lengths, encoded.orders, self.budget, self.most)
+            tokens = [encoded.lengths[step.sequences(encoded.orders)] for step in self.steps]
+            packs = (own[p] for own in tokens for share in self.cutter.packs(own) for p in share)
+            self.static = static_shape(packs, self.longest)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the planned steps, in order; every process sees them all and takes its packs of each."""
@@ -109,50 +124,49 @@ class ClassifierTrainer(Trainer):
         )
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Run a whole step, with smaller packs if CUDA runs out of memory."""
+        """Run a whole step, again with smaller packs if CUDA runs out of memory in any process."""
         model.train()
         step = Step(inputs["rows"], inputs["swapped"])
+        plan = self.classifier.plan
         while True:
+            failure, total = "another process ran out of CUDA memory", torch.zeros(())
+            done = 1
             try:
-                return self._packed_step(model, step)
+                total = self._packed_step(model, step)
             except torch.OutOfMemoryError as error:
-                failure = str(error)
+                done, failure = 0, str(error)
+            # Processes agree on the host, so that none waits on its GPU for one that failed.
+            done, kept = lowest([done, MANY if plan.kept is None else plan.kept])
+            if plan.kept is not None:
+                plan.kept = kept
+            if done:
+                sum_gradients([p for p in self.classifier.parameters() if p.requires_grad])
+                return total
             self._spare_memory(model, failure)
 
     def _packed_step(self, model: Any, step: Step) -> Tensor:
-        """Sum the sequences' losses over the packs, divided by the rows of the whole step."""
+        """Run this process's packs of a step; return the losses' sum over all rows of the whole step.
+
+        Gradients are left as this process's part of their sum. The loss is scaled so that its mean over
+        processes, which the Trainer logs, is the step's.
+        """
         encoded, accelerator = self.examples.encoded, self.accelerator
         sequences = step.sequences(encoded.orders)
-        packs = self._cut(encoded.lengths[sequences])
-        mine = packs[accelerator.process_index :: accelerator.num_processes]
-        # DDP averages over processes; one without a pack of its own still has to take part.
-        share = accelerator.num_processes / len(step) if mine else 0.0
-        mine = mine or packs[:1]
+        rank, world = process()
         device = accelerator.device
         total = torch.zeros((), device=device)
-        for number, chosen in enumerate(mine, start=1):
+        for chosen in self.cutter.packs(encoded.lengths[sequences])[rank]:
             part = step.take(chosen)
-            inputs = pack(encoded, sequences[chosen], self.examples.pad_id, self.size, self._bound).to(device)
+            inputs = pack(encoded, sequences[chosen], self.examples.pad_id, self.static).to(device)
             targets = {name: send(t, device) for name, t in targets_of(self.examples, part).items()}
-            with nullcontext() if number == len(mine) else accelerator.no_sync(model):
+            with accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     losses = self.row_loss(model(pack=inputs), targets)
-                    loss = losses.sum() * share
+                    loss = losses.sum() / len(step)
                 accelerator.backward(loss)
             self._remember(part.rows, losses.detach())
-            total += loss.detach()
+            total += loss.detach() * world
         return total
-
-    def _cut(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """Cut a step into packs; a loss with ``whole_pairs`` sees both orders of a row side by side."""
-        if not getattr(self.row_loss, "whole_pairs", False):
-            return cut(lengths, self.budget, self.most)
-        pairs = cut(lengths.reshape(-1, 2).sum(axis=1), max(self.budget, 2 * self.longest), self.most // 2)
-        return [(2 * pair[:, None] + np.arange(2)).ravel() for pair in pairs]
-
-    @property
-    def _bound(self) -> int:
-        return self.longest if self.size else 0
 
     def _remember(self, rows: np.ndarray, losses: Tensor) -> None:
         """Have losses checked: at once on the CPU, a step later on a GPU, which is not to be waited for."""
@@ -186,8 +200,6 @@ class ClassifierTrainer(Trainer):
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         plan = self.classifier.plan
-        if self.accelerator.num_processes > 1:
-            raise torch.OutOfMemoryError(f"{failure}; lower train.pack_tokens for several processes")
         if plan.checkpoint == "auto":
             plan.checkpoint = "all"
             log.warning("CUDA is out of memory; from here on all layers recompute their activations")
@@ -242,7 +254,7 @@ class _MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop what a killed run logged after its last checkpoint."""
-        if self.path.exists():
+        if state.is_world_process_zero and self.path.exists():
             kept = []
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 try:
@@ -259,6 +271,8 @@ class _MetricsFile(TrainerCallback):
         logs = dict(logs or {})
         if not math.isfinite(logs.get("loss", 0.0)):
             raise FloatingPointError(f"the loss is {logs['loss']} at step {state.global_step}")
+        if not state.is_world_process_zero:
+            return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
@@ -332,7 +346,11 @@ def train(
         run_name=what,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
     )
+    # One process runs one GPU; the library would spread it over all that it sees.
+    args._n_gpu = min(1, args.n_gpu)
     trainer = ClassifierTrainer(model, args, examples, planned, loss, config)
     trainer.remove_callback(PrinterCallback)
     if is_terminal():
@@ -340,11 +358,12 @@ def train(
         trainer.add_callback(_NamedProgress(what))
     for callback in (_MetricsFile(out / "metrics.jsonl"), *callbacks):
         trainer.add_callback(callback)
-    checkpoint = last_checkpoint(out)
+    checkpoint = on_first(lambda: last_checkpoint(out))
     model.train()
     with quiet_transformers():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.check_losses()
+    on_first(lambda: None)  # all are done before anything of the training is moved or deleted
     model.eval()
 
 

@@ -13,7 +13,7 @@ from data.template import Template
 from distill.backbone import add_adapters, load_base
 from distill.batches import pad
 from distill.config import BackboneConfig, LoraConfig, TinyConfig
-from distill.packing import pack
+from distill.packing import Static, pack
 from distill.tiny import tiny_backbone
 
 LONGEST = 40
@@ -81,7 +81,8 @@ def test_however_documents_are_packed_they_are_as_alone(make, family, lengths, c
         padded = pad(encoded, np.array(chosen), 7, side)
         assert_same(alone, outcome(classifier, lambda padded=padded: classifier(**padded)))
     parts = np.split(np.array(chosen), sorted(c for c in cuts if c < len(chosen)))
-    packs = [pack(encoded, part, 7, size) for part in parts]
+    static = Static(size, 32, max(lengths)) if size else None
+    packs = [pack(encoded, part, 7, static) for part in parts]
     assert_same(alone, outcome(classifier, *(lambda p=p: classifier(pack=p) for p in packs)))
 
 

@@ -7,7 +7,18 @@ from hypothesis import strategies as st
 
 from data.encode import Encoded
 from distill.batches import Examples, pad
-from distill.packing import Step, by_length, cut, pack, plan_steps, static_size, targets_of
+from distill.packing import (
+    Cutter,
+    Static,
+    Step,
+    by_length,
+    cost,
+    cut,
+    pack,
+    plan_steps,
+    static_shape,
+    targets_of,
+)
 
 
 def encoded(lengths, orders=2):
@@ -55,10 +66,10 @@ def test_steps_hold_equal_tokens_so_that_static_packs_waste_little():
     lengths = np.minimum(np.random.default_rng(0).lognormal(6, 0.8, size=4096).astype(int) + 20, 2048)
     steps = planned(4096, lengths, rows_per_step=16)
     twice = np.repeat(lengths, 2)
-    size = static_size(steps, twice, 2, budget=16384)
-    packs = sum(len(cut(twice[s.sequences(2)], 16384)) for s in steps)
-    assert size <= 16384
-    assert twice.sum() / (packs * size) > 0.95
+    packs = [twice[s.sequences(2)][p] for s in steps for p in Cutter(16384).packs(twice[s.sequences(2)])[0]]
+    static = static_shape(packs, 2048)
+    assert static.tokens <= 16384
+    assert twice.sum() / (len(packs) * static.tokens) > 0.95
 
 
 @given(
@@ -75,6 +86,44 @@ def test_packs_keep_the_budget_and_lose_nothing(lengths, budget, most):
             assert not most or len(chosen) <= most
 
 
+@given(
+    lengths=st.lists(st.integers(1, 2048), min_size=1, max_size=30),
+    processes=st.integers(1, 4),
+    budget=st.integers(2048, 9000),
+    pairs=st.booleans(),
+)
+def test_processes_share_a_step_so_that_none_has_a_document_more_than_it_must(
+    lengths, processes, budget, pairs
+):
+    lengths = np.repeat(lengths, 2)
+    cutter = Cutter(budget, 0, processes, 2 if pairs else 1)
+    shares = cutter.packs(lengths)
+    assert len(shares) == processes
+    everything = [p for share in shares for p in share]
+    assert sorted(np.concatenate(everything)) == list(range(len(lengths)))
+    for chosen in everything:
+        assert lengths[chosen].sum() <= max(budget, 4096 if pairs else 0)
+        if pairs:
+            assert (chosen[::2] % 2 == 0).all()
+            assert (chosen[1::2] == chosen[::2] + 1).all()
+    load = [sum(cost(lengths[p]).sum() for p in share) for share in shares]
+    assert max(load) - min(load) <= cost(lengths).max() * (2 if pairs else 1) * (1 + 1e-9)
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=90), min_size=1, max_size=5),
+)
+def test_a_static_shape_is_one_for_all_packs(lengths):
+    packs = [np.array(p) for p in lengths]
+    static = static_shape(packs, max(p.max() for p in packs))
+    shapes = set()
+    for own in packs:
+        made = pack(encoded(own, 1), np.arange(len(own)), 0, static)
+        shapes.add((*made.input_ids.shape, *made.cu_seqlens.shape, made.max_length))
+        assert made.input_ids.shape[1] - own.sum() < max(p.sum() for p in packs) + 128
+    assert len(shapes) == 1
+
+
 def test_a_pack_by_hand():
     made = pack(encoded([2, 3, 1, 4]), np.array([1, 2]), pad_id=5)
     assert made.input_ids.tolist() == [[12, 13, 14, 15]]
@@ -86,7 +135,7 @@ def test_a_pack_by_hand():
 
 
 def test_a_static_pack_is_filled_up_with_documents_of_padding():
-    made = pack(encoded([2, 3, 1, 4]), np.array([1, 2]), pad_id=5, size=9, max_length=4)
+    made = pack(encoded([2, 3, 1, 4]), np.array([1, 2]), pad_id=5, static=Static(9, 32, 4))
     assert made.input_ids.tolist() == [[12, 13, 14, 15, 5, 5, 5, 5, 5]]
     assert made.position_ids.tolist() == [[0, 1, 2, 0, 0, 1, 2, 3, 0]]
     assert made.cu_seqlens.tolist()[:6] == [0, 3, 4, 8, 9, 9]

@@ -16,7 +16,7 @@ from distill.backbone import add_adapters, attention_name, load_base, load_token
 from distill.batches import Examples
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
 from distill.losses import cross_entropy
-from distill.packing import pack
+from distill.packing import Static, pack
 from distill.tiny import tiny_backbone, train_tokenizer
 from distill.trainer import predict_logits, train
 
@@ -130,7 +130,7 @@ def test_an_encoder_reads_each_row_alone_between_its_marks(rows, checkpoints):
     chosen = np.arange(12)
     with torch.no_grad():
         together = model(pack=pack(examples.encoded, chosen, examples.pad_id))
-        filled = model(pack=pack(examples.encoded, chosen, examples.pad_id, size=3000))
+        filled = model(pack=pack(examples.encoded, chosen, examples.pad_id, Static(3000, 32, 100)))
         alone = [model.inner(torch.tensor(examples.encoded[s])[None].long()).logits[0] for s in chosen]
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(filled, together, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,111 @@
+"""Several processes of one command, as ``torchrun`` or ``accelerate launch`` starts them, one a GPU.
+
+Every process runs the same code on the same rows. What is decided or written is decided and written by the
+first alone (:func:`on_first`), so that no two ever disagree; steps and predictions are shared out
+(:func:`distill.packing.share_out`). In one process all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+T = TypeVar("T")
+
+
+def join_others() -> None:
+    """Join the processes that were started with this one; only the first goes on printing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_distributed():
+        return
+    from accelerate import PartialState
+
+    PartialState(cpu=not torch.cuda.is_available())
+    atexit.register(_leave)
+    if process()[0]:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _leave() -> None:
+    if is_distributed():
+        distributed.destroy_process_group()
+
+
+def is_distributed() -> bool:
+    """Whether there are other processes."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def process() -> tuple[int, int]:
+    """Return the number of this process, and how many there are."""
+    return (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
+
+
+@cache
+def _host_group() -> Any:
+    """A group that talks over the hosts' memory, and never waits for a GPU."""
+    return distributed.new_group(backend="gloo")
+
+
+def on_first(what: Callable[[], T]) -> T:
+    """Have the first process alone do something while the others wait; return what it returned to all.
+
+    An exception is raised in all of them.
+    """
+    rank, world = process()
+    if world == 1:
+        return what()
+    outcome: list[Any] = [None, None]
+    if rank == 0:
+        try:
+            outcome[0] = what()
+        except Exception as error:
+            outcome[1] = error
+    distributed.broadcast_object_list(outcome, src=0, group=_host_group())
+    if outcome[1] is not None:
+        outcome[1].told = rank > 0  # the first process tells the user
+        raise outcome[1]
+    return outcome[0]
+
+
+def gathered(own: T) -> list[T]:
+    """Return every process's own object, in the order of the processes."""
+    world = process()[1]
+    if world == 1:
+        return [own]
+    found: list[Any] = [None] * world
+    distributed.all_gather_object(found, own, group=_host_group())
+    return found
+
+
+def lowest(values: Sequence[int]) -> list[int]:
+    """Return the least of each value over all processes, without waiting for GPUs."""
+    if process()[1] == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.int64)
+    distributed.all_reduce(tensor, distributed.ReduceOp.MIN, group=_host_group())
+    return tensor.tolist()
+
+
+def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Add up the processes' gradients in one message a dtype; a missing gradient counts as zeros."""
+    if process()[1] == 1:
+        return
+    kinds: dict[torch.dtype, list[torch.nn.Parameter]] = {}
+    for parameter in parameters:
+        kinds.setdefault(parameter.dtype, []).append(parameter)
+    for alike in kinds.values():
+        for parameter in alike:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients: list[Tensor] = [p.grad for p in alike if p.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        distributed.all_reduce(flat)
+        pieces = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(pieces, gradients, strict=True)])

@@ -1,0 +1,95 @@
+"""What ``test_processes`` runs in one process and in two: train, and predict, and leave the evidence."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.arena import ArenaConfig, simulate_arena
+from data.encode import Encoder, Truncation, pad_token_id
+from data.template import Template
+from distill import inference, trainer
+from distill.backbone import add_adapters, load_base, load_tokenizer
+from distill.batches import Examples
+from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
+from distill.losses import cross_entropy
+from distill.processes import join_others, on_first, process
+from distill.select import KeepBest
+from distill.tiny import tiny_backbone
+
+CONFIG = TrainConfig(
+    lr=0.5,
+    rows_per_step=8,
+    optimizer="sgd",
+    log_steps=1,
+    warmup=0,
+    schedule="constant",
+    max_grad_norm=0.0,
+    pack_tokens=500,
+    checkpoint_steps=2,
+)
+SHAPE = TinyConfig(hidden_size=64, intermediate_size=64, layers=2, vocab_size=300, pretrain_steps=0)
+
+
+class PairLoss:
+    """Asks for whole pairs, and sees that it gets them."""
+
+    whole_pairs = True
+
+    def __call__(self, logits, batch):
+        target = batch["targets"]
+        assert torch.equal(target[::2], target[1::2][:, [1, 0, 2]])
+        return cross_entropy(logits, target)
+
+
+def plain_loss(logits, batch):
+    return cross_entropy(logits, batch["targets"])
+
+
+def main(out: Path) -> None:
+    join_others()
+    rows = simulate_arena(ArenaConfig(n_rows=21, seed=5))
+    path = str(on_first(lambda: tiny_backbone(SHAPE, rows, Template(), 0, out / "cache")))
+    backbone = BackboneConfig(path=path, precision="fp32")
+    tokenizer = load_tokenizer(backbone, path)
+    encoded = Encoder(tokenizer, Template(), Truncation(192)).encode(rows)
+    examples = Examples(encoded, rows.targets, [1, 0, 2], pad_token_id(tokenizer))
+    everything = np.arange(len(rows))
+
+    def fit(name, loss=plain_loss, config=CONFIG):
+        classifier = add_adapters(load_base(backbone, path, 3), LoraConfig(r=4), 0)
+        keeper = KeepBest(classifier, examples, everything[:6], out / name, every=2)
+        trainer.train(
+            classifier, examples, everything[6:], config, loss, out / name, name, callbacks=[keeper]
+        )
+        weights = {n: p.detach().numpy() for n, p in classifier.named_parameters() if p.requires_grad}
+        np.savez(out / f"{name}-{process()[0]}.npz", **weights)
+        return classifier
+
+    classifier = fit("plain")
+    fit("pairs", PairLoss())
+    fit("one-row-a-step", config=replace(CONFIG, rows_per_step=1, both_orders=False, epochs=0.3))
+
+    original, calls = trainer.ClassifierTrainer._packed_step, []
+
+    def failing(self, model, step):
+        calls.append(self.budget)
+        total = original(self, model, step)
+        if process()[0] == process()[1] - 1 and len(calls) in (1, 2):
+            raise torch.OutOfMemoryError("not enough memory for this test")
+        return total
+
+    trainer.ClassifierTrainer._packed_step = failing
+    fit("out-of-memory")
+    assert calls[0] == calls[1] == 500 > calls[2] == calls[-1], calls
+
+    seen, by_pack = [], inference.pack
+    inference.pack = lambda e, s, *rest: seen.extend(s.tolist()) or by_pack(e, s, *rest)
+    logits = inference.predict_logits(classifier, examples, everything, 0, "test", 500, out / "shards")
+    np.savez(out / f"predicted-{process()[0]}.npz", logits=logits, seen=seen)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
