@@ -3,7 +3,10 @@
 Llama-3.1-8B and Gemma-2-9B as 3-class LoRA classifiers (r = 16, all linear layers) on a real length mix
 capped at 2,048 tokens, both orders of a pair. Weights are random, of the true shape, made on the GPU: speed
 and memory do not depend on their values. Only real tokens count. ``*-padded`` is what a notebook does with
-the stock libraries: batches of 8 padded to the longest, checkpointing.
+the stock libraries: batches of 8 padded to the longest, checkpointing; ``*-grouped`` is those libraries at
+their best: rows sorted by length over 4,096, batches of as many tokens as our packs, and no checkpointing
+where the card has the memory. ``unmeasured`` stands for the phases that ``gpu_training.md`` has no figure of,
+with their peers and a baseline; it takes about nine minutes.
 
 Every phase is a process of its own and every line is written as it is measured, so a crash loses one. On a
 CPU the same script runs tiny models, to check itself.
@@ -72,8 +75,19 @@ PHASES = {
     "gemma-nf4": ["train", "checkpoint"],
     "gemma-fp8": ["train", "predict"],
     "llama-padded": ["train"],
+    "llama-grouped": ["train"],
     "gemma-padded": ["train"],
 }
+UNMEASURED = [
+    "llama-fp8:predict",
+    "gemma-nf4:train,checkpoint",
+    "gemma-bf16:predict",
+    "llama-nf4:train",
+    "llama-bf16:train,predict",
+    "llama-padded:train",
+    "gemma-padded:train",
+    "llama-grouped:train",
+]
 MEASURES = ("train", "checkpoint", "row", "predict", "unmerged", "eager", "matmul")
 SHAPES: dict[str, Any] = {
     "llama": LlamaConfig(
@@ -203,7 +217,7 @@ def work(config: Any, lengths: np.ndarray, training: bool) -> float:
     return float((lengths * each).sum())
 
 
-def make_classifier(family: str, precision: str, compiled: bool = True) -> Any:
+def make_classifier(family: str, precision: str, compiled: bool = True, shard: bool = False) -> Any:
     """Build the classifier as the commands do, from random weights."""
     config = config_of(family)
     if precision == "bf16" and not CUDA:
@@ -213,7 +227,7 @@ def make_classifier(family: str, precision: str, compiled: bool = True) -> Any:
     )
     attention = registered(attention_for(config.model_type, backbone.attention))
     weights, dtype = RandomWeights(family), compute_dtype(backbone)
-    base = build(config, weights, precision, dtype, attention, DEVICE, backbone.double_quant)
+    base = build(config, weights, precision, dtype, attention, DEVICE, backbone.double_quant, shard)
     classifier = add_adapters(prepared(base, backbone), LoraConfig(r=16, alpha=32), 0)
     for name, parameter in classifier.named_parameters():
         if parameter.requires_grad and ("lora_B" in name or "score" in name):
@@ -349,8 +363,23 @@ def profile(classifier: Any, family: str, lengths: Path | None, training: bool) 
     }
 
 
-def measure_padded(family: str, lengths: Path | None) -> dict[str, Any]:
-    """The stock libraries as a notebook uses them: batches of 8 in random order, padded; checkpointing."""
+def padded_batches(n: int, grouped: bool, file: Path | None, vocab: int) -> tuple[Examples, list[np.ndarray]]:
+    """Rows, and which of them make each batch: 8 as they come, or like lengths of ``PACK_TOKENS`` in all."""
+    if not grouped:
+        return make_examples(8 * n, file, vocab), list(np.arange(8 * n).reshape(n, 8))
+    examples = make_examples(4096 if CUDA else 512, file, vocab)
+    lengths = examples.encoded.lengths[::2]
+    batches: list[list[int]] = [[]]
+    for row in np.argsort(lengths, kind="stable"):
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[row] > PACK_TOKENS:
+            batches.append([])
+        batches[-1].append(int(row))
+    order = np.random.default_rng(0).permutation(len(batches))
+    return examples, [np.array(batches[i]) for i in order[:n]]
+
+
+def measure_padded(family: str, lengths: Path | None, grouped: bool, n_timed: int) -> dict[str, Any]:
+    """The stock libraries: padded batches through PEFT's model under autocast."""
     from peft import LoraConfig as PeftLora
     from peft import get_peft_model
 
@@ -361,15 +390,18 @@ def measure_padded(family: str, lengths: Path | None) -> dict[str, Any]:
     base.config.use_cache = False
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = get_peft_model(base, PeftLora(task_type="SEQ_CLS", r=16, lora_alpha=32, target_modules=targets))
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.enable_input_require_grads()
+    recompute = not grouped or (CUDA and torch.cuda.get_device_properties(0).total_memory < 130e9)
+    if recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
     model.train()
-    examples = make_examples(8 * (WARM + TIMED), lengths, config.vocab_size)
+    n_timed = min(n_timed, 12)
+    examples, batches = padded_batches(WARM + n_timed, grouped, lengths, config.vocab_size)
+    own = examples.encoded.lengths[::2]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     reset()
     clock = Clock()
-    for step in range(WARM + TIMED):
-        rows = np.arange(8 * step, 8 * step + 8)
+    for rows in batches:
         batch = {name: t.to(DEVICE) for name, t in pad(examples.encoded, 2 * rows, 2).items()}
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=CUDA):
             out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -378,13 +410,14 @@ def measure_padded(family: str, lengths: Path | None) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         clock.on_step_end()
-    seconds = clock.seconds(WARM - 1, WARM + TIMED - 1)
-    timed = examples.encoded.lengths[::2][8 * WARM :]
+    seconds = clock.seconds(WARM - 1, len(batches) - 1)
+    timed = np.concatenate([own[rows] for rows in batches[WARM:]])
     return {
         **speed(config, timed, seconds, True),
         "peak_gib": round(peak(), 1),
         "first_step_s": round(clock.first, 1),
-        "steps": TIMED,
+        "steps": len(batches) - WARM,
+        "kept_layers": "none" if recompute else "all",
         "attention": attention,
     }
 
@@ -443,8 +476,9 @@ def run_phase(phase: str, measures: list[str], args: argparse.Namespace) -> None
         say(args.out, phase=phase, measure="matmul", **measure_ceiling())
         return
     family, precision = phase.split("-")
-    if precision == "padded":
-        say(args.out, phase=phase, measure="train", **measure_padded(family, args.lengths))
+    if precision in {"padded", "grouped"}:
+        found = measure_padded(family, args.lengths, precision == "grouped", args.steps)
+        say(args.out, phase=phase, measure="train", **found)
         return
     started = time.perf_counter()
     classifier = make_classifier(family, precision, "eager" not in measures)
@@ -504,7 +538,9 @@ def table(out: Path) -> str:
 def main() -> None:
     """Run the asked phases, each in a process of its own, within the asked minutes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("phases", nargs="*", help=f"of {', '.join(PHASES)}; measures: {', '.join(MEASURES)}")
+    parser.add_argument(
+        "phases", nargs="*", help=f"unmeasured, or of {', '.join(PHASES)}; measures: {', '.join(MEASURES)}"
+    )
     parser.add_argument("--lengths", type=Path, help="JSON list of real row lengths in tokens")
     parser.add_argument("--out", type=Path, default=Path("gpu_training.jsonl"))
     parser.add_argument("--minutes", type=float, default=8.0, help="stop starting phases after this long")
@@ -514,7 +550,8 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     wanted = {}
-    for phase in args.phases or list(PHASES):
+    asked = args.phases or list(PHASES)
+    for phase in UNMEASURED if asked == ["unmeasured"] else asked:
         name, _, measures = phase.partition(":")
         wanted[name] = measures.split(",") if measures else PHASES[name]
     if args.flex:

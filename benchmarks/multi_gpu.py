@@ -1,10 +1,10 @@
 """Training and prediction on several GPUs of one host: ``python -m benchmarks.multi_gpu --gpus 2 --out DIR``.
 
 Llama-3.1-8B as a 3-class LoRA classifier, NF4 and bf16, on one GPU and on several: the same rows in the same
-steps (12 rows a GPU and step, both orders, real length mix), so that the losses must agree. Only real tokens
-count. The single-GPU runs of both precisions go on two cards at the same time, so that the host is as busy
-as it is with several. Every line is written as it is measured; ``--tiny`` runs tiny models on CPUs, to check
-the script itself.
+steps (12 rows a GPU and step, both orders, real length mix), so that the losses must agree. Then the shape of
+Llama-3.1-70B in NF4, cut over the GPUs (:mod:`distill.sharding`). Only real tokens count. The single-GPU runs
+of both precisions go on two cards at the same time, so that the host is as busy as it is with several. Every
+line is written as it is measured; ``--tiny`` runs tiny models on CPUs, to check the script itself.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import LlamaConfig
 
 import distill.inference
 import distill.packing
@@ -41,16 +42,23 @@ WARM, TIMED = (4, 12) if CUDA else (1, 3)
 ROWS_A_GPU = 12
 UNEVEN_ROWS = 18
 """Rows a GPU and step with which packs dealt in turn leave a GPU waiting: three packs for two."""
+SHARDED_ROWS, SHARDED_STEPS = 6, 3
 PREDICTED = 640 if CUDA else 24
 WANTED = {2: 0.93, 4: 0.9, 8: 0.88}
 FILE = "multi_gpu.jsonl"
+one.SHAPES["llama70"] = LlamaConfig(
+    vocab_size=128256, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
+    num_attention_heads=64, num_key_value_heads=8, head_dim=128, max_position_embeddings=131072,
+    rms_norm_eps=1e-5, pad_token_id=2, bos_token_id=0, eos_token_id=1, num_labels=3,
+)  # fmt: skip
 
 
 class Watch(one.Clock):
     """Marks where each step starts, where its gradients are summed, and where it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm: int) -> None:
         super().__init__()
+        self.warm = warm
         self.begins: list[Any] = []
         self.sums: list[tuple[Any, Any]] = []
 
@@ -66,22 +74,22 @@ class Watch(one.Clock):
 
     def busy(self) -> list[float]:
         """Seconds of every timed step that this process computed, before it met the others."""
-        pairs = list(zip(self.begins, self.sums, strict=True))[WARM:]
+        pairs = list(zip(self.begins, self.sums, strict=True))[self.warm :]
         return [one.between(begin, before) for begin, (before, _) in pairs]
 
     def summing(self) -> float:
         """Seconds of a timed step, in the mean, from then to the sum of gradients."""
-        return float(np.mean([one.between(before, after) for before, after in self.sums[WARM:]]))
+        return float(np.mean([one.between(before, after) for before, after in self.sums[self.warm :]]))
 
 
 original_sum = distill.trainer.sum_gradients
 
 
 def measure_training(
-    classifier: Any, family: str, gpus: int, rows_a_gpu: int, timed: int, lengths: Path | None
+    classifier: Any, family: str, rows: int, timed: int, lengths: Path | None, warm: int = WARM
 ) -> dict[str, Any]:
-    """Train some steps, of as many rows as ``gpus`` GPUs are to share, through the engine's own ``train``."""
-    config, rows, n_steps = one.config_of(family), rows_a_gpu * gpus, WARM + timed
+    """Train some steps of so many rows through the engine's own ``train``."""
+    config, n_steps = one.config_of(family), warm + timed
     examples = one.make_examples(n_steps * rows, lengths, config.vocab_size)
     settings = TrainConfig(lr=1e-4, rows_per_step=rows, pack_tokens=one.PACK_TOKENS, log_steps=n_steps // 2)
     everything = np.arange(n_steps * rows)
@@ -90,7 +98,7 @@ def measure_training(
         everything, own[::2], epochs=1, rows_per_step=rows, orders=2, both_orders=True, seed=settings.seed
     )
     one.reset()
-    watch = Watch()
+    watch = Watch(warm)
     distill.trainer.sum_gradients = watch.sum_gradients
 
     def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -101,8 +109,8 @@ def measure_training(
         file = Path(out) / "metrics.jsonl"
         logged = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     distill.trainer.sum_gradients = original_sum
-    seconds = watch.seconds(WARM - 1, n_steps - 1)
-    tokens = np.concatenate([own[s.sequences(2)] for s in steps[WARM:]])
+    seconds = watch.seconds(warm - 1, n_steps - 1)
+    tokens = np.concatenate([own[s.sequences(2)] for s in steps[warm:]])
     busy = np.array(gathered(watch.busy()))
     peaks = gathered(one.peak())
     plan = classifier.plan
@@ -134,6 +142,21 @@ def exchange(classifier: Any, step: float) -> dict[str, Any]:
         "exchange_ms": round(1000 * seconds, 2),
         "exchange_mib": round(size / 2**20),
         "exchange_share": round(seconds / step, 4),
+    }
+
+
+def gathering(classifier: Any, step: float) -> dict[str, Any]:
+    """Time to gather a layer, and all of them twice as a share of the step that they are gathered beside."""
+    shards = classifier.inner.get_decoder().shards
+
+    def gather() -> None:
+        shards.held = [-1, -1]
+        shards.bring(classifier.inner.get_decoder().layers[0])
+
+    seconds = one.repeat(gather) / 2  # this layer's, and the next one's
+    return {
+        "gather_ms": round(1000 * seconds, 2),
+        "gather_share": round(2 * len(shards.layers) * seconds / step, 4),
     }
 
 
@@ -221,16 +244,24 @@ def run_phase(phase: str, args: argparse.Namespace) -> None:
 
     say(device=torch.cuda.get_device_name() if CUDA else "cpu", torch=torch.__version__)
     precision, *measures = phase.split("+")
-    classifier = one.make_classifier("llama", precision)
+    family = "llama70" if "sharded" in measures else "llama"
+    started = time.perf_counter()
+    classifier = one.make_classifier(family, precision, shard=family == "llama70")
+    say(built_s=round(time.perf_counter() - started, 1), build_peak_gib=round(one.peak(), 1),
+        loaded_gib=round(torch.cuda.memory_allocated() / one.GIB, 1) if CUDA else 0.0)  # fmt: skip
     for measure in measures:
         try:
             if measure == "train":
-                found = measure_training(classifier, "llama", args.gpus, ROWS_A_GPU, TIMED, args.lengths)
+                found = measure_training(classifier, family, ROWS_A_GPU * args.gpus, TIMED, args.lengths)
             elif measure == "predict":
-                found = measure_prediction(classifier, "llama", args.lengths)
+                found = measure_prediction(classifier, family, args.lengths)
+            elif measure == "sharded":
+                rows = SHARDED_ROWS * args.gpus
+                found = measure_training(classifier, family, rows, SHARDED_STEPS, args.lengths, warm=2)
+                found |= gathering(classifier, found["step_s"])
             else:
                 distill.trainer.Cutter = {"uneven": Cutter, "in_turn": InTurn}[measure]
-                found = measure_training(classifier, "llama", args.gpus, UNEVEN_ROWS, 4, args.lengths)
+                found = measure_training(classifier, family, UNEVEN_ROWS * args.gpus, 4, args.lengths)
                 distill.trainer.Cutter = Cutter
             say(measure=measure, **found)
         except Exception as error:
@@ -326,6 +357,8 @@ def main() -> None:
         one.say(args.out / FILE, planned=line)
     together = [["nf4+train"], ["bf16+train+predict"]]
     several = ["nf4+train+uneven+in_turn", "bf16+train+predict"]
+    if args.gpus > 1:
+        several.append("nf4+sharded")
     if args.only:
         together = [p for p in together if p[0] in args.only]
         several = [p for p in several if p in args.only]

@@ -77,14 +77,21 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
         options = {**hub, "trust_remote_code": config.trust_remote_code}
         model_config = AutoConfig.from_pretrained(path, num_labels=n_classes, **options)
         attention = _attention(config, model_config.model_type)
-        if config.precision in QUANTISED:
+        if config.precision in QUANTISED or config.shard:
             if is_encoder(model_config.model_type):
                 raise UserError(
                     f"recipe: {config.precision} is for decoders; {model_config.model_type} takes bf16, fp32"
                 )
             weights = Checkpoint(path, **hub)
             model = build(
-                model_config, weights, config.precision, dtype, attention, device, config.double_quant
+                model_config,
+                weights,
+                config.precision,
+                dtype,
+                attention,
+                device,
+                config.double_quant,
+                config.shard,
             )
         else:
             model = AutoModelForSequenceClassification.from_pretrained(

@@ -58,7 +58,8 @@ class BackboneConfig:
     ``attention``: auto, varlen, flex_attention, sdpa, eager or flash_attention_2/3/4; see
     :mod:`distill.attention`. ``packed: false`` runs a decoder in padded batches through the library's own
     forward, as encoders always are: see :mod:`distill.padded`. ``compile`` compiles the decoder layers: true,
-    false, or auto, which does on CUDA.
+    false, or auto, which does on CUDA. ``shard`` cuts a frozen decoder over the GPUs of several processes
+    (:mod:`distill.sharding`), for bases that do not fit into one.
     """
 
     path: str = ""
@@ -70,6 +71,7 @@ class BackboneConfig:
     attention: str = "auto"
     compile: str = "auto"
     packed: bool = True
+    shard: bool = False
     trust_remote_code: bool = False
 
 
@@ -266,6 +268,8 @@ def _check_model(name: str, model: ModelConfig) -> None:
         raise UserError(
             f"recipe: {name} trains full weights, which {backbone.precision} cannot; use bf16 or fp32"
         )
+    if backbone.shard and not (lora.enabled and backbone.packed):
+        raise UserError(f"recipe: {name}.backbone.shard is for frozen, packed bases: lora.enabled and packed")
     _in_range(f"{name}.lora.first_layer", lora.first_layer, 0, 0.999)
     for key in ("epochs", "lr", "rows_per_step", "pack_tokens", "log_steps"):
         _positive(f"{name}.train.{key}", getattr(train, key))

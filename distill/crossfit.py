@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from data.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
 from data.errors import UserError
@@ -314,6 +315,8 @@ def trained(
         raise UserError(
             f"{run.name}, {what}: {error}; lower train.lr, or use bf16 instead of fp16"
         ) from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{run.name}, {what}: {error}") from error
     if keeper is not None:
         keeper.restore()
     seen = np.flatnonzero(allowed & examples.labelled)

@@ -52,6 +52,11 @@ class Classifier(nn.Module):
         return hasattr(self.model, "peft_config")
 
     @property
+    def sharded(self) -> bool:
+        """Whether the base is cut over several processes, which then must run packs together."""
+        return getattr(self.inner.get_decoder(), "shards", None) is not None
+
+    @property
     def head_name(self) -> str:
         """Name of the head's module."""
         return "score"

@@ -149,6 +149,8 @@ def _predict(
     rank, world = process()
     lengths = examples.encoded.lengths[sequences]
     mine = missing[share_out(lengths[missing], world)[rank]]
+    if model.sharded and not mine.size:
+        mine = missing[:1]
     while mine.size:
         packs = [mine[p] for p in by_length(lengths[mine], pack_tokens, most)]
         longest = int(lengths[mine].max())
@@ -165,9 +167,12 @@ def _predict(
                 finished += _fetch(pending, logits, shards)
                 pending = chosen, out
             finished += _fetch(pending, logits, shards)
+            # A sharded base is gathered by all together: who is done runs a pack more that nobody asks for.
+            for _ in range(max(gathered(len(packs))) - len(packs) if model.sharded else 0):
+                model(pack=inputs.to(model.device))
             return
         except torch.OutOfMemoryError:
-            if pack_tokens <= longest:
+            if pack_tokens <= longest or model.sharded:
                 raise UserError(
                     f"{what}: CUDA is out of memory with a single row of {longest} tokens; use precision nf4"
                 ) from None

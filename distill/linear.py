@@ -125,7 +125,7 @@ def fuse(model: nn.Module) -> None:
     from peft.tuners.lora import LoraLayer
 
     for module in list(model.modules()):
-        if is_frozen_linear(module):
+        if not hasattr(module, "stored") and is_frozen_linear(module):
             # Plain tensors beside the parameter: a compiled layer need not look into a quantised class.
             object.__setattr__(module, "stored", parts(module))
     modules: list[Any] = list(model.modules())
@@ -134,7 +134,9 @@ def fuse(model: nn.Module) -> None:
             base = module.base_layer
             if isinstance(base, nn.Linear) and hasattr(base, "stored"):
                 module.__class__ = _mixed(_FusedLora, module.__class__)
-        elif hasattr(module, "stored") and module.stored[0] == "nf4" and not isinstance(module, _FusedFrozen):
+        elif hasattr(module, "stored") and not isinstance(module, (_FusedFrozen, QuantisedLinear)):
+            if module.stored[0] != "nf4" and module.weight.numel():
+                continue
             module.__class__ = _mixed(_FusedFrozen, module.__class__)
 
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from data.errors import UserError
 from distill.linear import QUANTISED, QuantisedLinear
+from distill.processes import process
+from distill.sharding import Shards
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -104,6 +106,7 @@ def build(
     attention: str,
     device: torch.device,
     double_quant: bool = False,
+    shard: bool = False,
 ) -> Any:
     """Return a ``*ForSequenceClassification`` model whose decoder's linear layers are held in ``precision``.
 
@@ -117,6 +120,8 @@ def build(
         Of everything that is not quantised.
     attention : str
         The library's name of the implementation.
+    shard : bool
+        Cut the layers over the processes, where there are several (:mod:`distill.sharding`).
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForSequenceClassification
@@ -129,7 +134,13 @@ def build(
         parent, leaf = _place(model, name)
         parent._buffers[leaf] = buffer.to(device)
     layers = model.get_decoder().layers
-    linear = {id(m) for m in layers.modules() if isinstance(m, nn.Linear)}
+    linear = {
+        id(m): number
+        for number, layer in enumerate(layers)
+        for m in layer.modules()
+        if isinstance(m, nn.Linear)
+    }
+    shards = Shards() if shard and process()[1] > 1 else None
     for name, module in list(model.named_modules()):
         if id(module) in linear and precision in ("nf4", *QUANTISED):
             weight = weights.get(f"{name}.weight", module.weight.shape, device).to(dtype)
@@ -137,7 +148,10 @@ def build(
             if module.bias is not None:
                 bias = weights.get(f"{name}.bias", module.bias.shape, device).to(dtype)
             parent, leaf = _place(model, name)
-            setattr(parent, leaf, _quantised(weight, bias, precision, dtype, double_quant))
+            made = _quantised(weight, bias, precision, dtype, double_quant)
+            setattr(parent, leaf, made)
+            if shards is not None:
+                shards.take(linear[id(module)], made)
             continue
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             full = f"{name}.{leaf}"
@@ -146,6 +160,11 @@ def build(
             else:
                 value = weights.get(full, parameter.shape, device).to(dtype)
             module._parameters[leaf] = nn.Parameter(value)
+        if shards is not None and id(module) in linear:
+            shards.take(linear[id(module)], module)
+    if shards is not None:
+        shards.furnish(layers)
+        model.get_decoder().shards = shards
     if precision == "nf4":
         _mark_4bit(model, dtype, double_quant)
     return model
@@ -153,7 +172,7 @@ def build(
 
 def _quantised(
     weight: Tensor, bias: Tensor | None, precision: str, dtype: torch.dtype, double_quant: bool
-) -> nn.Module:
+) -> nn.Linear:
     if precision != "nf4":
         return QuantisedLinear(weight, precision, bias)
     import bitsandbytes as bnb

@@ -90,6 +90,11 @@ class PaddedClassifier(Classifier):
         self.recomputes = False
 
     @property
+    def sharded(self) -> bool:
+        """Never: only packed decoders are cut over processes."""
+        return False
+
+    @property
     def head_name(self) -> str:
         """Name of the head's module."""
         return head_of(self.inner)[0]

@@ -2,12 +2,14 @@
 
 A student predicts with its final model, a teacher with the average of its fold models, a model of
 ``distill.export`` at its temperature; all in both orders of a pair. One model gives one prediction set;
-several give a directory of them, named so that ``ensemble.predict`` finds each member.
+several give a directory of them, named so that ``ensemble.predict`` finds each member. Killed and started
+again, it goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -74,8 +76,10 @@ def main(argv: Sequence[str]) -> None:
         print(f"{models[0].name}: {len(rows)} rows, {found.routed} of them also {dear}: {targets[0]}")
         return
     for model, out in zip(models, targets, strict=True):
-        probs = softmax(predict_rows(model, rows).mean(axis=1) / model.temperature)
+        shards = out.with_name(f".{out.name}.predicting")
+        probs = softmax(predict_rows(model, rows, shards).mean(axis=1) / model.temperature)
         on_first(partial(write_predictions, out, rows.row_ids, probs, rows.classes.names))
+        on_first(partial(shutil.rmtree, shards, ignore_errors=True))
         print(f"{model.name}: {len(rows)} rows, {len(model.weights)} model(s) averaged: {out}")
 
 

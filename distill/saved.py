@@ -10,7 +10,7 @@ import numpy as np
 
 from data.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
 from data.errors import UserError
-from data.files import read_json, require_file
+from data.files import read_json, require_file, sha256_files, sha256_text
 from data.schema import Classes, Rows
 from data.softlabels import read_manifest
 from data.template import Template
@@ -131,8 +131,16 @@ def checked_tokenizer(saved: SavedModel) -> Any:
     return tokenizer
 
 
-def predict_rows(saved: SavedModel, rows: Rows) -> np.ndarray:
+def predict_rows(saved: SavedModel, rows: Rows, shards: Path | None = None) -> np.ndarray:
     """Predict rows in all their orders; fold models are averaged in logits.
+
+    Adapters are served one after another from one loaded base.
+
+    Parameters
+    ----------
+    shards : Path, optional
+        Directory in which what is predicted is kept until the caller deletes it: a call that was killed goes
+        on from there, if model and rows are the same.
 
     Returns
     -------
@@ -148,11 +156,19 @@ def predict_rows(saved: SavedModel, rows: Rows) -> np.ndarray:
     model, backbone = saved.model, saved.manifest["backbone_path"]
     everything = np.arange(len(rows))
     total = np.zeros((len(rows), examples.encoded.orders, rows.classes.n))
+    classifier = None
     for number, weights in enumerate(saved.weights, start=1):
-        classifier = load_trained(model.backbone, backbone, weights, model.lora.enabled, rows.classes.n)
+        if classifier is None or not model.lora.enabled:
+            classifier = load_trained(model.backbone, backbone, weights, model.lora.enabled, rows.classes.n)
+        else:
+            classifier.load(weights)
         what = f"{saved.name} predicts ({number}/{len(saved.weights)})"
+        place = None
+        if shards is not None:
+            made_by = sha256_files(sorted(weights.glob("*.safetensors")))
+            place = shards / sha256_text(made_by, rows.content_hash)[:16]
         total += predict_logits(
-            classifier, examples, everything, model.train.predict_rows, what, model.train.pack_tokens
+            classifier, examples, everything, model.train.predict_rows, what, model.train.pack_tokens, place
         )
     return total / len(saved.weights)
 

@@ -132,8 +132,10 @@ class ClassifierTrainer(Trainer):
             failure, total = "another process ran out of CUDA memory", torch.zeros(())
             done = 1
             try:
-                total = self._packed_step(model, step)
+                total = self._packed_step(step)
             except torch.OutOfMemoryError as error:
+                if self.classifier.sharded:
+                    raise torch.OutOfMemoryError(f"{error}; lower train.pack_tokens") from error
                 done, failure = 0, str(error)
             # Processes agree on the host, so that none waits on its GPU for one that failed.
             done, kept = lowest([done, MANY if plan.kept is None else plan.kept])
@@ -144,7 +146,7 @@ class ClassifierTrainer(Trainer):
                 return total
             self._spare_memory(model, failure)
 
-    def _packed_step(self, model: Any, step: Step) -> Tensor:
+    def _packed_step(self, step: Step) -> Tensor:
         """Run this process's packs of a step; return the losses' sum over all rows of the whole step.
 
         Gradients are left as this process's part of their sum. The loss is scaled so that its mean over
@@ -155,15 +157,20 @@ class ClassifierTrainer(Trainer):
         rank, world = process()
         device = accelerator.device
         total = torch.zeros((), device=device)
-        for chosen in self.cutter.packs(encoded.lengths[sequences])[rank]:
+        shares = self.cutter.packs(encoded.lengths[sequences])
+        mine = shares[rank]
+        # A sharded base is gathered by all together: who has no pack left runs a row that counts for nothing.
+        idle = max(map(len, shares)) - len(mine) if self.classifier.sharded else 0
+        for number, chosen in enumerate([*mine, *[np.arange(self.together)] * idle]):
             part = step.take(chosen)
             inputs = pack(encoded, sequences[chosen], self.examples.pad_id, self.static).to(device)
             targets = {name: send(t, device) for name, t in targets_of(self.examples, part).items()}
-            with accelerator.no_sync(model):
-                with self.compute_loss_context_manager():
-                    losses = self.row_loss(model(pack=inputs), targets)
-                    loss = losses.sum() / len(step)
-                accelerator.backward(loss)
+            with self.compute_loss_context_manager():
+                # Not through DDP, which would cut compiled layers to overlap the exchange of gradients:
+                # adapters' gradients are exchanged in a thousandth of a step, once all packs are done.
+                losses = self.row_loss(self.classifier(pack=inputs), targets)
+                loss = losses.sum() * (0.0 if number >= len(mine) else 1 / len(step))
+            accelerator.backward(loss)
             self._remember(part.rows, losses.detach())
             total += loss.detach() * world
         return total

@@ -2,16 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+import distill.saved
 from data.errors import UserError
 from data.schema import read_rows
 from data.softlabels import read_store, softmax
-from distill import predict
+from distill import inference, predict
+from distill.head import Classifier
+from distill.packing import by_length
 from distill.saved import predict_rows, read_saved
 
 CLASSES = ["winner_model_a", "winner_model_b", "winner_tie"]
@@ -26,6 +32,66 @@ def test_a_fold_model_predicts_what_its_store_holds(trained):
     only = type(saved)(saved.path, saved.manifest, saved.model, [trained / "llama" / "fold-1" / "adapter"])
     logits = predict_rows(only, rows.take(inside))
     np.testing.assert_allclose(logits, store.logits[inside], atol=1e-3)
+
+
+def test_folds_served_from_one_base_are_the_folds_loaded_one_by_one(trained, monkeypatch):
+    saved, rows = read_saved(trained / "llama"), read_rows(trained).take(np.arange(12))
+    each = [predict_rows(replace(saved, weights=[weights]), rows) for weights in saved.weights]
+    loaded, load = [], distill.saved.load_trained
+    monkeypatch.setattr(distill.saved, "load_trained", lambda *a: loaded.append(a) or load(*a))
+    np.testing.assert_array_equal(predict_rows(saved, rows), np.mean(each, axis=0, dtype=np.float64))
+    assert len(each) == 2
+    assert len(loaded) == 1
+
+
+def test_a_killed_prediction_goes_on_from_its_shards(trained, tmp_path, monkeypatch):
+    """Killed while the second of two fold models predicts: the next call predicts only what is missing."""
+    monkeypatch.setattr(inference, "SHARD_SECONDS", 0.0)
+    monkeypatch.setattr(
+        inference, "by_length", lambda lengths, budget, most=0: by_length(lengths, 2000, most)
+    )
+    predicted, original = [], inference.pack
+    limit = [None]
+
+    def counting(encoded, sequences, *rest):
+        if limit[0] is not None and len(predicted) >= limit[0]:
+            raise KeyboardInterrupt
+        predicted.append(sequences)
+        return original(encoded, sequences, *rest)
+
+    monkeypatch.setattr(inference, "pack", counting)
+    arguments = ["--model", str(trained / "llama"), "--data", str(trained / "rows.parquet"), "--out"]
+    predict.main([*arguments, str(tmp_path / "whole.csv")])
+    whole = len(predicted)
+    limit[0] = whole + 3 * whole // 4
+    with pytest.raises(KeyboardInterrupt):
+        predict.main([*arguments, str(tmp_path / "killed.csv")])
+    limit[0] = None
+    predict.main([*arguments, str(tmp_path / "killed.csv")])
+    # The pack that was on its way when the command was killed is predicted again, and nothing else is.
+    assert len(predicted) <= 2 * whole + 2
+    assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.csv", "whole.csv"]
+
+
+def test_too_little_memory_makes_smaller_packs_and_the_same_logits(trained, monkeypatch, caplog):
+    saved = read_saved(trained / "student")
+    rows = read_rows(trained).take(np.arange(20))
+    wanted = predict_rows(saved, rows)
+    forward, sizes = Classifier.forward, []
+
+    def tight(self, *args, pack=None, **options):
+        sizes.append(pack.input_ids.shape[1])
+        if sizes[-1] > 700:
+            raise torch.OutOfMemoryError("CUDA out of memory, said the test")
+        return forward(self, *args, pack=pack, **options)
+
+    monkeypatch.setattr(Classifier, "forward", tight)
+    np.testing.assert_allclose(predict_rows(saved, rows), wanted, atol=1e-5)
+    assert "pack_tokens is lowered from 16384 to 8192" in caplog.text
+    monkeypatch.setattr(Classifier, "forward", Mock(side_effect=torch.OutOfMemoryError("not even for one")))
+    with pytest.raises(UserError, match="single row"):
+        predict_rows(saved, rows)
 
 
 def test_one_model_leaves_one_prediction_set(trained, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 
 from data.softlabels import read_store
 
+SHARDED = ["sharded-fp32", "sharded-nf4", "sharded-int8"]
 HERE = Path(__file__).parent
 
 
@@ -37,7 +38,7 @@ def both(tmp_path_factory):
     return places
 
 
-@pytest.mark.parametrize("name", ["plain", "pairs", "one-row-a-step", "out-of-memory"])
+@pytest.mark.parametrize("name", ["plain", "pairs", "one-row-a-step", "out-of-memory", *SHARDED])
 def test_two_processes_take_the_steps_of_one(both, name):
     """With plain gradient descent, equal weights after several steps are equal gradients."""
     one = np.load(both[1] / f"{name}-0.npz")

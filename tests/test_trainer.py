@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from data.arena import ArenaConfig, simulate_arena
 from data.encode import Encoder, Truncation, pad_token_id
@@ -37,10 +38,12 @@ def setting(tmp_path_factory):
     return backbone, Examples(encoded, rows.targets, [1, 0, 2], pad_token_id(tokenizer))
 
 
-def trained(setting, out, config=CONFIG, rows=21, row_loss=loss):
+def trained(setting, out, config=CONFIG, rows=21, row_loss=loss, callbacks=(), hook=None, **lora):
     backbone, examples = setting
-    classifier = add_adapters(load_base(backbone, backbone.path, 3), LoraConfig(r=4), 0)
-    train(classifier, examples, np.arange(rows), config, row_loss, out, "test")
+    classifier = add_adapters(load_base(backbone, backbone.path, 3), LoraConfig(r=4, **lora), 0)
+    if hook is not None:
+        classifier.register_forward_pre_hook(hook, with_kwargs=True)
+    train(classifier, examples, np.arange(rows), config, row_loss, out, "test", callbacks=callbacks)
     return {name: p.detach().clone() for name, p in classifier.named_parameters() if p.requires_grad}
 
 
@@ -82,8 +85,83 @@ def test_a_loss_that_is_not_finite_stops_the_run(setting, tmp_path):
     def broken(logits, batch):
         return loss(logits, batch) * torch.tensor(float("nan"))
 
-    with pytest.raises(FloatingPointError, match="step 1"):
+    with pytest.raises(FloatingPointError, match="loss is nan at step 1, rows"):
         trained(setting, tmp_path, row_loss=broken)
+
+
+def test_one_bad_row_is_named_with_its_step(setting, tmp_path):
+    backbone, examples = setting
+    examples = replace(examples, row_ids=[f"row-{i}" for i in range(21)])
+    config = replace(CONFIG, rows_per_step=4, micro_rows=1)
+    steps = []
+
+    def broken(logits, batch):
+        steps.append(1)
+        value = loss(logits, batch)
+        return torch.cat([value[:1] * float("inf"), value[1:]]) if len(steps) == 7 else value
+
+    with pytest.raises(FloatingPointError, match=r"loss is inf at step 2, rows row-\d+$"):
+        trained((backbone, examples), tmp_path, config, row_loss=broken)
+
+
+class Killed(TrainerCallback):
+    """Ends a training after a step, as a signal would: with nothing said or saved."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_killed_at_any_step_it_resumes_to_the_very_same_weights(setting, tmp_path):
+    """Bitwise, with dropout, whose random state must continue too, and within an epoch."""
+    config = replace(CONFIG, epochs=2, rows_per_step=6, schedule="cosine", checkpoint_steps=3)
+    options = {"dropout": 0.2, "alpha": 16.0}
+    whole = trained(setting, tmp_path / "whole", config, **options)
+    for step in (1, 3, 5, 6):
+        out = tmp_path / f"killed-{step}"
+        with pytest.raises(KeyboardInterrupt):
+            trained(setting, out, config, callbacks=[Killed(step)], **options)
+        resumed = trained(setting, out, config, **options)
+        for name, value in whole.items():
+            assert torch.equal(resumed[name], value), (step, name)
+
+
+class Scarce:
+    """Memory for so many tokens in a pack, where activations are kept for backward or where not."""
+
+    def __init__(self, kept, recomputed):
+        self.kept, self.recomputed = kept, recomputed
+        self.sizes = []
+
+    def __call__(self, classifier, args, kwargs):
+        size = kwargs["pack"].input_ids.shape[1]
+        if size > (self.recomputed if classifier.plan.checkpoint == "all" else self.kept):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory, said the test")
+        self.sizes.append(size)
+
+
+def test_too_little_memory_recomputes_then_makes_smaller_packs_and_takes_the_same_steps(
+    setting, tmp_path, caplog
+):
+    plain = replace(CONFIG, optimizer="sgd", lr=0.5)
+    whole = trained(setting, tmp_path / "whole", plain)
+    scarce = Scarce(500, 1100)
+    small = trained(setting, tmp_path / "small", plain, hook=scarce)
+    for name, value in whole.items():
+        torch.testing.assert_close(small[name], value, atol=2e-6, rtol=1e-4)
+    assert max(scarce.sizes) <= 1100
+    messages = [record.message for record in caplog.records if "out of memory" in record.message]
+    assert "all layers recompute" in messages[0]
+    assert "pack_tokens is lowered from 16384 to 8192" in messages[1]
+    assert "to 1024" in messages[-1]
+
+
+def test_a_row_for_which_there_is_no_memory_ends_the_run_with_what_to_do(setting, tmp_path):
+    with pytest.raises(torch.OutOfMemoryError, match=r"longest row \(\d+ tokens\): lower encode\.max_length"):
+        trained(setting, tmp_path, hook=Scarce(10, 10))
 
 
 def test_checkpoints_hold_only_what_is_trained(setting, tmp_path):

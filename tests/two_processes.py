@@ -30,7 +30,8 @@ CONFIG = TrainConfig(
     pack_tokens=500,
     checkpoint_steps=2,
 )
-SHAPE = TinyConfig(hidden_size=64, intermediate_size=64, layers=2, vocab_size=300, pretrain_steps=0)
+TARGETS = ["q_proj", "k_proj", "v_proj", "gate_proj", "down_proj"]
+SHAPE = TinyConfig(hidden_size=64, intermediate_size=64, layers=3, vocab_size=300, pretrain_steps=0)
 
 
 class PairLoss:
@@ -58,8 +59,9 @@ def main(out: Path) -> None:
     examples = Examples(encoded, rows.targets, [1, 0, 2], pad_token_id(tokenizer))
     everything = np.arange(len(rows))
 
-    def fit(name, loss=plain_loss, config=CONFIG):
-        classifier = add_adapters(load_base(backbone, path, 3), LoraConfig(r=4), 0)
+    def fit(name, loss=plain_loss, config=CONFIG, **base):
+        base = replace(backbone, **base)
+        classifier = add_adapters(load_base(base, path, 3), LoraConfig(r=4, targets=TARGETS), 0)
         keeper = KeepBest(classifier, examples, everything[:6], out / name, every=2)
         trainer.train(
             classifier, examples, everything[6:], config, loss, out / name, name, callbacks=[keeper]
@@ -72,11 +74,17 @@ def main(out: Path) -> None:
     fit("pairs", PairLoss())
     fit("one-row-a-step", config=replace(CONFIG, rows_per_step=1, both_orders=False, epochs=0.3))
 
+    for precision in ("fp32", "nf4", "int8"):
+        sharded = fit(f"sharded-{precision}", precision=precision, shard=True)
+        assert sharded.sharded == (process()[1] > 1)
+        kept = sum(p.numel() for p in sharded.inner.get_decoder().layers.parameters() if not p.requires_grad)
+        assert not sharded.sharded or kept == 2 * 3 * 64  # only norms
+
     original, calls = trainer.ClassifierTrainer._packed_step, []
 
-    def failing(self, model, step):
+    def failing(self, step):
         calls.append(self.budget)
-        total = original(self, model, step)
+        total = original(self, step)
         if process()[0] == process()[1] - 1 and len(calls) in (1, 2):
             raise torch.OutOfMemoryError("not enough memory for this test")
         return total
