@@ -23,9 +23,12 @@ from distill.head import Classifier
 from distill.loading import Checkpoint, build
 from distill.padded import blocks_of, head_of, is_encoder, poolers_of, wrap
 from distill.quiet import quiet_transformers
+from distill.verdict import verdict_ids
 
 ALL_LINEAR = "all-linear"
 CPU = torch.device("cpu")
+TASKS = {"score": "AutoModelForSequenceClassification", "tokens": "AutoModelForCausalLM"}
+"""The library's class for each head."""
 EAGER_ONLY = {*SOFTCAPPED, "deberta", "deberta-v2"}
 """Architectures that in padded batches take no other attention: capped ones, and those with no other."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -66,9 +69,13 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
     """Load the frozen base with a fresh float32 head of ``n_classes`` outputs.
 
     Returns a ``*ForSequenceClassification`` model in evaluation mode, its head all zeros: a fresh
-    classifier predicts the uniform distribution, whatever the scale of the backbone's hidden states.
+    classifier predicts the uniform distribution, whatever the scale of the backbone's hidden states. With
+    ``head: tokens`` a ``*ForCausalLM`` model that carries its ``verdict_ids``.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    import transformers
+    from transformers import AutoConfig
+
+    task = TASKS[config.head]
 
     dtype = compute_dtype(config)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
@@ -92,9 +99,10 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
                 device,
                 config.double_quant,
                 config.shard,
+                task,
             )
         else:
-            model = AutoModelForSequenceClassification.from_pretrained(
+            model = getattr(transformers, task).from_pretrained(
                 path,
                 config=model_config,
                 dtype=dtype,
@@ -104,12 +112,16 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
                 ignore_mismatched_sizes=True,
                 **options,
             )
+    if config.head == "tokens":
+        model.verdict_ids = verdict_ids(load_tokenizer(config, path), config.verdicts, n_classes)
     return prepared(model, config)
 
 
 def prepared(model: Any, config: BackboneConfig) -> Any:
     """Give a base its fresh head, and the settings that do not come with a checkpoint."""
     _configure(model, config)
+    if config.head == "tokens":
+        return model.eval()
     last = head_of(model)[1]
     nn.init.zeros_(last.weight)
     if last.bias is not None:
@@ -122,7 +134,7 @@ def _configure(model: Any, config: BackboneConfig) -> None:
     model.config.use_cache = False
     model.compile_layers = _compiles(config)
     model.padded = not packs(config, model.config.model_type)
-    if not is_encoder(model.config.model_type):
+    if not is_encoder(model.config.model_type) and config.head == "score":
         model.score.to(torch.float32)
 
 
@@ -175,7 +187,7 @@ def lora_targets(model: Any, lora: LoraConfig) -> tuple[list[str], list[int]]:
 def add_adapters(
     model: Any, lora: LoraConfig, seed: int, gradient_checkpointing: bool | str = False
 ) -> Classifier:
-    """Freeze the base, add LoRA adapters (float32) and a trainable head, and wrap as a classifier."""
+    """Freeze the base, add LoRA adapters (float32) and its trainable head, and wrap as a classifier."""
     from peft import LoraConfig as PeftLoraConfig
     from peft import TaskType, get_peft_model
 
@@ -183,15 +195,16 @@ def add_adapters(
     if not lora.enabled:
         return _checkpointed(wrap(model.requires_grad_(True)), gradient_checkpointing)
     targets, layers = lora_targets(model, lora)
+    own_head = not hasattr(model, "verdict_ids")
     peft_config = PeftLoraConfig(
-        task_type=TaskType.SEQ_CLS,
+        task_type=TaskType.SEQ_CLS if own_head else TaskType.CAUSAL_LM,
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=targets,
         layers_to_transform=layers,
         layers_pattern=blocks_of(model)[1],
-        modules_to_save=[head_of(model)[0], *poolers_of(model)],
+        modules_to_save=[head_of(model)[0], *poolers_of(model)] if own_head else None,
     )
     with quiet_transformers():
         adapted = get_peft_model(model, peft_config)

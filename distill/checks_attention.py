@@ -191,10 +191,12 @@ def activations_fit_dtype(subject: Subject) -> Finding | None:
     stored = str(subject.raw_config.get("dtype") or subject.raw_config.get("torch_dtype") or "")
     half = half or (subject.plain and stored == "float16")
     if half and subject.config.model_type in GEMMAS:
+        if not subject.plain and backbone.packed and subject.config.model_type == "gemma2":
+            return passed("gemma2 in fp16, its residuals in float32")
         return failed(
             f"{subject.config.model_type} in fp16",
             "overflow to inf and NaN (transformers #36822)",
-            "precision or compute bf16; on cards without it fp32",
+            "precision or compute bf16; on cards without it fp32, or packed: true",
         )
     model = plain_model(subject)
     peaks: list[float] = []
@@ -271,7 +273,7 @@ def head_stays_float32(subject: Subject) -> Finding | None:
 
     if subject.model.backbone.precision == "nf4" and subject.config.hidden_size % 64:
         return None
-    config = replace(subject.model.backbone, path=subject.small, tiny=None, revision=None)
+    config = replace(subject.model.backbone, path=subject.small, tiny=None, revision=None, head="score")
     model = load_base(config, subject.small, 3)
     head = head_of(model)
     linear = [m for m in model.get_decoder().modules() if isinstance(m, nn.Linear)]

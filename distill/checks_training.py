@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.backbone import add_adapters, load_base
 from distill.checks import Finding, check, failed, passed, warned
-from distill.config import LoraConfig, TrainConfig
+from distill.config import BackboneConfig, LoraConfig, TrainConfig
 from distill.losses import cross_entropy
 from distill.subject import Subject
 from distill.trainer import train
@@ -96,9 +96,15 @@ def few_examples(subject: Subject, n: int = STEPS * ROWS_A_STEP) -> Examples:
     return Examples(Encoded(ids, offsets, 1, 0), targets, [0, 1, 2], 0)
 
 
+def _copy(subject: Subject) -> BackboneConfig:
+    """The declared backbone, with the shallow copy in its place and a head of its own."""
+    declared = subject.model.backbone
+    return replace(declared, path=subject.small, tiny=None, revision=None, head="score", shard=False)
+
+
 def small_classifier(subject: Subject) -> Classifier:
-    """The shallow copy with the declared adapters and a zero head, in float32."""
-    backbone = replace(subject.model.backbone, path=subject.small, tiny=None, precision="fp32", revision=None)
+    """The shallow copy with the declared adapters and a zero head, in float32, whatever the declared head."""
+    backbone = replace(_copy(subject), precision="fp32")
     return add_adapters(load_base(backbone, subject.small, 3), lora_of(subject), 0)
 
 
@@ -318,9 +324,11 @@ def declared_precision(subject: Subject) -> Finding | None:
     family = "gemma2" if "gemma-2" in name or "gemma2" in name else name
     attention_for(family, backbone.attention)  # raises, naming the reason, where the cap would be lost
     compute = backbone.compute if backbone.precision == "nf4" else backbone.precision
-    if "gemma" in family and compute == "fp16":
+    if "gemma" in family and compute == "fp16" and not backbone.packed:
         return failed(
-            "Gemma is declared to compute in fp16", "overflow to NaN (transformers #36822)", "bf16, or fp32"
+            "Gemma is declared to compute in fp16",
+            "overflow to NaN (transformers #36822)",
+            "bf16, or packed: true, which keeps residuals in float32",
         )
     return passed(f"{backbone.precision} computing in {compute}, attention {backbone.attention}")
 
@@ -337,6 +345,9 @@ def head_is_saved(subject: Subject) -> Finding | None:
     path = subject.adapter / "adapter_model.safetensors"
     if not path.exists():
         return None
+    config = subject.adapter / "adapter_config.json"
+    if config.exists() and json.loads(config.read_text(encoding="utf-8")).get("task_type") == "CAUSAL_LM":
+        return passed("a language model's own head, which stays as it is")
     with safe_open(path, framework="np") as file:
         names = list(file.keys())
     heads = [n for n in names if "score" in n or "classifier" in n]
@@ -421,7 +432,7 @@ def merging_changes_little(subject: Subject) -> Finding | None:
     backbone = subject.model.backbone
     if not subject.model.lora.enabled or (backbone.precision == "nf4" and subject.config.hidden_size % 64):
         return None
-    loaded = load_base(replace(backbone, path=subject.small, tiny=None, revision=None), subject.small, 3)
+    loaded = load_base(_copy(subject), subject.small, 3)
     classifier = add_adapters(loaded, lora_of(subject), 0)
     _randomise(classifier, 0.1)
     rows = [r.tolist() for r in _rows_of(subject)]

@@ -16,6 +16,7 @@ from data.errors import UserError, listing
 RECIPES = Path(__file__).parent / "recipes"
 PRECISIONS = ("nf4", "int8", "fp8", "bf16", "fp16", "fp32")
 QUANTISED = ("nf4", "int8", "fp8")
+HEADS = ("score", "tokens")
 SWITCHES = ("auto", "true", "false")
 CHECKPOINTING = {"auto": "auto", "true": "all", "false": "none"}
 FAMILIES = ("llama", "gemma2", "bert")
@@ -60,6 +61,10 @@ class BackboneConfig:
     forward, as encoders always are: see :mod:`distill.padded`. ``compile`` compiles the decoder layers: true,
     false, or auto, which does on CUDA. ``shard`` cuts a frozen decoder over the GPUs of several processes
     (:mod:`distill.sharding`), for bases that do not fit into one.
+
+    ``head``: score is a fresh linear layer over the last hidden state; tokens reads the language model's own
+    logits of the words ``verdicts``, one a class (A, B, C and so on where none are named):
+    :mod:`distill.verdict`.
     """
 
     path: str = ""
@@ -72,6 +77,8 @@ class BackboneConfig:
     compile: str = "auto"
     packed: bool = True
     shard: bool = False
+    head: str = "score"
+    verdicts: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
 
 
@@ -268,6 +275,10 @@ def _check_model(name: str, model: ModelConfig) -> None:
         raise UserError(
             f"recipe: {name} trains full weights, which {backbone.precision} cannot; use bf16 or fp32"
         )
+    if backbone.head not in HEADS:
+        raise UserError(f"recipe: {name}.backbone.head is {backbone.head!r}; it is one of {listing(HEADS)}")
+    if backbone.head == "tokens" and not (lora.enabled and backbone.packed):
+        raise UserError(f"recipe: {name}.backbone.head tokens needs adapters and packs: lora.enabled, packed")
     if backbone.shard and not (lora.enabled and backbone.packed):
         raise UserError(f"recipe: {name}.backbone.shard is for frozen, packed bases: lora.enabled and packed")
     _in_range(f"{name}.lora.first_layer", lora.first_layer, 0, 0.999)

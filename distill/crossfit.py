@@ -159,6 +159,7 @@ def plan_run(
             "double_quant": model.backbone.double_quant,
             "compute": str(compute_dtype(model.backbone)).removeprefix("torch."),
             "attention": attention_name(model.backbone, model_type(model.backbone, backbone)),
+            **head_details(model),
         },
         "tokenizer_hash": tokenizer_hash(tokenizer),
         **encoder.describe(),
@@ -171,6 +172,13 @@ def plan_run(
         "versions": versions(),
     }
     return Run(name, out, model, backbone, rows, folds, examples, loss, manifest, lessons)
+
+
+def head_details(model: ModelConfig) -> dict[str, Any]:
+    """Manifest fields of a head that is not the usual one."""
+    if model.backbone.head == "score":
+        return {}
+    return {"head": model.backbone.head, "verdicts": list(model.backbone.verdicts)}
 
 
 def resolve_backbone(model: ModelConfig, rows: Rows, template: Template, home: Path) -> str:

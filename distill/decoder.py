@@ -83,6 +83,14 @@ def first_trained(layers: nn.ModuleList) -> int:
     return len(layers)
 
 
+def wide_residuals(decoder: Any, dtype: torch.dtype) -> bool:
+    """Whether residuals are kept in float32: Gemma's leave float16's range (transformers #36822).
+
+    Its layers norm what they add, and the norms may scale it beyond that range; products stay in float16.
+    """
+    return dtype == torch.float16 and PRUNABLE.get(type(decoder.layers[0]).__name__) == "sandwich"
+
+
 def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
     """Return the normed hidden state of each row's last token, shape (rows, hidden)."""
     layers = decoder.layers
@@ -101,6 +109,8 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
             "max_length_q": pack.max_length,
             "max_length_k": pack.max_length,
         }
+    if wide_residuals(decoder, hidden.dtype):
+        hidden = hidden.float()
     run = _layer_function(plan.compiled)
     shards = getattr(decoder, "shards", None)
     if shards is not None:

@@ -14,13 +14,15 @@ import torch
 from torch import nn
 
 from distill.attention import REGISTERED
-from distill.decoder import Plan, pooled_hidden
+from distill.decoder import Plan, pooled_hidden, wide_residuals
 from distill.linear import fuse
 from distill.packing import Pack
 
 
 class Classifier(nn.Module):
     """Wraps a ``*ForSequenceClassification`` model, or the PEFT model around one.
+
+    :class:`distill.verdict.VerdictClassifier` reads a language model's own head instead.
 
     Parameters
     ----------
@@ -39,17 +41,23 @@ class Classifier(nn.Module):
         attention = self.inner.config._attn_implementation
         compiled = getattr(self.inner, "compile_layers", False)
         self.plan = Plan(attention=known.get(attention, attention), compiled=compiled)
-        fuse(model)
+        fuse(model, self._compute)
 
     @property
     def inner(self) -> Any:
-        """The ``*ForSequenceClassification`` model inside any PEFT wrapping."""
+        """The model inside any PEFT wrapping."""
         return self.model.get_base_model() if self.is_peft else self.model
 
     @property
     def is_peft(self) -> bool:
         """Whether adapters are trained, not full weights."""
         return hasattr(self.model, "peft_config")
+
+    @property
+    def _compute(self) -> torch.dtype | None:
+        """What linear layers cast their input to, where residuals are kept in float32."""
+        decoder = self.inner.get_decoder()
+        return torch.float16 if wide_residuals(decoder, decoder.embed_tokens.weight.dtype) else None
 
     @property
     def sharded(self) -> bool:
@@ -99,7 +107,11 @@ class Classifier(nn.Module):
             ).last_hidden_state
             pooled = hidden[torch.arange(len(last), device=hidden.device), last]
         with torch.autocast(device_type=pooled.device.type, enabled=False):
-            return inner.score(pooled.float()).float()
+            return self.read(pooled)
+
+    def read(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits (sequences, K) of the last tokens' hidden states (sequences, hidden)."""
+        return self.inner.score(pooled.float()).float()
 
     def save(self, directory: Path) -> None:
         """Write adapter and head in PEFT's format, or a full checkpoint where there is no adapter."""
@@ -117,7 +129,7 @@ class Classifier(nn.Module):
             from peft import PeftModel
 
             self.model = PeftModel.from_pretrained(self.model, str(directory), is_trainable=trainable)
-            fuse(self.model)
+            fuse(self.model, self._compute)
         else:
             self._load_full(directory)
         if not trainable:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from distill.frozen import FP8, FrozenProduct, LoraProduct, dense, quantise_int8, quantise_rows
 
 QUANTISED = ("int8", "fp8")
-MOST_STORED = 5
+LAST = ("o_proj", "down_proj")
+"""The linear layers that end a decoder layer's two halves."""
 Parts = tuple[str, tuple[int, int], tuple[Tensor, ...]]
 
 
@@ -79,9 +80,21 @@ def is_frozen_linear(module: nn.Module) -> bool:
 def frozen_product(layer: Any, x: Tensor) -> Tensor:
     """``layer(x)`` for a frozen linear layer."""
     kind, shape, stored = layer.stored if hasattr(layer, "stored") else parts(layer)
+    x = _computed(layer, x)
     y = FrozenProduct.apply(x.reshape(-1, x.shape[-1]), kind, shape, *stored)
     y = y if layer.bias is None else y + layer.bias.to(y.dtype)
-    return y.view(*x.shape[:-1], shape[0])
+    return _delivered(layer, y.view(*x.shape[:-1], shape[0]))
+
+
+def _computed(layer: Any, x: Tensor) -> Tensor:
+    """Input in the dtype of products, which residuals kept in float32 do not have."""
+    compute = getattr(layer, "compute", None)
+    return x if compute is None else x.to(compute)
+
+
+def _delivered(layer: Any, y: Tensor) -> Tensor:
+    """Output in float32 where it goes, through a norm, into residuals kept so."""
+    return y.float() if getattr(layer, "compute", None) is not None and layer.into_residuals else y
 
 
 class _FusedLora:
@@ -96,6 +109,7 @@ class _FusedLora:
         if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name]:
             return super().forward(x)  # type: ignore[misc]
         base = self.base_layer
+        x = _computed(base, x)
         a, b = self.lora_A[name].weight.to(x.dtype), self.lora_B[name].weight.to(x.dtype)
         scaling = self.scaling[name]
         dropout = self.lora_dropout[name]
@@ -104,7 +118,7 @@ class _FusedLora:
         kind, shape, stored = base.stored
         y = LoraProduct.apply(x.reshape(-1, x.shape[-1]), a, b, scaling, kind, shape, *stored)
         y = y if base.bias is None else y + base.bias.to(y.dtype)
-        return y.view(*x.shape[:-1], shape[0])
+        return _delivered(base, y.view(*x.shape[:-1], shape[0]))
 
 
 class _FusedFrozen:
@@ -120,14 +134,23 @@ def _mixed(mixin: Any, cls: Any) -> Any:
     return type(cls.__name__, (mixin, cls), {"__module__": cls.__module__})
 
 
-def fuse(model: nn.Module) -> None:
-    """Exchange how the frozen linear layers under ``model`` and the LoRA layers around them multiply."""
+def fuse(model: nn.Module, compute: torch.dtype | None = None) -> None:
+    """Exchange how the frozen linear layers under ``model`` and the LoRA layers around them multiply.
+
+    Parameters
+    ----------
+    compute : torch.dtype, optional
+        What inputs are cast to first; None leaves them as they come.
+    """
     from peft.tuners.lora import LoraLayer
 
-    for module in list(model.modules()):
+    for name, module in list(model.named_modules()):
         if not hasattr(module, "stored") and is_frozen_linear(module):
             # Plain tensors beside the parameter: a compiled layer need not look into a quantised class.
             object.__setattr__(module, "stored", parts(module))
+        if hasattr(module, "stored"):
+            object.__setattr__(module, "compute", compute)
+            object.__setattr__(module, "into_residuals", any(last in name for last in LAST))
     modules: list[Any] = list(model.modules())
     for module in modules:
         if isinstance(module, LoraLayer) and not isinstance(module, _FusedLora):
@@ -135,7 +158,7 @@ def fuse(model: nn.Module) -> None:
             if isinstance(base, nn.Linear) and hasattr(base, "stored"):
                 module.__class__ = _mixed(_FusedLora, module.__class__)
         elif hasattr(module, "stored") and not isinstance(module, (_FusedFrozen, QuantisedLinear)):
-            if module.stored[0] != "nf4" and module.weight.numel():
+            if module.stored[0] != "nf4" and module.weight.numel() and compute is None:
                 continue
             module.__class__ = _mixed(_FusedFrozen, module.__class__)
 

@@ -107,8 +107,9 @@ def build(
     device: torch.device,
     double_quant: bool = False,
     shard: bool = False,
+    task: str = "AutoModelForSequenceClassification",
 ) -> Any:
-    """Return a ``*ForSequenceClassification`` model whose decoder's linear layers are held in ``precision``.
+    """Return a model of a task's class whose decoder's linear layers are held in ``precision``.
 
     Parameters
     ----------
@@ -122,14 +123,14 @@ def build(
         The library's name of the implementation.
     shard : bool
         Cut the layers over the processes, where there are several (:mod:`distill.sharding`).
+    task : str
+        The library's class that knows the architecture's class for the task.
     """
+    import transformers
     from accelerate import init_empty_weights
-    from transformers import AutoModelForSequenceClassification
 
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForSequenceClassification.from_config(
-            config, dtype=dtype, attn_implementation=attention
-        )
+        model = getattr(transformers, task).from_config(config, dtype=dtype, attn_implementation=attention)
     for name, buffer in list(model.named_buffers()):
         parent, leaf = _place(model, name)
         parent._buffers[leaf] = buffer.to(device)
@@ -155,6 +156,8 @@ def build(
             continue
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             full = f"{name}.{leaf}"
+            if full.startswith("lm_head.") and full not in weights:
+                continue  # tied to the embedding
             if full.startswith("score.") and full not in weights:
                 value = torch.zeros(parameter.shape, dtype=dtype, device=device)
             else:
@@ -162,6 +165,7 @@ def build(
             module._parameters[leaf] = nn.Parameter(value)
         if shards is not None and id(module) in linear:
             shards.take(linear[id(module)], module)
+    model.tie_weights()
     if shards is not None:
         shards.furnish(layers)
         model.get_decoder().shards = shards

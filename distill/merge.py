@@ -18,6 +18,7 @@ from distill.backbone import compute_dtype, load_trained
 from distill.config import ModelConfig
 from distill.linear import dense, parts
 from distill.quiet import quiet_transformers
+from distill.verdict import VerdictClassifier
 
 
 @torch.no_grad()
@@ -96,7 +97,10 @@ def merged_model(
     total: dict[str, torch.Tensor] = {}
     for path in weights:
         trained = load_trained(config.backbone, backbone, path, config.lora.enabled, n_classes)
-        for name, tensor in plain_state(trained.model, compute_dtype(config.backbone)).items():
+        state = plain_state(trained.model, compute_dtype(config.backbone))
+        if isinstance(trained, VerdictClassifier):
+            state["score.weight"] = trained.as_score(state.pop("lm_head.weight"))
+        for name, tensor in state.items():
             total[name] = tensor if name not in total else total[name].add_(tensor)
         del trained
     model_config = AutoConfig.from_pretrained(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distill.head import Classifier
 from distill.packing import Pack
+from distill.verdict import VerdictClassifier
 
 ENCODERS = {
     "bert",
@@ -90,6 +91,11 @@ class PaddedClassifier(Classifier):
         self.recomputes = False
 
     @property
+    def _compute(self) -> torch.dtype | None:
+        """The library's own forward pass keeps residuals as it does."""
+        return None
+
+    @property
     def sharded(self) -> bool:
         """Never: only packed decoders are cut over processes."""
         return False
@@ -126,4 +132,6 @@ class PaddedClassifier(Classifier):
 def wrap(model: Any) -> Classifier:
     """Return the classifier around a loaded model: packed where its loader said so."""
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    return PaddedClassifier(model) if getattr(inner, "padded", False) else Classifier(model)
+    if getattr(inner, "padded", False):
+        return PaddedClassifier(model)
+    return VerdictClassifier(model) if hasattr(inner, "verdict_ids") else Classifier(model)

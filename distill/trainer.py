@@ -231,8 +231,9 @@ class ClassifierTrainer(Trainer):
                 {"params": body, "lr": self.args.learning_rate, "weight_decay": self.args.weight_decay},
                 {"params": head, "lr": self.head_lr, "weight_decay": 0.0},
             ]
+            groups = [group for group in groups if group["params"]]
+            asked = [group["lr"] for group in groups]
             self.optimizer = cls(groups, **options)
-            asked = [self.args.learning_rate, self.head_lr]
             if [group["lr"] for group in self.optimizer.param_groups] != asked:
                 raise AssertionError("an optimizer group did not take its learning rate")
         return self.optimizer

@@ -25,12 +25,12 @@ def make(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     made = {}
 
-    def classifier(family, precision="fp32", attention="eager", **lora):
-        key = (family, precision, attention, *lora.items())
+    def classifier(family, precision="fp32", attention="eager", compute="auto", **lora):
+        key = (family, precision, attention, compute, *lora.items())
         if key not in made:
             shape = TinyConfig(family, 64, 64, layers=3, vocab_size=300, pretrain_steps=0)
             path = str(tiny_backbone(shape, rows, Template(), 0, cache))
-            config = BackboneConfig(path=path, precision=precision, attention=attention)
+            config = BackboneConfig(path=path, precision=precision, attention=attention, compute=compute)
             made[key] = add_adapters(load_base(config, path, 3), LoraConfig(r=4, **lora), 0)
             torch.manual_seed(1)
             for parameter in made[key].parameters():
@@ -46,11 +46,11 @@ def documents(lengths, seed=0):
     return Encoded(ids, np.concatenate([[0], np.cumsum(lengths)]), 1, 0)
 
 
-def outcome(classifier, *forwards):
+def outcome(classifier, *forwards, scale=1.0):
     """Logits of several forward passes, joined, and the gradients of a loss on them."""
     classifier.zero_grad()
     logits = torch.cat([forward() for forward in forwards])
-    (logits * torch.arange(logits.numel()).view_as(logits).cos()).sum().backward()
+    (scale * logits * torch.arange(logits.numel()).view_as(logits).cos()).sum().backward()
     gradients = {n: p.grad.clone() for n, p in classifier.named_parameters() if p.requires_grad}
     return logits.detach(), gradients
 
@@ -142,3 +142,36 @@ def test_merged_adapters_change_nothing_but_the_rounding(make):
     assert not [name for name, _ in classifier.named_modules() if name.endswith("lora_A")]
     with pytest.raises(ValueError, match="NF4"):
         merge_adapters(make("llama", "nf4"))
+
+
+@pytest.mark.parametrize("family", ["gemma2", "llama"])
+def test_gemma_in_float16_does_not_overflow_where_its_residuals_do(make, family):
+    """Activations as large as real Gemma-2's: residuals beyond 65,504, which float16 does not have."""
+    encoded = documents([9, 1, 30, 4])
+    one = pack(encoded, np.arange(4), 7)
+    logits, gradients, peaks = {}, {}, []
+    for compute in ("fp32", "fp16"):
+        classifier = make(family, "nf4", compute=compute)
+        decoder = classifier.inner.get_decoder()
+        if family == "gemma2":
+            with torch.no_grad():
+                # The last norms of a layer set how much it adds: the first alone leaves float16's range.
+                for layer in decoder.layers[:2]:
+                    layer.post_feedforward_layernorm.weight.fill_(4e4)
+        decoder.layers[1].register_forward_hook(
+            lambda _m, _i, out: peaks.append(float(out.detach().abs().max()))
+        )
+        logits[compute], gradients[compute] = outcome(
+            classifier,
+            lambda c=classifier: c(pack=one),
+            scale=128.0,  # as the Trainer scales in float16
+        )
+        peaks.clear()
+        with torch.no_grad():
+            classifier(pack=one)
+        assert (max(peaks) > torch.finfo(torch.float16).max) == (family == "gemma2")
+    assert torch.isfinite(logits["fp16"]).all()
+    torch.testing.assert_close(logits["fp16"], logits["fp32"], atol=0.05, rtol=0.02)
+    for name, gradient in gradients["fp32"].items():
+        other = gradients["fp16"][name]
+        assert torch.nn.functional.cosine_similarity(gradient.ravel(), other.ravel(), dim=0) > 0.98, name
