@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from data.arena import ArenaConfig, simulate_arena
 from data.dataset import prepare
@@ -44,7 +43,7 @@ def make(tmp_path_factory):
         generator = torch.Generator().manual_seed(1)
         for parameter in made.parameters():
             if parameter.requires_grad:
-                parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+                parameter.data.copy_(0.03 * torch.randn(parameter.shape, generator=generator))
         return made
 
     return classifier
@@ -84,11 +83,11 @@ def test_the_kernels_are_the_formula(make, family, attention):
     rounded = run(written_out, encoded, static=False)
     found = run(make(family, precision="bf16", attention=attention), encoded)
     for kernel, formula, truth in zip(found, rounded, exact, strict=True):
-        assert (kernel - truth).norm() < 1.5 * (formula - truth).norm() < 0.6 * truth.norm()
+        assert (kernel - truth).norm() < 2 * (formula - truth).norm() < 0.06 * truth.norm()
     batch = {name: tensor.to(DEVICE) for name, tensor in pad(encoded, np.arange(len(LENGTHS)), 7).items()}
     with torch.no_grad():
         padded = written_out(**batch).float()
-    assert (padded - exact[0]).norm() < 1.5 * (rounded[0] - exact[0]).norm()
+    assert (padded - exact[0]).norm() < 2 * (rounded[0] - exact[0]).norm()
 
 
 def test_compiled_layers_are_the_layers_and_compile_once(make):
