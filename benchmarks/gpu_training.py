@@ -42,7 +42,7 @@ from distill.inference import predict_logits
 from distill.linear import merge_adapters
 from distill.loading import build
 from distill.losses import cross_entropy
-from distill.packing import Static, pack, plan_steps
+from distill.packing import Cutter, Static, Step, pack, plan_steps, static_shape, targets_of
 from distill.trainer import train
 
 CUDA = torch.cuda.is_available()
@@ -230,7 +230,9 @@ def work(config: Any, lengths: np.ndarray, training: bool) -> float:
     return float((lengths * each).sum())
 
 
-def make_classifier(family: str, precision: str, compiled: bool = True, shard: bool = False) -> Any:
+def make_classifier(
+    family: str, precision: str, compiled: bool = True, shard: bool = False, attention: str = "auto"
+) -> Any:
     """Build the classifier as the commands do, from random weights."""
     config = config_of(family)
     if precision == "bf16" and not CUDA:
@@ -238,9 +240,9 @@ def make_classifier(family: str, precision: str, compiled: bool = True, shard: b
     backbone = BackboneConfig(
         path="random", precision=precision, double_quant=True, compile="auto" if compiled else "false"
     )
-    attention = registered(attention_for(config.model_type, backbone.attention))
+    chosen = registered(attention_for(config.model_type, attention))
     weights, dtype = RandomWeights(family), compute_dtype(backbone)
-    base = build(config, weights, precision, dtype, attention, DEVICE, backbone.double_quant, shard)
+    base = build(config, weights, precision, dtype, chosen, DEVICE, backbone.double_quant, shard)
     classifier = add_adapters(prepared(base, backbone), LoraConfig(r=16, alpha=32), 0)
     for name, parameter in classifier.named_parameters():
         if parameter.requires_grad and ("lora_B" in name or "score" in name):
@@ -306,11 +308,29 @@ def measure_training(
         "peak_gib": round(peak(), 1),
         "first_step_s": round(clock.first, 1),
         "steps": n_timed,
+        "host_share": round(host_seconds(examples, steps[WARM:]) * n_timed / seconds, 5),
         **compiled_graphs(),
         "kept_layers": plan.kept if plan.checkpoint == "auto" else plan.checkpoint,
         "loss": next((line["loss"] for line in reversed(logged) if "loss" in line), None),
         "attention": plan.attention,
     }
+
+
+def host_seconds(examples: Examples, steps: list[Step]) -> float:
+    """Seconds of the CPU's own work for a step: cutting it, laying out its packs and their targets."""
+    lengths = examples.encoded.lengths
+    cutter = Cutter(PACK_TOKENS)
+    packs = [
+        p for s in steps for own in [lengths[s.sequences(2)]] for p in (own[c] for c in cutter.packs(own)[0])
+    ]
+    static = static_shape(packs, MAX_LENGTH)
+    started = time.perf_counter()
+    for step in steps:
+        sequences = step.sequences(2)
+        for chosen in cutter.packs(lengths[sequences])[0]:
+            pack(examples.encoded, sequences[chosen], 2, static)
+            targets_of(examples, step.take(chosen))
+    return (time.perf_counter() - started) / len(steps)
 
 
 def speed(config: Any, lengths: np.ndarray, seconds: float, training: bool) -> dict[str, Any]:

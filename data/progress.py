@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -20,3 +21,27 @@ def progress(items: Iterable[Item], what: str, total: int | None = None, unit: s
     from tqdm import tqdm
 
     yield from tqdm(items, desc=what, total=total, unit=unit, disable=not is_terminal(), leave=False)
+
+
+def progress_of_tokens(items: Sequence[Item], what: str, tokens: Sequence[int]) -> Iterator[Item]:
+    """Iterate behind a bar of tokens: tokens and rows a second, and the time left as tokens tell it.
+
+    Parameters
+    ----------
+    items : sequence of sized
+        Each as long as it has rows.
+    tokens : sequence of int
+        Tokens of each item.
+    """
+    from tqdm import tqdm
+
+    bar = tqdm(
+        desc=what, total=sum(tokens), unit="tok", unit_scale=True, disable=not is_terminal(), leave=False
+    )
+    rows, started = 0, time.monotonic()
+    with bar:
+        for item, size in zip(items, tokens, strict=True):
+            yield item
+            rows += len(item)  # type: ignore[arg-type]
+            bar.set_postfix_str(f"{rows / max(1e-9, time.monotonic() - started):.1f} rows/s", refresh=False)
+            bar.update(size)

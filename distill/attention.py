@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.errors import UserError, listing
+from distill.flash import flash_package
 
 SOFTCAPPED = {"gemma2"}
 REGISTERED = {name: f"packed_{name}" for name in ("varlen", "flex", "sdpa", "eager")}
@@ -50,9 +51,10 @@ def attention_for(model_type: str, wanted: str) -> str:
     capped = model_type in SOFTCAPPED
     chosen = ALIASES.get(wanted, wanted)
     if chosen == "auto":
-        chosen = ("flex" if capped else "varlen") if cuda else ("eager" if capped else "sdpa")
-        if chosen == "varlen" and not has_varlen():
-            chosen = "sdpa"
+        if capped:
+            chosen = "flex" if cuda else "eager"
+        else:
+            chosen = (flash_package() or ("varlen" if has_varlen() else "sdpa")) if cuda else "sdpa"
     if chosen not in REGISTERED and chosen not in LIBRARY:
         raise UserError(
             f"recipe: attention is {wanted!r}; it is auto or one of {listing([*REGISTERED, *LIBRARY], 9)}"

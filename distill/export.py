@@ -43,8 +43,10 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
+    from distill.processes import stand_alone
     from distill.saved import read_saved
 
+    stand_alone("distill.export")
     saved = read_saved(args.model)
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"{args.out}: is not empty; choose another --out, or delete that directory")

@@ -15,7 +15,7 @@ import torch
 
 from data.errors import UserError
 from data.files import atomic_write, sha256_text
-from data.progress import progress
+from data.progress import progress_of_tokens
 from distill.batches import Examples
 from distill.head import Classifier
 from distill.packing import by_length, pack, share_out, static_shape
@@ -161,7 +161,8 @@ def _predict(
         # The next pack is sent off before the last one's logits are fetched, so that the GPU never waits.
         pending: tuple[np.ndarray, torch.Tensor] | None = None
         try:
-            for chosen in progress(packs, what, unit="pack"):
+            tokens = [int(lengths[p].sum()) for p in packs]
+            for chosen in progress_of_tokens(packs, what, tokens):
                 inputs = pack(examples.encoded, sequences[chosen], examples.pad_id, static)
                 out = model(pack=inputs.to(model.device))
                 finished += _fetch(pending, logits, shards)

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
+from data.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -30,6 +32,18 @@ def join_others() -> None:
     atexit.register(_leave)
     if process()[0]:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def stand_alone(command: str) -> None:
+    """Refuse to be one of several processes.
+
+    Raises
+    ------
+    UserError
+        The command was started by ``torchrun`` or ``accelerate launch`` with more than one process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{command} runs in one process; start it with python -m {command}")
 
 
 def _leave() -> None:

@@ -53,7 +53,9 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
     from distill.config import load_recipe
+    from distill.processes import stand_alone
 
+    stand_alone("distill.race")
     recipe = load_recipe(args.recipe, args.overrides)
     models = choose(recipe, args.backbones, args.recipe)
     if args.looks < 2 or not 0 < args.alpha < 1:

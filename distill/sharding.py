@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 from distill.linear import parts
 from distill.processes import process
 
-SMALLEST = 2**10
+SMALLEST = 2**16
 """Bytes below which a tensor is kept whole by every process."""
 
 

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
-from distill.attention import _capped, block_masks
+from distill import flash
+from distill.attention import _capped, attention_for, block_masks, eager, sdpa
 
 
 @settings(max_examples=30, deadline=None)
@@ -35,6 +36,36 @@ def test_block_masks_are_those_of_the_library(lengths, window):
         assert made.seq_lengths == wanted.seq_lengths
         for q, k in torch.randint(n, (20, 2)):
             assert torch.equal(made.mask_mod(0, 0, q, k), visible(0, 0, q, k))
+
+
+def test_a_flash_package_is_taken_only_where_it_computes_attention(monkeypatch):
+    """Packages that are right, blind to documents, wrong in a gradient, or made for another machine."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.utils import import_utils
+
+    def blind(module, q, k, v, mask, **options):
+        return eager(module, q, k, v, mask, **{**options, "cu_seq_lens_q": options["cu_seq_lens_q"][[0, -1]]})
+
+    def forgetful(module, q, k, v, mask, **options):
+        return eager(module, q, k.detach() + 0 * k, v, mask, **options)
+
+    def foreign(*args, **options):
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    verdicts = []
+    for implementation in (eager, sdpa, blind, forgetful, foreign):
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_3", implementation)
+        verdicts.append(flash.agrees("flash_attention_3", torch.device("cpu"), torch.float32))
+    assert verdicts == [True, True, False, False, False]
+
+    monkeypatch.setattr(import_utils, "is_flash_attn_3_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for agrees, wanted in ((True, "flash_attention_3"), (False, "varlen")):
+        flash.flash_package.cache_clear()
+        monkeypatch.setattr(flash, "agrees", lambda *_, agrees=agrees: agrees)
+        assert attention_for("llama", "auto") == wanted
+        assert attention_for("gemma2", "auto") == "flex"
+    flash.flash_package.cache_clear()
 
 
 def test_soft_capping_by_a_sigmoid_is_tanh():

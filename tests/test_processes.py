@@ -11,48 +11,56 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data.command import run
+from data.errors import UserError
 from data.softlabels import read_store
+from distill import export, race
 
-SHARDED = ["sharded-fp32", "sharded-nf4", "sharded-int8"]
+SHARDED = ["sharded-fp32", "sharded-nf4"]
 HERE = Path(__file__).parent
 
 
-def launch(processes, *command, fails=False):
+def launch(processes, *command):
     """Run ``command`` in so many processes, one thread each."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
     done = subprocess.run(
         [*start, *map(str, command)], capture_output=True, text=True, env=environment, timeout=300
     )
-    assert bool(done.returncode) == fails, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr[-4000:]
     return done
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """The same script's evidence, of one process and of two."""
-    places = {}
-    for processes in (1, 2):
-        places[processes] = tmp_path_factory.mktemp(f"processes-{processes}")
-        launch(processes, HERE / "two_processes.py", places[processes])
-    return places
+def test_two_processes_do_what_one_does(tmp_path):
+    """One test, for the parts share the costly evidence, and tests of one file may run on several workers."""
+    both = {processes: tmp_path / str(processes) for processes in (1, 2)}
+    for processes, place in both.items():
+        place.mkdir()
+        launch(processes, HERE / "two_processes.py", place)
+    for name in ("plain", "pairs", "one-row-a-step", "out-of-memory", *SHARDED):
+        assert_same_steps(both, name)
+    for name in ("plain", "out-of-memory"):
+        assert_same_losses(both, name)
+    assert_every_sequence_once(both)
 
 
-@pytest.mark.parametrize("name", ["plain", "pairs", "one-row-a-step", "out-of-memory", *SHARDED])
-def test_two_processes_take_the_steps_of_one(both, name):
+def assert_same_steps(both, name):
     """With plain gradient descent, equal weights after several steps are equal gradients."""
     one = np.load(both[1] / f"{name}-0.npz")
     first, second = (np.load(both[2] / f"{name}-{rank}.npz") for rank in range(2))
     moved = 0.0
     for key in one:
-        np.testing.assert_array_equal(first[key], second[key])
-        np.testing.assert_allclose(first[key], one[key], atol=2e-6, rtol=1e-4)
+        np.testing.assert_array_equal(first[key], second[key], err_msg=name)
+        np.testing.assert_allclose(first[key], one[key], atol=5e-6, rtol=1e-4, err_msg=name)
         moved = max(moved, np.abs(one[key]).max() if "score" in key else 0.0)
     assert moved > 1e-2
 
 
-@pytest.mark.parametrize("name", ["plain", "out-of-memory"])
-def test_the_logged_loss_is_the_whole_steps(both, name):
+def assert_same_losses(both, name):
+    """What is logged, and when a training was looked at, in the first process alone."""
+
     def losses(place):
         lines = (place / name / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
@@ -64,7 +72,7 @@ def test_the_logged_loss_is_the_whole_steps(both, name):
     assert [look["step"] for look in looks[0]] == [look["step"] for look in looks[1]]
 
 
-def test_every_sequence_is_predicted_by_exactly_one_process(both):
+def assert_every_sequence_once(both):
     one = np.load(both[1] / "predicted-0.npz")
     first, second = (np.load(both[2] / f"predicted-{rank}.npz") for rank in range(2))
     np.testing.assert_array_equal(first["logits"], second["logits"])
@@ -86,7 +94,17 @@ def test_the_commands_in_two_processes_leave_what_they_leave_in_one(trained, tin
     )
     assert not list((tmp_path / "llama").glob("fold-*/checkpoint-*"))
 
-    launch(2, "-m", "distill.student", *common, "--teachers", trained / "llama", "--out", tmp_path / "pupil")
+    launch(
+        2,
+        "-m",
+        "distill.student",
+        *common,
+        "--teachers",
+        trained / "llama",
+        "--out",
+        tmp_path / "pupil",
+        "student.train.epochs=1",
+    )
     assert np.isfinite(read_store(tmp_path / "pupil").logits).all()
     models = [tmp_path / "llama", tmp_path / "pupil"]
     launch(
@@ -106,7 +124,26 @@ def test_the_commands_in_two_processes_leave_what_they_leave_in_one(trained, tin
         np.testing.assert_allclose(table.iloc[:, 1:].sum(axis=1), 1, atol=1e-6)
 
 
-def test_a_mistake_in_two_processes_is_told_once(trained, tiny_recipe):
-    command = ["distill.teacher_oof", "--recipe", tiny_recipe, "--data", trained, "--only", "llama"]
-    done = launch(2, "-m", *command, "teachers.llama.train.lr=0.5", fails=True)
-    assert done.stderr.count("train.lr (0.001 there, 0.5 asked for)") == 1
+@pytest.mark.parametrize("told", [False, True])
+def test_a_mistake_of_all_processes_is_told_by_the_first(told, capsys):
+    """``two_processes.py`` sees to it that it is marked as told in the others."""
+
+    def main(argv):
+        mistake = UserError("no such file")
+        mistake.told = told
+        raise mistake
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == ("" if told else "error: no such file\n")
+
+
+@pytest.mark.parametrize("command", [race, export])
+def test_commands_for_one_process_refuse_to_be_several(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = (
+        ["--backbones", "a", "b"] if command is race else ["--model", "a", "--out", str(tmp_path / "b")]
+    )
+    with pytest.raises(UserError, match="runs in one process; start it with python -m"):
+        command.main(arguments)

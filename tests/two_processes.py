@@ -9,8 +9,9 @@ import torch
 
 from data.arena import ArenaConfig, simulate_arena
 from data.encode import Encoder, Truncation, pad_token_id
+from data.errors import UserError
 from data.template import Template
-from distill import inference, trainer
+from distill import inference, sharding, trainer
 from distill.backbone import add_adapters, load_base, load_tokenizer
 from distill.batches import Examples
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
@@ -20,7 +21,7 @@ from distill.select import KeepBest
 from distill.tiny import tiny_backbone
 
 CONFIG = TrainConfig(
-    lr=0.5,
+    lr=0.2,
     rows_per_step=8,
     optimizer="sgd",
     log_steps=1,
@@ -59,6 +60,16 @@ def main(out: Path) -> None:
     examples = Examples(encoded, rows.targets, [1, 0, 2], pad_token_id(tokenizer))
     everything = np.arange(len(rows))
 
+    def mistaken():
+        raise UserError("a mistake that only the first process sees")
+
+    try:
+        on_first(mistaken)
+    except UserError as mistake:
+        assert getattr(mistake, "told", False) == (process()[0] > 0)  # noqa: PT017
+    else:
+        raise AssertionError("a mistake of the first process is everyone's")
+
     def fit(name, loss=plain_loss, config=CONFIG, **base):
         base = replace(backbone, **base)
         classifier = add_adapters(load_base(base, path, 3), LoraConfig(r=4, targets=TARGETS), 0)
@@ -72,9 +83,10 @@ def main(out: Path) -> None:
 
     classifier = fit("plain")
     fit("pairs", PairLoss())
-    fit("one-row-a-step", config=replace(CONFIG, rows_per_step=1, both_orders=False, epochs=0.3))
+    fit("one-row-a-step", config=replace(CONFIG, lr=0.1, rows_per_step=1, both_orders=False, epochs=0.3))
 
-    for precision in ("fp32", "nf4", "int8"):
+    sharding.SMALLEST = 2**10
+    for precision in ("fp32", "nf4"):
         sharded = fit(f"sharded-{precision}", precision=precision, shard=True)
         assert sharded.sharded == (process()[1] > 1)
         kept = sum(p.numel() for p in sharded.inner.get_decoder().layers.parameters() if not p.requires_grad)
