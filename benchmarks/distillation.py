@@ -1,7 +1,7 @@
 """The ablation of distillation on the simulated arena: ``python -m benchmarks.distillation --out DIR``.
 
-Trains tiny Llamas of the true architecture, fully and in float32, many at once in processes that share one
-GPU, by the project's own ``distill.trainer.train``, losses, encoder and prediction; only the cross-fitting
+Trains tiny Llamas of the true architecture, fully and in float32, many at once in processes that share the
+GPUs, by the project's own ``distill.trainer.train``, losses, encoder and prediction; only the cross-fitting
 around them is laid out here, as jobs, so that a run cut short still leaves tables. Every seed has rows,
 teachers and students of its own; all are scored on the same test rows, which share no prompt with them.
 
@@ -15,6 +15,7 @@ import argparse
 import gc
 import json
 import multiprocessing
+import os
 import shutil
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -69,8 +70,8 @@ FULL = Scale(
         STUDENT: _shape(128, 2, 1024),
     },
     tune={
-        "teacher": [[5e-4, 4], [1e-3, 4], [2e-3, 4], [4e-3, 4], [2e-3, 2]],
-        STUDENT: [[1e-3, 4], [2e-3, 4], [4e-3, 4], [8e-3, 4], [4e-3, 2]],
+        "teacher": [[2.5e-4, 4], [5e-4, 4], [1e-3, 4], [2e-3, 4], [5e-4, 6]],
+        STUDENT: [[5e-4, 4], [1e-3, 4], [2e-3, 4], [4e-3, 4], [1e-3, 6]],
     },
 )
 SMOKE = Scale(
@@ -248,8 +249,14 @@ _bench: Bench | None = None
 
 
 def start_worker(out: Path, scale: Scale) -> None:
-    """Load what all jobs share."""
+    """Load what all jobs share, on one GPU of those that the processes share."""
     global _bench
+    cards = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if cards == [""]:
+        cards = [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+    if cards:
+        number = multiprocessing.current_process()._identity[-1]
+        os.environ["CUDA_VISIBLE_DEVICES"] = cards[number % len(cards)]
     import torch
 
     torch.set_num_threads(1)
@@ -530,7 +537,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/distillation"), help="an empty directory")
     parser.add_argument("--minutes", type=float, default=8.0, help="to be ready by then, report included")
-    parser.add_argument("--workers", type=int, default=14, help="processes that share the GPU")
+    parser.add_argument("--workers", type=int, default=14, help="processes that share the GPUs")
     parser.add_argument("--smoke", action="store_true", help="a size at which nothing is learnt")
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes - (0 if args.smoke else 25)

@@ -1,6 +1,6 @@
 """A race at 100M parameters on one GPU, a fault planted in one backbone: ``python -m benchmarks.gpu_race``.
 
-Makes a Llama-3.1- and a Gemma-2-architecture backbone of some 110M parameters, pretrains both on the rows'
+Makes a Llama-3.1- and a Gemma-2-architecture backbone of some 120M parameters, pretrains both on the rows'
 text, and a third from the Llama whose rope scaling is lost, as a careless conversion loses it. The doctor
 examines all three, then they race. Writes ``benchmarks/gpu_race.md`` and ``gpu_race.svg``. ``--data DIR``
 takes prepared rows; without it, the simulated arena. Any size runs on a CPU too, for a trial of the script.
@@ -50,12 +50,15 @@ def make_backbone(family: str, shape: TinyConfig, texts: list[str], steps: int, 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = train_tokenizer(family, texts, shape.vocab_size)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_model_config(shape, tokenizer), attn_implementation="eager")
+    attention = "eager" if family == "gemma2" else "sdpa"  # what cannot cap would drop the capping
+    config = tiny_model_config(shape, tokenizer)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     model = model.to(device, torch.float32).train()
     stream = np.concatenate([e.ids for e in tokenizer.backend_tokenizer.encode_batch_fast(texts)])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, weight_decay=0.05, fused=device == "cuda")
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-4, total_steps=steps, pct_start=0.1)
     rng = np.random.default_rng(0)
+    started = time.perf_counter()
     for _ in range(steps):
         starts = rng.integers(len(stream) - WINDOW, size=BATCH)
         ids = torch.from_numpy(np.stack([stream[s : s + WINDOW] for s in starts]).astype(np.int64)).to(device)
@@ -67,7 +70,8 @@ def make_backbone(family: str, shape: TinyConfig, texts: list[str], steps: int, 
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
     size = sum(p.numel() for p in model.parameters())
-    print(f"{family}: {size / 1e6:.0f}M parameters, pretraining ends at {loss.item():.3f} nats", flush=True)
+    ends = f"pretraining ends at {loss.item():.3f} nats after {time.perf_counter() - started:.0f} s"
+    print(f"{family}: {size / 1e6:.0f}M parameters, {ends}", flush=True)
     with quiet_transformers():
         model.cpu().save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -87,11 +91,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="prepared rows")
     parser.add_argument("--rows", type=int, default=12000, help="rows of the simulated arena")
-    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--width", type=int, default=896)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--pretrain-steps", type=int, default=1500)
+    parser.add_argument("--pretrain-steps", type=int, default=800)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--scratch", type=Path, default=Path("runs/gpu-race"))
+    parser.add_argument("--make-only", action="store_true", help="make the backbones, race later")
     args = parser.parse_args()
     data = args.data or args.scratch / "arena"
     if args.data is None:
@@ -105,6 +110,8 @@ def main() -> None:
         )
         make_backbone(family, shape, texts, args.pretrain_steps, paths[family])
     plant(paths["llama"], paths[FAULTY])
+    if args.make_only:
+        return
     examined = {}
     for name, path in paths.items():
         heard = StringIO()
@@ -112,6 +119,7 @@ def main() -> None:
             status = doctor.main([str(path), "--json"])
         failed = [r["check"] for r in json.loads(heard.getvalue()) if r["status"] == "fail"]
         examined[name] = f"exit {status}; failed: {', '.join(failed) or 'none'}"
+        print(name, examined[name], flush=True)
     model = {
         "backbone": {"precision": args.precision},
         "lora": {"r": 16, "alpha": 32},

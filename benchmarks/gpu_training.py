@@ -77,6 +77,8 @@ PHASES = {
     "llama-padded": ["train"],
     "llama-grouped": ["train"],
     "gemma-padded": ["train"],
+    "llama1b-bf16": ["predict"],
+    "gemma2b-bf16": ["predict"],
 }
 UNMEASURED = [
     "llama-fp8:predict",
@@ -100,7 +102,18 @@ SHAPES: dict[str, Any] = {
         num_attention_heads=16, num_key_value_heads=8, head_dim=256, query_pre_attn_scalar=256,
         pad_token_id=0, bos_token_id=2, eos_token_id=1, num_labels=3,
     ),
+    "llama1b": LlamaConfig(
+        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
+        num_attention_heads=32, num_key_value_heads=8, head_dim=64, max_position_embeddings=131072,
+        rms_norm_eps=1e-5, pad_token_id=2, bos_token_id=0, eos_token_id=1, num_labels=3,
+    ),
+    "gemma2b": Gemma2Config(
+        vocab_size=256000, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26,
+        num_attention_heads=8, num_key_value_heads=4, head_dim=256, query_pre_attn_scalar=256,
+        pad_token_id=0, bos_token_id=2, eos_token_id=1, num_labels=3,
+    ),
 }  # fmt: skip
+"""The teachers' true shapes, and of the students that the recipes name."""
 TINY = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
@@ -126,7 +139,7 @@ class RandomWeights:
     """Weights drawn on the device as they are asked for."""
 
     def __init__(self, family: str) -> None:
-        self.norm = 0.0 if family == "gemma" else 1.0
+        self.norm = 0.0 if family.startswith("gemma") else 1.0
         self.generator = torch.Generator(DEVICE).manual_seed(0)
 
     def __contains__(self, name: str) -> bool:
@@ -180,7 +193,7 @@ def config_of(family: str) -> Any:
     """The true shape, or a tiny one on a CPU."""
     config = SHAPES[family]
     if not CUDA:
-        config.update({**TINY, "query_pre_attn_scalar": 16} if family == "gemma" else TINY)
+        config.update({**TINY, "query_pre_attn_scalar": 16} if family.startswith("gemma") else TINY)
     return config
 
 

@@ -15,7 +15,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         status = main(sys.argv[1:]) or 0
     except UserError as mistake:
         if not getattr(mistake, "told", False):  # by another process of the same command
-            print(f"error: {mistake}", file=sys.stderr)
+            print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)  # a library's may hold lines
         status = 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from what is finished", file=sys.stderr)

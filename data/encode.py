@@ -148,12 +148,13 @@ class Encoder:
         self._layouts: dict[tuple[Shape, bool], list[np.ndarray | tuple[int, int]]] = {}
         self._fixed: dict[tuple[Shape, bool], int] = {}
 
-    def encode(self, rows: Rows) -> Encoded:
-        """Encode every row in all its orders."""
-        chunks = [
-            self.assemble(self.tokenize(rows, start, start + CHUNK_ROWS), rows.classes.orders)
-            for start in range(0, len(rows), CHUNK_ROWS)
-        ]
+    def encode(self, rows: Rows, tokens: Tokens | None = None) -> Encoded:
+        """Encode every row in all its orders; from ``tokens`` of the same rows, where they are at hand."""
+        chunks = []
+        for start in range(0, len(rows), CHUNK_ROWS):
+            stop = min(start + CHUNK_ROWS, len(rows))
+            part = self.tokenize(rows, start, stop) if tokens is None else tokens.slice(start, stop)
+            chunks.append(self.assemble(part, rows.classes.orders))
         return join_encoded(chunks, len(rows.classes.orders))
 
     def tokenize(self, rows: Rows, start: int = 0, stop: int | None = None) -> Tokens:

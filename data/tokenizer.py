@@ -31,7 +31,7 @@ LLAMA3_NAMED = {
 LLAMA3_SPECIAL = 256
 
 
-def load_tokenizer(source: str) -> Any:
+def load_tokenizer(source: str, **options: Any) -> Any:
     """Load a fast tokenizer.
 
     Parameters
@@ -39,6 +39,8 @@ def load_tokenizer(source: str) -> Any:
     source : str
         A directory with ``tokenizer.json`` or ``tokenizer.model``, one of these files, or a name on the
         Hugging Face hub.
+    **options
+        For ``AutoTokenizer.from_pretrained``, such as ``revision``.
 
     Raises
     ------
@@ -55,7 +57,7 @@ def load_tokenizer(source: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
     except Exception as error:  # the hub, the parser and each tokenizer class raise their own kinds
         raise UserError(
             f"{source}: no tokenizer could be loaded "
@@ -103,6 +105,7 @@ def _is_tiktoken(path: Path) -> bool:
 
 
 def _from_tiktoken(path: Path) -> PreTrainedTokenizerFast:
+    from tokenizers.processors import Sequence, TemplateProcessing
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
@@ -121,6 +124,11 @@ def _from_tiktoken(path: Path) -> PreTrainedTokenizerFast:
             "off? Others "
             "are read from their tokenizer.json"
         )
+    # A plain call puts BOS first, as that of the tokenizer.json on the hub does.
+    first = TemplateProcessing(
+        f"{names[0]} $A", f"{names[0]} $A {names[0]}:1 $B:1", [(names[0], LLAMA3_RANKS)]
+    )
+    backend.post_processor = Sequence([backend.post_processor, first])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=names[0],

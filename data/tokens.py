@@ -65,7 +65,7 @@ def open_tokens(rows: Rows, encoder: Encoder, home: Path, workers: int | None = 
         The store cannot be written.
     """
     key = store_key(rows, encoder)
-    path = home / f"tokens-{key['tokenizer_hash'][:8]}-{key['template_hash'][:8]}"
+    path = _place(home, key)
     wrong = check_store(path, key)
     if wrong is None:
         return _map(path), "opened"
@@ -80,6 +80,20 @@ def open_tokens(rows: Rows, encoder: Encoder, home: Path, workers: int | None = 
     except OSError as error:
         raise unwritable(path, error) from error
     return _map(path), what
+
+
+def find_tokens(rows: Rows, encoder: Encoder, home: Path) -> Tokens | None:
+    """Map the store of these rows under ``home`` if a whole one is there; never write.
+
+    For runs that may share a directory: building is left to ``python -m data.prepare --tokenizer``.
+    """
+    key = store_key(rows, encoder)
+    path = _place(home, key)
+    return _map(path) if check_store(path, key) is None else None
+
+
+def _place(home: Path, key: dict[str, Any]) -> Path:
+    return home / f"tokens-{key['tokenizer_hash'][:8]}-{key['template_hash'][:8]}"
 
 
 def store_key(rows: Rows, encoder: Encoder) -> dict[str, Any]:

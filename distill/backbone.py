@@ -47,13 +47,12 @@ def compute_dtype(config: BackboneConfig) -> torch.dtype:
 
 
 def load_tokenizer(config: BackboneConfig, path: str) -> Any:
-    """Load the backbone's fast tokenizer."""
-    from transformers import AutoTokenizer
+    """Load the backbone's fast tokenizer, by the same road as ``python -m data.prepare``."""
+    from data import tokenizer
 
-    with _named_failures(path):
-        return AutoTokenizer.from_pretrained(
-            path, revision=config.revision, trust_remote_code=config.trust_remote_code, use_fast=True
-        )
+    return tokenizer.load_tokenizer(
+        path, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
 
 
 def model_type(config: BackboneConfig, path: str) -> str:

@@ -182,7 +182,7 @@ def pad_token(subject: Subject) -> Finding:
 
     Source: transformers #35352, PR #35911: the pooled token is the rightmost that is not the pad id.
     """
-    from data.encode import pad_token_id
+    from data.encode import pad_token_id, special_ids
 
     tokenizer, config = subject.tokenizer, subject.config
     text = getattr(config, "pad_token_id", None)
@@ -201,7 +201,9 @@ def pad_token(subject: Subject) -> Finding:
         return warned(
             "the tokenizer has no pad token",
             "plain ForSequenceClassification refuses batches, and pools wrongly with EOS as pad",
-            f"set pad_token to {tokenizer.convert_ids_to_tokens(reserve)!r} ({reserve})",
+            f"set pad_token to {tokenizer.convert_ids_to_tokens(reserve)!r} ({reserve})"
+            if reserve in special_ids(tokenizer)
+            else "give it one of its own: tokenizer.add_special_tokens({'pad_token': '<pad>'})",
         )
     if text is not None and text != tokenizer.pad_token_id:
         return failed(

@@ -24,6 +24,7 @@ from data.folds import Folds
 from data.schema import Rows
 from data.softlabels import MANIFEST, OOF, SoftLabels, read_logits, read_store, write_logits
 from data.template import Template, read_template
+from data.tokens import find_tokens
 from distill.backbone import (
     add_adapters,
     attention_name,
@@ -130,7 +131,7 @@ def plan_run(
     backbone = resolve_backbone(model, rows, template, out.parent)
     tokenizer = load_tokenizer(model.backbone, backbone)
     encoder = Encoder(tokenizer, template, Truncation(**asdict(model.encode)))
-    encoded = encoder.encode(rows)
+    encoded = encoder.encode(rows, find_tokens(rows, encoder, data_dir))
     examples = Examples(
         encoded,
         rows.targets,

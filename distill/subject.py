@@ -86,7 +86,7 @@ class Subject:
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer, or None where it has none."""
-        from transformers import AutoTokenizer
+        from data.tokenizer import load_tokenizer
 
         if self.checkpoint is None:
             return None
@@ -95,10 +95,7 @@ class Subject:
             (local / n).exists() for n in ("tokenizer.json", "tokenizer.model", "vocab.txt")
         ):
             return None
-        try:
-            return AutoTokenizer.from_pretrained(self.checkpoint, local_files_only=True, use_fast=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.checkpoint}: cannot be read ({str(error).splitlines()[0]})") from error
+        return load_tokenizer(str(self.checkpoint), local_files_only=True)
 
     @property
     def raw_config(self) -> dict[str, Any]:

@@ -81,6 +81,14 @@ def test_healthy_encoders_pass_the_checks_that_apply(family, tmp_path):
     assert "packed_rows_are_apart" not in results
 
 
+def test_the_llama_tokenizer_as_meta_ships_it_is_healthy(real_data, tmp_path):
+    """Read by the road that training takes: AutoTokenizer alone makes a tokenizer without BOS of it."""
+    (subject,) = open_subjects(str(real_data / "llama3_tokenizer"), tmp_path / "scratch")
+    results = {r.check: r.status for r in examine(subject)}
+    assert {"one_start_token", "start_token_on_training_path", "pad_token"} <= set(results)
+    assert set(results.values()) == {"pass"}
+
+
 def test_healthy_chat_templates_and_quantised_checkpoints_pass(healthy, tmp_path):
     from planted import copied, quantised
 

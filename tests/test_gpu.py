@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from data.arena import ArenaConfig, simulate_arena
 from data.dataset import prepare
@@ -44,7 +43,7 @@ def make(tmp_path_factory):
         generator = torch.Generator().manual_seed(1)
         for parameter in made.parameters():
             if parameter.requires_grad:
-                parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+                parameter.data.copy_(0.03 * torch.randn(parameter.shape, generator=generator))
         return made
 
     return classifier
@@ -72,24 +71,23 @@ def assert_near(found, wanted, share=0.05):
     assert (found - wanted).norm() < share * wanted.norm()
 
 
-def assert_close(one, other):
-    assert_near(one[0], other[0])
-    assert nn.functional.cosine_similarity(one[1], other[1], dim=0) > 0.95
-
-
 @pytest.mark.parametrize(
     ("family", "attention"), [("llama", "varlen"), ("llama", "flex"), ("gemma2", "flex")]
 )
 def test_the_kernels_are_the_formula(make, family, attention):
-    """bf16 kernels against attention written out, in packs, and against the library's own padded batch."""
+    """As near to attention written out in float32 as the formula itself is in bf16; so is a padded batch."""
     encoded = documents(LENGTHS)
+    exact = run(make(family, precision="fp32", attention="eager"), encoded, static=False)
+    assert exact[0].abs().max() > 0.1
     written_out = make(family, precision="bf16", attention="eager")
-    wanted = run(written_out, encoded, static=False)
-    assert wanted[0].abs().max() > 0.1
-    assert_close(run(make(family, precision="bf16", attention=attention), encoded), wanted)
+    rounded = run(written_out, encoded, static=False)
+    found = run(make(family, precision="bf16", attention=attention), encoded)
+    for kernel, formula, truth in zip(found, rounded, exact, strict=True):
+        assert (kernel - truth).norm() < 2 * (formula - truth).norm() < 0.06 * truth.norm()
     batch = {name: tensor.to(DEVICE) for name, tensor in pad(encoded, np.arange(len(LENGTHS)), 7).items()}
     with torch.no_grad():
-        assert_near(written_out(**batch).float(), wanted[0])
+        padded = written_out(**batch).float()
+    assert (padded - exact[0]).norm() < 2 * (rounded[0] - exact[0]).norm()
 
 
 def test_compiled_layers_are_the_layers_and_compile_once(make):

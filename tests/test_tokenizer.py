@@ -64,6 +64,8 @@ def test_real_llama_tokenizer(llama, real_data: Path) -> None:
     assert llama.convert_tokens_to_ids(["<|eot_id|>", "<|reserved_special_token_247|>"]) == [128009, 128255]
     encoder = Encoder(llama, Template(), Truncation(1024))
     assert encoder.plain(["Hello world"])[0].tolist() == [9906, 1917]
+    assert llama("Hello world").input_ids == [128000, 9906, 1917]
+    assert llama("Hello", "Hello").input_ids == [128000, 9906, 128000, 9906]
     rows, _ = read_source(str(real_data / "lmsys" / "preferences.csv"))
     lengths = encoder.tokenize(rows).totals().sum(axis=1)
     expected = {5: 93, 25: 254, 50: 527, 90: 1309, 95: 1755, 99: 3563}  # as counted on the whole set

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from small_tokenizers import small_tokenizer
 
+from data import encode as encode_module
 from data import tokens as tokens_module
 from data.arena import ArenaConfig, simulate_arena
 from data.encode import Encoder, Tokens
 from data.schema import Rows
 from data.template import Template
-from data.tokens import check_store, open_tokens
+from data.tokens import check_store, find_tokens, open_tokens
 from data.truncate import Truncation
 
 
@@ -55,6 +56,25 @@ def test_a_store_holds_what_tokenizing_gives(tmp_path: Path, rows: Rows, encoder
     again, what = open_tokens(rows, encoder, tmp_path)
     assert what == "opened"
     assert equal(again, stored)
+
+
+def test_a_store_that_is_whole_is_found_and_encoded_from_without_tokenizing(
+    tmp_path: Path, rows: Rows, encoder: Encoder, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_tokens(rows, encoder, tmp_path) is None
+    assert not any(tmp_path.iterdir())
+    open_tokens(rows, encoder, tmp_path)
+    direct = encoder.encode(rows)
+    monkeypatch.setattr(Encoder, "tokenize", lambda *_: pytest.fail("tokenized again"))
+    monkeypatch.setattr(encode_module, "CHUNK_ROWS", 64)
+    stored = encoder.encode(rows, find_tokens(rows, encoder, tmp_path))
+    np.testing.assert_array_equal(direct.ids, stored.ids)
+    np.testing.assert_array_equal(direct.offsets, stored.offsets)
+    assert direct.truncated == stored.truncated
+    (store,) = tmp_path.glob("tokens-*")
+    with open(store / "ids.u32", "r+b") as handle:
+        handle.write(b"\xff")
+    assert find_tokens(rows, encoder, tmp_path) is None
 
 
 def test_truncation_makes_no_difference_but_template_and_tokenizer_do(
