@@ -146,7 +146,11 @@ def packs(config: BackboneConfig, model_type: str) -> bool:
 def attention_name(config: BackboneConfig, model_type: str) -> str:
     """Attention implementation of a backbone: ours in packs, the library's own in padded batches."""
     if packs(config, model_type):
-        return attention_for(model_type, config.attention)
+        wanted = config.attention
+        if wanted == "auto" and compute_dtype(config) == torch.float32:
+            # The kernels for packs want 16 bits; on any device float32 is for checking, not for speed.
+            wanted = "eager" if model_type in SOFTCAPPED else "sdpa"
+        return attention_for(model_type, wanted)
     if config.attention == "auto":
         return "eager" if model_type in EAGER_ONLY else "sdpa"
     if model_type in SOFTCAPPED and config.attention == "sdpa":
@@ -217,8 +221,10 @@ def _checkpointed(classifier: Classifier, wanted: bool | str) -> Classifier:
 
 
 def _compiles(config: BackboneConfig) -> bool:
-    """Whether the layers are compiled: ``auto`` does where a GPU makes it worth the wait."""
-    return torch.cuda.is_available() if config.compile == "auto" else config.compile.lower() == "true"
+    """Whether the layers are compiled: ``auto`` does where a GPU and its kernels make it worth the wait."""
+    if config.compile == "auto":
+        return torch.cuda.is_available() and compute_dtype(config) != torch.float32
+    return config.compile.lower() == "true"
 
 
 def load_trained(

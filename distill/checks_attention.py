@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from data.errors import brief
 from distill.checks import Finding, check, failed, passed, warned
 from distill.checks_pooling import TOLERANCE, head_of, plain_model, some_ids
 from distill.checks_tokens import TEXT
@@ -13,16 +14,18 @@ from distill.subject import Subject
 GEMMA2_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 GEMMAS = ("gemma", "gemma2", "gemma3", "gemma3_text")
 FP16_MAX = 65504.0
+KERNEL_TOLERANCE = 0.1
+"""Of outputs and gradients in bf16, whose own rounding of such sharp attention is up to .06; no cap, .17 and more."""
 KEEP_IN_FLOAT = ("score", "classifier", "lm_head")
 
 
 def attention_in_use(subject: Subject) -> str | None:
     """The attention implementation that would run; None is the library's default."""
-    from distill.backbone import attention_for
+    from distill.backbone import attention_name
 
     if subject.plain or subject.is_encoder:
         return None
-    return attention_for(subject.config.model_type, subject.model.backbone.attention)
+    return attention_name(subject.model.backbone, subject.config.model_type)
 
 
 @check("attention", "config")
@@ -41,16 +44,15 @@ def attention_backend(subject: Subject) -> Finding | None:
     with torch.no_grad():
         exact = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     name = wanted or "the library's default"
-    needs_cuda = (wanted or "").startswith(("flex", "flash", "varlen"))
-    if needs_cuda and not torch.cuda.is_available():
-        return passed(f"{wanted}: runs on CUDA only, not compared here")
-    device = "cuda" if needs_cuda else "cpu"
+    if (wanted or "").startswith(("flex", "flash", "varlen")):
+        if not torch.cuda.is_available():
+            return passed(f"{wanted}: runs on CUDA only, not compared here")
+        return kernel_in_packs(subject, str(wanted))
     try:
-        other = plain_model(subject, wanted).to(device)
+        other = plain_model(subject, wanted)
         _sharpen(other)
         with torch.no_grad():
-            row = ids.to(device)
-            got = other(input_ids=row, attention_mask=torch.ones_like(row)).logits.cpu()
+            got = other(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     except (ValueError, ImportError) as error:
         return failed(
             f"{name} cannot be used: {str(error).splitlines()[0][:120]}",
@@ -68,6 +70,38 @@ def attention_backend(subject: Subject) -> Finding | None:
         "a different model; grows with attention logits",
         "use eager, flex_attention, or FlashAttention with soft-capping",
     )
+
+
+def kernel_in_packs(subject: Subject, attention: str) -> Finding:
+    """Judge a kernel for packs by the formula, with the model's heads, cap and window felt."""
+    import torch
+
+    from distill.flash import gaps_to_formula
+
+    config = subject.config
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    heads = config.num_attention_heads
+    try:
+        gaps = gaps_to_formula(
+            attention,
+            device,
+            torch.bfloat16,
+            (heads, getattr(config, "num_key_value_heads", None) or heads),
+            getattr(config, "head_dim", None) or config.hidden_size // heads,
+            getattr(config, "attn_logit_softcapping", None),
+            32 if getattr(config, "sliding_window", None) else None,
+            sharpness=30,
+        )
+    except Exception as error:  # a kernel raises what its author liked
+        return failed(
+            f"{attention} cannot be used: {brief(error, 120)}",
+            "it cannot run at all",
+            "use attention: auto, or eager",
+        )
+    seen = f"{attention} in packs equals the formula to {gaps[0]:.0e}, its gradients to {max(gaps[1:]):.0e}"
+    if max(gaps) < KERNEL_TOLERANCE:
+        return passed(seen)
+    return failed(seen, "a different model", "use attention: eager, and report torch's and CUDA's versions")
 
 
 def _sharpen(model: Any) -> None:

@@ -104,7 +104,7 @@ def _copy(subject: Subject) -> BackboneConfig:
 
 def small_classifier(subject: Subject) -> Classifier:
     """The shallow copy with the declared adapters and a zero head, in float32, whatever the declared head."""
-    backbone = replace(_copy(subject), precision="fp32")
+    backbone = replace(_copy(subject), precision="fp32", attention="auto", compile="auto")
     return add_adapters(load_base(backbone, subject.small, 3), lora_of(subject), 0)
 
 

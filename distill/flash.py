@@ -51,36 +51,71 @@ class _Probe(nn.Module):
 
 def agrees(name: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether an implementation of the library gives the formula's outputs and gradients on packs."""
+    try:
+        return max(gaps_to_formula(name, device, dtype)) < 0.02
+    except Exception as error:  # whatever a build may raise that was made for another device or torch
+        log.info("%s: %s", name, error)
+        return False
+
+
+def gaps_to_formula(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: tuple[int, int] = (8, 2),
+    head_dim: int = 64,
+    softcap: float | None = None,
+    window: int | None = None,
+    sharpness: float = 1.0,
+) -> list[float]:
+    """How far an implementation is from attention written out, on one pack of random tokens.
+
+    Parameters
+    ----------
+    name : str
+        Of ours for packs, or of the library.
+    heads : tuple of int
+        Query heads, and key and value heads.
+    sharpness : float
+        Size of the attention logits: a cap is felt only by large ones.
+
+    Returns
+    -------
+    list of float
+        Norm of the difference over the formula's norm: of the output and of the gradients of query, key
+        and value.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    from distill.attention import eager
+    from distill.attention import IMPLEMENTATIONS, block_masks, eager, flex_tiles
 
     generator = torch.Generator(device).manual_seed(0)
     total = sum(LENGTHS)
     bounds = torch.tensor([0, *LENGTHS], device=device).cumsum(0).to(torch.int32)
-    tensors = [
-        torch.randn(1, heads, total, 64, device=device, dtype=dtype, generator=generator).requires_grad_()
-        for heads in (8, 2, 2)
-    ]
-    weights = torch.randn(1, total, 8, 64, device=device, dtype=dtype, generator=generator)
+    positions = torch.cat([torch.arange(n, device=device) for n in LENGTHS])
+
+    def drawn(*shape: int, size: float = 1.0) -> Tensor:
+        return size * torch.randn(shape, device=device, dtype=dtype, generator=generator)
+
+    sizes = ((heads[0], sharpness), (heads[1], 1.0), (heads[1], 1.0))
+    query, key, value = tensors = [drawn(1, n, total, head_dim, size=s).requires_grad_() for n, s in sizes]
+    weights = drawn(1, total, heads[0], head_dim)
     options: dict[str, Any] = {
-        "scaling": 0.125,
+        "scaling": head_dim**-0.5,
+        "softcap": softcap,
+        "sliding_window": window,
         "cu_seq_lens_q": bounds,
         "cu_seq_lens_k": bounds,
         "max_length_q": max(LENGTHS),
         "max_length_k": max(LENGTHS),
-        "position_ids": torch.cat([torch.arange(n, device=device) for n in LENGTHS])[None],
+        "position_ids": positions[None],
     }
+    if name == "flex":
+        documents = torch.repeat_interleave(torch.arange(len(LENGTHS), device=device), bounds.diff())
+        masks = block_masks(positions, documents, window, max(LENGTHS))
+        options |= {"block_mask": masks[window is not None], "kernel_options": flex_tiles(head_dim, dtype)}
     results: list[list[Tensor]] = []
-    query, key, value = tensors
-    try:
-        for run in (eager, ALL_ATTENTION_FUNCTIONS[name]):
-            out = run(_Probe(name), query, key, value, None, **options)[0]
-            results.append([out.detach(), *torch.autograd.grad(out, tensors, weights)])
-        wanted, found = results
-        return all(
-            bool((a - b).float().norm() < 0.02 * a.float().norm()) for a, b in zip(wanted, found, strict=True)
-        )
-    except Exception as error:  # whatever a build may raise that was made for another device or torch
-        log.info("%s: %s", name, error)
-        return False
+    for run in (eager, IMPLEMENTATIONS.get(name) or ALL_ATTENTION_FUNCTIONS[name]):
+        out = run(_Probe(name), query, key, value, None, **options)[0]
+        results.append([out.detach(), *torch.autograd.grad(out, tensors, weights)])
+    return [float((b - a).float().norm() / a.float().norm()) for a, b in zip(*results, strict=True)]

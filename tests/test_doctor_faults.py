@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from encoders import ENCODERS, tiny_encoder
 from planted import FAULTS, Healthy, find, recipe_file
 
@@ -87,6 +88,42 @@ def test_the_llama_tokenizer_as_meta_ships_it_is_healthy(real_data, tmp_path):
     results = {r.check: r.status for r in examine(subject)}
     assert {"one_start_token", "start_token_on_training_path", "pad_token"} <= set(results)
     assert set(results.values()) == {"pass"}
+
+
+def test_a_kernel_for_packs_is_judged_by_the_formula(healthy, tmp_path, monkeypatch):
+    """What the doctor does with CUDA's kernels, with those that a CPU has."""
+    from distill import attention
+    from distill.checks_attention import kernel_in_packs
+
+    (llama,) = open_subjects(str(healthy.llama), tmp_path / "l")
+    (gemma,) = open_subjects(str(healthy.gemma2), tmp_path / "g")
+    assert kernel_in_packs(llama, "sdpa").status == "pass"
+    assert kernel_in_packs(gemma, "eager").status == "pass"
+    assert kernel_in_packs(gemma, "sdpa").status == "fail"  # it refuses the cap
+    right = attention.eager
+    for forgotten in ("softcap", "sliding_window"):
+
+        def wrong(*tensors, forgotten=forgotten, **options):
+            return right(*tensors, **{**options, forgotten: None})
+
+        monkeypatch.setitem(attention.IMPLEMENTATIONS, "varlen", wrong)
+        finding = kernel_in_packs(gemma, "varlen")
+        assert finding.status == "fail", finding
+        assert "equals the formula to" in finding.seen
+
+
+def test_float32_takes_no_kernel_that_wants_16_bits(monkeypatch):
+    from distill import backbone
+    from distill.config import BackboneConfig
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = BackboneConfig(path="x", precision="fp32")
+    assert backbone.attention_name(config, "llama") == "sdpa"
+    assert backbone.attention_name(config, "gemma2") == "eager"
+    assert not backbone._compiles(config)
+    config = BackboneConfig(path="x", precision="bf16")
+    assert backbone.attention_name(config, "gemma2") == "flex"
+    assert backbone._compiles(config)
 
 
 def test_healthy_chat_templates_and_quantised_checkpoints_pass(healthy, tmp_path):
