@@ -1,0 +1,322 @@
+"""Training units on a Ray cluster: each where its resources are free, again where a machine was lost.
+
+Ray's scheduler decides where and when; what makes a second start safe is the unit itself, which goes on from
+its last checkpoint. Its progress is read from the files that it writes anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data import storage
+from data.errors import UserError
+from data.files import make_directory
+from distill.board import FAILED, FINISHED, Board
+from distill.ray_cluster import connect, nodes, require
+from distill.units import Unit
+
+CPUS_BESIDE_A_GPU = 4
+RETRIES = 8
+"""Starts after the first one, each for a lost machine or process, never for an error of the unit's own."""
+POLL_S = 1.0
+STOP_S = 20.0
+"""How long stopped units may take to end by themselves."""
+HOME = "units"
+"""Directory beside the stores: a log a unit, and the summaries."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a unit ended: ``error`` is empty if it is finished."""
+
+    unit: str
+    error: str = ""
+
+
+def run_units(units: Sequence[Unit], home: Path, command: str) -> Board:
+    """Run what is left of ``units`` on the cluster; return how they all ended.
+
+    Parameters
+    ----------
+    home : Path
+        Directory that gets ``units/``: a log a unit, and the summary named after ``command``.
+
+    Raises
+    ------
+    UserError
+        No Ray, no cluster, or a unit that asks for more than any machine has.
+    KeyboardInterrupt
+        After the running units were stopped.
+    """
+    ray = connect()
+    asks = {unit.name: resources(ray, unit) for unit in units}
+    place = home / HOME
+    make_directory(place)
+    board = Board([unit.name for unit in units], place / command)
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=True
+    )
+    watcher = ray.remote(Watcher).options(num_cpus=0, scheduling_strategy=here).remote()
+    task = ray.remote(attempt)
+    waiting = {}
+    for unit in units:
+        if unit.finished():
+            board.end(unit.name, FINISHED)
+            continue
+        ask = asks[unit.name]
+        log = place / f"{unit.name.replace('/', '-')}.log"
+        board.lines[unit.name].log = str(log)
+        options = {"num_cpus": ask["CPU"], "num_gpus": ask["GPU"], "memory": int(ask["memory"]) or None}
+        ref = task.options(name=unit.name, max_retries=RETRIES, **options).remote(
+            unit, watcher, log, max(1, int(ask["CPU"]))
+        )
+        waiting[ref] = unit.name
+    try:
+        _watch(ray, waiting, watcher, board)
+    except KeyboardInterrupt:
+        _stop(ray, list(waiting))
+        board.stop()
+        raise
+    finally:
+        board.show()
+        board.clear()
+        storage.publish(place)
+        ray.kill(watcher)
+    return board
+
+
+def resources(ray: Any, unit: Unit) -> dict[str, float]:
+    """What a unit asks for: its recipe's ``resources``, and defaults for what that leaves open."""
+    import torch
+
+    asked = unit.model.model.resources
+    gpus = asked.gpus
+    if gpus is None:
+        gpus = 1.0 if any(node.get("GPU") for node in nodes(ray)) else 0.0
+    cpus = asked.cpus or (CPUS_BESIDE_A_GPU if gpus >= 1 else 1 if gpus else torch.get_num_threads())
+    found = {"CPU": float(cpus), "GPU": float(gpus), "memory": (asked.memory_gb or 0.0) * 2**30}
+    if gpus > 1:
+        raise UserError(f"{unit.name}: a unit runs on one GPU or a part of one; its recipe asks for {gpus:g}")
+    require(ray, unit.name, found)
+    return found
+
+
+def _watch(ray: Any, waiting: dict[Any, str], watcher: Any, board: Board) -> None:
+    """Keep the board up to date until every unit has ended."""
+    left = list(waiting)
+    board.show()
+    while left:
+        done, left = ray.wait(left, num_returns=len(left), timeout=POLL_S)
+        board.update(ray.get(watcher.snapshot.remote()))
+        for ref in done:
+            try:
+                outcome = ray.get(ref)
+            except ray.exceptions.RayError as error:  # lost more often than it may be started again
+                outcome = Outcome(
+                    waiting[ref], f"lost with its process: {str(error).strip().splitlines()[0]}"
+                )
+            board.end(waiting[ref], FAILED if outcome.error else FINISHED, outcome.error)
+        board.show()
+
+
+def _stop(ray: Any, refs: list[Any]) -> None:
+    """Interrupt what runs, as Ctrl-C would on its own machine, and wait until it has ended."""
+    for ref in refs:
+        ray.cancel(ref, force=False)
+    _, left = ray.wait(refs, num_returns=len(refs), timeout=STOP_S)
+    for ref in left:
+        ray.cancel(ref, force=True)
+
+
+@dataclass
+class Watcher:
+    """An actor that holds the last report of every unit."""
+
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def start(self, unit: str, where: str) -> None:
+        """Note that a unit starts, perhaps again."""
+        starts = self.reports.get(unit, {}).get("starts", 0) + 1
+        self.reports[unit] = {"where": where, "starts": starts}
+
+    def report(self, unit: str, progress: dict[str, Any]) -> None:
+        """Note how far a unit is."""
+        self.reports[unit] |= progress
+
+    def snapshot(self) -> dict[str, dict[str, Any]]:
+        """Return all reports."""
+        return self.reports
+
+
+_planned: dict[str, Any] = {}
+"""The last run planned in this process, so that folds of one model encode the rows once."""
+
+
+def attempt(unit: Unit, watcher: Any, log: Path, threads: int) -> Outcome:
+    """Run a unit in a worker process; its own errors become its outcome, and its output goes to ``log``."""
+    import ray
+    import torch
+
+    torch.set_num_threads(threads)
+    where = f"{socket.gethostname()}:{os.getpid()}"
+    if gpus := ray.get_gpu_ids():
+        where += f" GPU {','.join(map(str, gpus))}"
+    ray.get(watcher.start.remote(unit.name, where))
+    with _output_to(log), _alone(log.with_suffix(".lock")), _mirrored(unit):
+        print(f"{time.strftime('%F %T')} {unit.name} starts on {where}, {threads} threads", flush=True)
+        with _reporting(unit, watcher):
+            try:
+                key = repr(unit.model)
+                if key not in _planned:
+                    _planned.clear()
+                    _planned[key] = unit.model.plan()
+                unit.run(_planned[key])
+            except UserError as mistake:
+                print(f"error: {mistake}", flush=True)
+                return Outcome(unit.name, str(mistake))
+            except Exception as error:
+                traceback.print_exc()
+                sys.stderr.flush()
+                return Outcome(unit.name, f"{type(error).__name__}: {error}")
+        print(f"{time.strftime('%F %T')} {unit.name} is finished", flush=True)
+    return Outcome(unit.name)
+
+
+@contextlib.contextmanager
+def _output_to(log: Path) -> Iterator[None]:
+    """Append everything that this process writes, libraries in C included, to a file."""
+    make_directory(log.parent)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+        storage.publish(log)
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no process of a driver that was killed works on the same unit any more."""
+    with open(lock, "w", encoding="utf-8") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _mirrored(unit: Unit) -> Iterator[None]:
+    """Bring the unit's files from other storage, and send its results there; nothing for local paths."""
+    store = unit.model.out
+    if storage.address_of(store) is None and storage.address_of(unit.model.data) is None:
+        yield
+        return
+    unit.model.fetch()
+    storage.fetch(store, [unit.part])
+    stop = threading.Event()
+    thread = threading.Thread(target=_send_checkpoints, args=(unit.directory, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        for path in unit.directory.glob("checkpoint-*"):
+            if not (path / "trainer_state.json").exists():
+                shutil.rmtree(path, ignore_errors=True)
+        if unit.finished():
+            storage.publish(unit.directory)
+            for path in _checkpoints_there(unit.directory):
+                storage.remove(path)
+
+
+def _send_checkpoints(directory: Path, stop: threading.Event) -> None:
+    """Send every finished checkpoint to the unit's address, and delete the older ones there."""
+    sent: set[str] = set()
+    while not stop.wait(POLL_S):
+        for path in sorted(directory.glob("checkpoint-*/trainer_state.json")):
+            checkpoint = path.parent
+            if checkpoint.name in sent:
+                continue
+            # The Trainer may delete it meanwhile, for a newer one that is sent next.
+            with contextlib.suppress(UserError, OSError):
+                storage.publish(checkpoint)
+                sent.add(checkpoint.name)
+                for old in _checkpoints_there(directory):
+                    if old.name != checkpoint.name:
+                        storage.remove(old)
+
+
+def _checkpoints_there(directory: Path) -> list[Path]:
+    """Mirror paths of the checkpoints at a directory's address."""
+    address = storage.address_of(directory)
+    if address is None:
+        return []
+    fs, root = storage.open_storage(address)
+    if not fs.exists(root):
+        return []
+    names = [entry["name"].rstrip("/").rpartition("/")[2] for entry in fs.ls(root, detail=True)]
+    return [directory / name for name in names if name.startswith("checkpoint-")]
+
+
+@contextlib.contextmanager
+def _reporting(unit: Unit, watcher: Any) -> Iterator[None]:
+    """Tell the watcher every second how far the unit is."""
+    stop = threading.Event()
+
+    def tell() -> None:
+        while not stop.wait(POLL_S):
+            if progress := progress_of(unit.directory):
+                watcher.report.remote(unit.name, progress)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        if progress := progress_of(unit.directory):
+            watcher.report.remote(unit.name, progress)
+
+
+def progress_of(directory: Path) -> dict[str, Any]:
+    """Step, steps in all and loss of a training, from the last lines of its ``metrics.jsonl``."""
+    try:
+        lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    found: dict[str, Any] = {}
+    for line in reversed(lines):
+        try:
+            logged = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if "step" not in found and logged.get("epoch"):
+            # All planned steps are one epoch to the Trainer.
+            found |= {"step": logged["step"], "steps": round(logged["step"] / logged["epoch"])}
+        if "loss" in logged:
+            found["loss"] = logged["loss"]
+            break
+    return found
