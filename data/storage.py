@@ -97,7 +97,7 @@ def open_storage(address: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def _named(address: str) -> Iterator[None]:
+def named(address: str) -> Iterator[None]:
     """Turn what a storage library raises into a message that names the address, and no more of it."""
     try:
         yield
@@ -128,7 +128,7 @@ def fetch(path: Path, parts: Sequence[str] | None = None, skip: Sequence[str] = 
     if address is None:
         return path
     fs, root = open_storage(address)
-    with _named(address):
+    with named(address):
         fs.invalidate_cache()
         if fs.isfile(root):
             found, base = [root], root.rpartition("/")[0]
@@ -168,12 +168,12 @@ def publish(path: Path, last: Sequence[str] = ("oof.parquet", "trainer_state.jso
         return
     fs, root = open_storage(address)
     if path.is_file():
-        with _named(address):
+        with named(address):
             fs.makedirs(root.rpartition("/")[0], exist_ok=True)
             fs.put_file(str(path), root)
         return
     files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
-    with _named(address):
+    with named(address):
         made: set[str] = set()
         for file in sorted(files, key=lambda p: (p.name in last, str(p))):
             there = f"{root}/{file.relative_to(path).as_posix()}"
@@ -190,5 +190,5 @@ def remove(path: Path) -> None:
     if address is None:
         return
     fs, root = open_storage(address)
-    with _named(address), suppress(FileNotFoundError):
+    with named(address), suppress(FileNotFoundError):
         fs.rm(root, recursive=True)

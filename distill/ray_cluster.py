@@ -11,7 +11,10 @@ from typing import Any
 
 from data import storage
 from data.errors import UserError
+from distill.config import ResourcesConfig
 
+CPUS_BESIDE_A_GPU = 4
+KEYS = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
 MISSING = "--launcher ray needs Ray, which is not installed: pip install 'distillstack[ray]'"
 
 
@@ -43,28 +46,52 @@ def connect() -> Any:
     return ray
 
 
-def nodes(ray: Any) -> list[dict[str, float]]:
-    """Resources of every machine that is alive."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def amounts(ray: Any, what: str, asked: ResourcesConfig) -> dict[str, Any]:
+    """Return what to ask of Ray: the recipe's ``resources``, and defaults for what they leave open.
 
-
-def require(ray: Any, what: str, asked: dict[str, float]) -> None:
-    """Refuse what no machine of the cluster could ever give.
+    On a CPU as many threads as this process uses, since the last bits of a sum depend on their number.
 
     Parameters
     ----------
     what : str
         Who asks, for the message.
-    asked : dict
-        Amounts of ``CPU``, ``GPU`` and ``memory`` (bytes).
+
+    Returns
+    -------
+    dict
+        ``num_cpus`` (whole), ``num_gpus`` and ``memory`` (bytes, or None).
+
+    Raises
+    ------
+    UserError
+        No machine of the cluster has as much.
     """
-    found = nodes(ray)
-    if any(all(node.get(key, 0) >= value for key, value in asked.items()) for node in found):
-        return
-    wanted = ", ".join(_amount(key, value) for key, value in asked.items() if value)
-    best = "; ".join(", ".join(_amount(key, node.get(key, 0)) for key in asked) for node in found)
-    raise UserError(f"{what} asks for {wanted}, which no machine of the cluster has ({best})")
+    import torch
+
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = asked.gpus if asked.gpus is not None else float(any(node.get("GPU") for node in found))
+    cpus = asked.cpus or (CPUS_BESIDE_A_GPU if gpus >= 1 else 1 if gpus else torch.get_num_threads())
+    memory = None if asked.memory_gb is None else int(asked.memory_gb * 2**30)
+    if gpus > 1:
+        raise UserError(f"{what}: runs on one GPU or a part of one, and resources.gpus is {gpus:g}")
+    wanted = {"num_cpus": cpus, "num_gpus": gpus, "memory": memory}
+    if not room_for(ray, wanted):
+        best = "; ".join(_in_words({name: node.get(key, 0) for name, key in KEYS.items()}) for node in found)
+        raise UserError(
+            f"{what} asks for {_in_words(wanted)}, which no machine of the cluster has ({best}); "
+            "set resources.cpus, resources.gpus or resources.memory_gb of the model in the recipe"
+        )
+    return wanted
 
 
-def _amount(key: str, value: float) -> str:
-    return f"{value / 2**30:.1f} GiB of memory" if key == "memory" else f"{value:g} {key}"
+def room_for(ray: Any, wanted: dict[str, Any]) -> int:
+    """How many of what is asked for the whole cluster can hold."""
+    asked = {KEYS[name]: value for name, value in wanted.items() if value}
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(node.get(key, 0) / value) for key, value in asked.items()) for node in found)
+
+
+def _in_words(wanted: dict[str, Any]) -> str:
+    parts = [f"{value:g} {KEYS[name]}" for name, value in wanted.items() if value and name != "memory"]
+    parts += [f"{wanted['memory'] / 2**30:.1f} GiB of memory"] if wanted.get("memory") else []
+    return ", ".join(parts)

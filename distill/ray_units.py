@@ -25,10 +25,9 @@ from data import storage
 from data.errors import UserError
 from data.files import make_directory
 from distill.board import FAILED, FINISHED, Board
-from distill.ray_cluster import connect, nodes, require
+from distill.ray_cluster import amounts, connect
 from distill.units import Unit
 
-CPUS_BESIDE_A_GPU = 4
 RETRIES = 8
 """Starts after the first one, each for a lost machine or process, never for an error of the unit's own."""
 POLL_S = 1.0
@@ -62,7 +61,7 @@ def run_units(units: Sequence[Unit], home: Path, command: str) -> Board:
         After the running units were stopped.
     """
     ray = connect()
-    asks = {unit.name: resources(ray, unit) for unit in units}
+    asks = {unit.name: amounts(ray, unit.name, unit.model.model.resources) for unit in units}
     place = home / HOME
     make_directory(place)
     board = Board([unit.name for unit in units], place / command)
@@ -76,12 +75,11 @@ def run_units(units: Sequence[Unit], home: Path, command: str) -> Board:
         if unit.finished():
             board.end(unit.name, FINISHED)
             continue
-        ask = asks[unit.name]
         log = place / f"{unit.name.replace('/', '-')}.log"
         board.lines[unit.name].log = str(log)
-        options = {"num_cpus": ask["CPU"], "num_gpus": ask["GPU"], "memory": int(ask["memory"]) or None}
-        ref = task.options(name=unit.name, max_retries=RETRIES, **options).remote(
-            unit, watcher, log, max(1, int(ask["CPU"]))
+        asked = asks[unit.name]
+        ref = task.options(name=unit.name, max_retries=RETRIES, **asked).remote(
+            unit, watcher, log, asked["num_cpus"]
         )
         waiting[ref] = unit.name
     try:
@@ -96,22 +94,6 @@ def run_units(units: Sequence[Unit], home: Path, command: str) -> Board:
         storage.publish(place)
         ray.kill(watcher)
     return board
-
-
-def resources(ray: Any, unit: Unit) -> dict[str, float]:
-    """What a unit asks for: its recipe's ``resources``, and defaults for what that leaves open."""
-    import torch
-
-    asked = unit.model.model.resources
-    gpus = asked.gpus
-    if gpus is None:
-        gpus = 1.0 if any(node.get("GPU") for node in nodes(ray)) else 0.0
-    cpus = asked.cpus or (CPUS_BESIDE_A_GPU if gpus >= 1 else 1 if gpus else torch.get_num_threads())
-    found = {"CPU": float(cpus), "GPU": float(gpus), "memory": (asked.memory_gb or 0.0) * 2**30}
-    if gpus > 1:
-        raise UserError(f"{unit.name}: a unit runs on one GPU or a part of one; its recipe asks for {gpus:g}")
-    require(ray, unit.name, found)
-    return found
 
 
 def _watch(ray: Any, waiting: dict[Any, str], watcher: Any, board: Board) -> None:
