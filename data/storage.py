@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, brief
-from data.files import atomic_write, make_directory, write_json
+from data.files import atomic_write, write_json
 
 SCRATCH = "DISTILLSTACK_SCRATCH"
 """Environment variable: the directory of all mirrors; by default one in the system's temporary directory."""
@@ -140,7 +140,6 @@ def fetch(path: Path, parts: Sequence[str] | None = None, skip: Sequence[str] = 
             for part in parts:
                 found += fs.find(f"{root}/{part}") if fs.exists(f"{root}/{part}") else []
         target = path.parent if base != root else path
-        make_directory(target)
         record = target / SEEN
         seen = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
         for name in found:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.errors import UserError
-from data.storage import fetch, local_path
+from data.storage import address_of, fetch, local_path, shown
 
 if TYPE_CHECKING:
     from data.folds import Folds
@@ -76,6 +76,10 @@ def open_data(path: Path | None, demo: DataConfig) -> tuple[Rows, Folds, Path]:
             f"{path}: is not prepared; run python -m data.prepare --source {path} --out DIR first"
         )
     fetch(path.parent if path.suffix else path, parts=())
+    if address_of(path) and not path.exists():
+        raise UserError(
+            f"{shown(path)}: holds no prepared data; run python -m data.prepare and copy it there"
+        )
     rows, folds = load_prepared(path)
     return rows, folds, path if path.is_dir() else path.parent
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
 from data.errors import UserError
-from data.files import read_json, require_file
+from data.files import read_json, require_file, sha256_files, sha256_text
 from data.schema import Classes, Rows
 from data.softlabels import read_manifest
 from data.template import Template
@@ -132,8 +132,16 @@ def checked_tokenizer(saved: SavedModel) -> Any:
     return tokenizer
 
 
-def predict_rows(saved: SavedModel, rows: Rows) -> np.ndarray:
+def predict_rows(saved: SavedModel, rows: Rows, shards: Path | None = None) -> np.ndarray:
     """Predict rows in all their orders; fold models are averaged in logits.
+
+    Adapters are served one after another from one loaded base.
+
+    Parameters
+    ----------
+    shards : Path, optional
+        Directory in which what is predicted is kept until the caller deletes it: a call that was killed goes
+        on from there, if model and rows are the same.
 
     Returns
     -------
@@ -145,7 +153,7 @@ def predict_rows(saved: SavedModel, rows: Rows) -> np.ndarray:
     UserError
         The rows' classes, the backbone or the tokenizer are not those of the training.
     """
-    return Loaded(saved).predict(rows, saved.name)
+    return Loaded(saved).predict(rows, saved.name, shards)
 
 
 class Loaded:
@@ -167,27 +175,27 @@ class Loaded:
         self._classifier: Classifier | None = None
         self._weights: Path | None = None
 
-    def predict(self, rows: Rows, what: str) -> np.ndarray:
+    def predict(self, rows: Rows, what: str, shards: Path | None = None) -> np.ndarray:
         """Predict rows in all their orders, averaged over the run's models; see :func:`predict_rows`."""
         saved, train = self.saved, self.saved.model.train
         examples = examples_of(saved, rows, self.tokenizer)
         everything = np.arange(len(rows))
         total = np.zeros((len(rows), examples.encoded.orders, rows.classes.n))
         for number, weights in enumerate(saved.weights, start=1):
+            name = f"{what} predicts ({number}/{len(saved.weights)})"
+            place = None
+            if shards is not None:
+                made_by = sha256_files(sorted(weights.glob("*.safetensors")))
+                place = shards / sha256_text(made_by, rows.content_hash)[:16]
             total += predict_logits(
-                self._with(weights),
-                examples,
-                everything,
-                train.predict_rows,
-                f"{what} predicts ({number}/{len(saved.weights)})",
-                train.pack_tokens,
+                self._with(weights), examples, everything, train.predict_rows, name, train.pack_tokens, place
             )
         return total / len(saved.weights)
 
     def _with(self, weights: Path) -> Classifier:
-        """The classifier with these weights: the base is loaded once, an adapter changed in place."""
+        """The classifier with these weights: of a base loaded once the adapter is changed in place."""
         model = self.saved.model
-        if self._classifier is None:
+        if self._classifier is None or not (model.lora.enabled or self._weights == weights):
             backbone, n = self.saved.manifest["backbone_path"], self.saved.classes.n
             self._classifier = load_trained(model.backbone, backbone, weights, model.lora.enabled, n)
         elif self._weights != weights:
