@@ -174,12 +174,14 @@ class DistillConfig:
 class ResourcesConfig:
     """What one unit of this model, a fold or the final training, asks of a cluster (``--launcher ray``).
 
-    ``gpus`` may be a fraction: units then share a card; null asks for one where the cluster has any. ``cpus``
-    are also the unit's threads; null asks for four beside a GPU, else for as many as this process uses.
+    ``processes`` above 1 share a unit's steps, on one machine or several; the rest is what each of them asks
+    for. ``gpus`` is 1, or a fraction, when units share a card; null asks for one where the cluster has any.
+    ``cpus`` are also the threads; null asks for four beside a GPU, else for as many as this process uses.
     ``memory_gb`` is main memory; null reserves none. ``tokens_per_second``, measured by you in training, is
     what ``--dry-run`` reckons with instead of its own table.
     """
 
+    processes: int = 1
     gpus: float | None = None
     cpus: int | None = None
     memory_gb: float | None = None
@@ -295,7 +297,7 @@ def _check_model(name: str, model: ModelConfig) -> None:
     ):
         if value.lower() not in SWITCHES:
             raise UserError(f"recipe: {name}.{key} is {value!r}; it is one of {listing(SWITCHES)}")
-    for key in ("cpus", "memory_gb", "tokens_per_second"):
+    for key in ("processes", "cpus", "memory_gb", "tokens_per_second"):
         if (value := getattr(model.resources, key)) is not None:
             _positive(f"{name}.resources.{key}", value)
     _in_range(f"{name}.resources.gpus", model.resources.gpus or 0, 0, float("inf"))

@@ -73,7 +73,9 @@ def amounts(ray: Any, what: str, asked: ResourcesConfig) -> dict[str, Any]:
     cpus = asked.cpus or (CPUS_BESIDE_A_GPU if gpus >= 1 else 1 if gpus else torch.get_num_threads())
     memory = None if asked.memory_gb is None else int(asked.memory_gb * 2**30)
     if gpus > 1:
-        raise UserError(f"{what}: runs on one GPU or a part of one, and resources.gpus is {gpus:g}")
+        raise UserError(
+            f"{what}: a process has one GPU or a part of one, not {gpus:g}; set resources.processes"
+        )
     wanted = {"num_cpus": cpus, "num_gpus": gpus, "memory": memory}
     if not room_for(ray, wanted):
         best = "; ".join(_in_words({name: node.get(key, 0) for name, key in KEYS.items()}) for node in found)

@@ -78,9 +78,9 @@ def run_units(units: Sequence[Unit], home: Path, command: str) -> Board:
         log = place / f"{unit.name.replace('/', '-')}.log"
         board.lines[unit.name].log = str(log)
         asked = asks[unit.name]
-        ref = task.options(name=unit.name, max_retries=RETRIES, **asked).remote(
-            unit, watcher, log, asked["num_cpus"]
-        )
+        # Of several processes the unit's own only waits; Ray Train asks for what they need.
+        own = asked if unit.model.model.resources.processes == 1 else {"num_cpus": 0}
+        ref = task.options(name=unit.name, max_retries=RETRIES, **own).remote(unit, watcher, log, asked)
         waiting[ref] = unit.name
     try:
         _watch(ray, waiting, watcher, board)
@@ -128,6 +128,7 @@ class Watcher:
     """An actor that holds the last report of every unit."""
 
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
 
     def start(self, unit: str, where: str) -> None:
         """Note that a unit starts, perhaps again."""
@@ -138,6 +139,14 @@ class Watcher:
         """Note how far a unit is."""
         self.reports[unit] |= progress
 
+    def fail(self, unit: str, message: str) -> None:
+        """Note the first error of a unit's processes."""
+        self.errors.setdefault(unit, message)
+
+    def wrong(self, unit: str) -> str:
+        """Return the error of a unit's processes; empty if they have none."""
+        return self.errors.get(unit, "")
+
     def snapshot(self) -> dict[str, dict[str, Any]]:
         """Return all reports."""
         return self.reports
@@ -147,20 +156,31 @@ _planned: dict[str, Any] = {}
 """The last run planned in this process, so that folds of one model encode the rows once."""
 
 
-def attempt(unit: Unit, watcher: Any, log: Path, threads: int) -> Outcome:
+def attempt(unit: Unit, watcher: Any, log: Path, asked: dict[str, Any]) -> Outcome:
     """Run a unit in a worker process; its own errors become its outcome, and its output goes to ``log``."""
     import ray
     import torch
 
+    threads, processes = asked["num_cpus"], unit.model.model.resources.processes
     torch.set_num_threads(threads)
     where = f"{socket.gethostname()}:{os.getpid()}"
+    if processes > 1:
+        where += f" and {processes} processes"
     if gpus := ray.get_gpu_ids():
         where += f" GPU {','.join(map(str, gpus))}"
     ray.get(watcher.start.remote(unit.name, where))
-    with _output_to(log), _alone(log.with_suffix(".lock")), _mirrored(unit):
+    with output_to(log), _alone(log.with_suffix(".lock")), _mirrored(unit):
         print(f"{time.strftime('%F %T')} {unit.name} starts on {where}, {threads} threads", flush=True)
         with _reporting(unit, watcher):
             try:
+                if processes > 1:
+                    from distill.ray_train import run_together
+
+                    if wrong := run_together(unit, asked, processes, watcher, log):
+                        print(f"error: {wrong}", flush=True)
+                        return Outcome(unit.name, wrong)
+                    print(f"{time.strftime('%F %T')} {unit.name} is finished", flush=True)
+                    return Outcome(unit.name)
                 key = repr(unit.model)
                 if key not in _planned:
                     _planned.clear()
@@ -178,7 +198,7 @@ def attempt(unit: Unit, watcher: Any, log: Path, threads: int) -> Outcome:
 
 
 @contextlib.contextmanager
-def _output_to(log: Path) -> Iterator[None]:
+def output_to(log: Path) -> Iterator[None]:
     """Append everything that this process writes, libraries in C included, to a file."""
     make_directory(log.parent)
     sys.stdout.flush()

@@ -16,12 +16,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data.arena import ArenaConfig, simulate_arena
 from data.errors import UserError
+from data.softlabels import read_logits, read_store
 from distill import predict, student, teacher_oof
 
 ray = pytest.importorskip("ray", reason="needs pip install 'distillstack[ray]'")
@@ -182,6 +184,26 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cluster, trained, tin
     assert student.main(command) == 0
     assert same_files(home / "student", trained / "student", "oof.parquet") == 1
     assert same_files(home / "student", trained / "student", "final/adapter/adapter_model.safetensors") == 1
+
+
+def test_two_processes_on_two_machines_share_a_unit(cluster, trained, tiny_recipe, tmp_path):
+    from distill.config import load_recipe
+    from distill.ray_units import run_units
+    from distill.units import ModelSpec, Unit
+
+    pytest.importorskip("distill.processes", reason="needs training that several processes share")
+    pytest.importorskip("ray.train.torch", reason="needs pip install 'ray[train]'")
+    home = beside(trained, tmp_path / "home")
+    recipe = load_recipe(str(tiny_recipe), ["teachers.llama.resources.processes=2"])
+    unit = Unit(ModelSpec("llama", recipe.teachers["llama"], home, home / "llama"), "fold-0")
+    board = run_units([unit], home, "test")
+    log = (home / "units" / "llama-fold-0.log").read_text()
+    assert board.counts() == "1 finished", log
+    assert set(re.findall(r"is process (\d) of 2", log)) == {"0", "1"}
+    classes = read_store(trained / "llama").classes
+    mine, one = (read_logits(at / "llama" / "fold-0" / "oof.parquet", classes) for at in (home, trained))
+    assert mine[0] == one[0]
+    np.testing.assert_allclose(mine[2], one[2], atol=1e-5)
 
 
 @pytest.fixture(scope="module")

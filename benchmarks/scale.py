@@ -1,0 +1,284 @@
+"""What scale costs: starting units on Ray, labelling ten thousand to a million rows, a plan on paper.
+
+``python -m benchmarks.scale launch`` trains the same units by the plain loop and by Ray, turn about;
+``label`` labels ever more rows with a tiny model and watches memory; ``plan`` reckons 100 million rows from
+the rates of ``gpu_training.md``. Each prints its table. Cores are shared, so read ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from data.command import format_table
+
+TEXT_RECIPE = """
+teachers:
+  tiny:
+    backbone:
+      precision: fp32
+      tiny: {family: llama, hidden_size: 64, intermediate_size: 64, layers: 1, heads: 2, kv_heads: 1,
+             vocab_size: 300, pretrain_steps: 0}
+    lora: {r: 4}
+    encode: {max_length: 64}
+    train: {epochs: 1, lr: 1.0e-3, rows_per_step: 32}
+"""
+WORDS = np.array(
+    [
+        "red",
+        "blue",
+        "green",
+        "loud",
+        "quiet",
+        "fast",
+        "slow",
+        "warm",
+        "cold",
+        "bright",
+        "dark",
+        "sweet",
+        "sour",
+    ]
+)
+
+
+FOLDS = 4
+
+
+def measured(command: list[str], **env: str) -> tuple[float, float, float]:
+    """Run a command of the project: seconds, CPU seconds and peak MiB of it and its children."""
+    program = (
+        "import resource, runpy, sys; sys.argv = sys.argv[1:];\n"
+        "try: runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "u = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print('USED', u.ru_utime + u.ru_stime, u.ru_maxrss / 1024)"
+    )
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    used = next(line for line in done.stdout.splitlines() if line.startswith("USED")).split()
+    return time.perf_counter() - begin, float(used[1]), float(used[2])
+
+
+def launch(home: Path, rounds: int, epochs: int) -> None:
+    """Time the units of one teacher by the plain loop and on Ray, one at a time in both."""
+    from ray.cluster_utils import Cluster
+
+    from data.arena import ArenaConfig, simulate_arena
+    from data.dataset import prepare
+
+    rows = simulate_arena(ArenaConfig(n_rows=1500, seed=0))
+    found: dict[str, list[list[float]]] = {"local": [], "ray": []}
+    totals: dict[str, list[float]] = {"local": [], "ray": []}
+    # A cluster of one processor runs one unit at a time, as the plain loop does.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    quiet = {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": cluster.address}
+    for number in range(rounds):
+        for launcher in ("local", "ray"):
+            place = home / f"{launcher}-{number}"
+            shutil.rmtree(place, ignore_errors=True)
+            prepare(rows, place, FOLDS)
+            if (home / "backbones").exists():
+                shutil.copytree(home / "backbones", place / "backbones")
+            options = [f"teachers.llama.train.epochs={epochs}"]
+            command = ["distill.teacher_oof", "--data", str(place), "--only", "llama", "--launcher", launcher]
+            totals[launcher].append(measured([*command, *options], **quiet)[0])
+            shutil.copytree(place / "backbones", home / "backbones", dirs_exist_ok=True)
+            ends = sorted((place / "llama").glob("fold-*/oof.parquet"), key=lambda p: p.stat().st_mtime)
+            times = [path.stat().st_mtime for path in ends]
+            found[launcher].append(list(np.diff(times)))
+            same = (home / "local-0" / "llama" / "oof.parquet").read_bytes()
+            assert (place / "llama" / "oof.parquet").read_bytes() == same
+            print(launcher, round(totals[launcher][-1], 1), np.round(found[launcher][-1], 1), flush=True)
+    cluster.shutdown()
+    unit = {k: statistics.median(t for part in v for t in part) for k, v in found.items()}
+    fixed = {k: statistics.median(totals[k]) - FOLDS * unit[k] for k in totals}
+    body = [
+        [
+            k,
+            f"{unit[k]:.1f}",
+            f"{unit[k] / unit['local'] - 1:+.1%}",
+            f"{fixed[k]:.1f}",
+            f"{statistics.median(totals[k]):.1f}",
+        ]
+        for k in ("local", "ray")
+    ]
+    print(format_table(["launcher", "s a unit", "against local", "once, s", "command, s"], body))
+
+
+def texts(n: int, path: Path, file_rows: int = 250_000) -> None:
+    """Write short texts as Parquet files, each one row group."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for start in range(0, n, file_rows):
+        size = min(file_rows, n - start)
+        words = WORDS[rng.integers(len(WORDS), size=(size, 6))]
+        table = pa.table(
+            {
+                "row_id": [f"t{i}" for i in range(start, start + size)],
+                "prompt": [" ".join(line) for line in words],
+                "label": (words[:, 0] < "n").astype(np.int8),
+            }
+        )
+        pq.write_table(table, path / f"{start:09d}.parquet", row_group_size=size)
+
+
+def label(home: Path, sizes: list[int]) -> None:
+    """Label ever more rows with one tiny model: CPU time a row, and peak memory."""
+    import pyarrow.parquet as pq
+
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    (home / "recipe.yaml").write_text(TEXT_RECIPE, encoding="utf-8")
+    texts(600, home / "train")
+    measured(
+        [
+            "data.prepare",
+            "--source",
+            str(home / "train" / "000000000.parquet"),
+            "--out",
+            str(home / "rows"),
+            "--folds",
+            "2",
+        ]
+    )
+    measured(["distill.teacher_oof", "--recipe", str(home / "recipe.yaml"), "--data", str(home / "rows")])
+    measured(
+        ["distill.export", "--model", str(home / "rows" / "tiny"), "--average", "--out", str(home / "model")]
+    )
+    body = []
+    first: dict[str, float] = {}
+    for n in sizes:
+        texts(n, home / f"in-{n}")
+        for launcher in ("local", "ray"):
+            out = home / f"out-{n}-{launcher}"
+            command = ["distill.predict", "--model", str(home / "model"), "--data", str(home / f"in-{n}")]
+            options = ["--out", str(out), "--launcher", launcher, "--workers", "1", "--shard-rows", "4096"]
+            with peak_of("ray::Labeller") as actors:
+                seconds, _, peak = measured([*command, *options], OMP_NUM_THREADS="1")
+            parts = sorted(out.glob("part-*"))
+            assert sum(pq.read_metadata(part).num_rows for part in parts) == n
+            assert all(
+                part.read_bytes() == (home / f"out-{n}-local" / part.name).read_bytes() for part in parts
+            )
+            # From the first part to the last: what is paid once, however many rows, is left out.
+            times = sorted(part.stat().st_mtime for part in parts)
+            cost = (times[-1] - times[0]) / (n - pq.read_metadata(parts[0]).num_rows) * 1e6
+            ratio = cost / first.setdefault(launcher, cost)
+            worker = peak if launcher == "local" else actors[0]
+            body.append(
+                [
+                    launcher,
+                    f"{n:,}",
+                    f"{seconds:.0f}",
+                    f"{cost:.0f}",
+                    f"{ratio:.2f}",
+                    f"{worker:.0f}",
+                    f"{peak:.0f}",
+                ]
+            )
+            print(body[-1], flush=True)
+    header = ["launcher", "rows", "command, s", "µs a row", "ratio", "worker's peak MiB", "command's"]
+    print(format_table(header, body))
+
+
+@contextmanager
+def peak_of(title: str) -> Iterator[list[float]]:
+    """Watch the largest resident MiB of the processes whose title begins so."""
+    import psutil
+
+    found, stop = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            for process in psutil.process_iter(["cmdline", "memory_info"]):
+                if " ".join(process.info["cmdline"] or ()).startswith(title) and process.info["memory_info"]:
+                    found[0] = max(found[0], process.info["memory_info"].rss / 2**20)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()
+
+
+def plan(rows: float = 100e6, row_tokens: float = 640.0) -> None:
+    """Reckon labelling of many rows by an 8B teacher, a 1B student and a cascade, from measured rates."""
+    from distill.estimate import MEASURED, _linear
+
+    teacher = MEASURED["llama", "bf16"]
+    small = _linear(16, 2048, 8192, 32, 8, 64)  # Llama-3.2-1B
+    student_rate = teacher.predict * teacher.linear / small
+    tokens = rows * row_tokens * 2
+    train_rows, epochs = 2e6, 1
+    lines = [
+        ("8B teacher labels every row", tokens / teacher.predict),
+        ("8B teacher labels 2 million rows to teach with", train_rows * row_tokens * 2 / teacher.predict),
+        (
+            "1B student learns from these, both orders, one epoch",
+            train_rows * row_tokens * 2 * epochs / (teacher.train * teacher.linear / small),
+        ),
+        ("1B student labels every row", tokens / student_rate),
+        ("cascade: 10 % of the teacher's cost on the rows that gain most", 0.1 * tokens / teacher.predict),
+    ]
+    hours = [seconds / 3600 for _, seconds in lines]
+    body = [
+        [what, f"{h:,.0f}", f"{h / 8:,.1f}", f"{h / 64:,.1f}"]
+        for (what, _), h in zip(lines, hours, strict=True)
+    ]
+    total = sum(hours[1:])
+    body.append(
+        [
+            "teacher on 2 million + student + cascade",
+            f"{total:,.0f}",
+            f"{total / 8:,.1f}",
+            f"{total / 64:,.1f}",
+        ]
+    )
+    print(f"{rows:,.0f} rows of {row_tokens:.0f} tokens in both orders: {tokens / 1e9:,.0f} billion tokens")
+    print(f"teacher {teacher.predict:,.0f} tokens/s, student {student_rate:,.0f} tokens/s (scaled by size)")
+    print(format_table(["", "GPU hours", "hours on 8", "hours on 64"], body))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("phase", choices=("launch", "label", "plan"))
+    parser.add_argument("--home", type=Path, default=Path("runs/scale"))
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=10, help="of a unit; so many that it takes about 30 s")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    args = parser.parse_args()
+    if args.phase == "launch":
+        launch(args.home / "launch", args.rounds, args.epochs)
+    elif args.phase == "label":
+        label(args.home / "label", args.sizes)
+    else:
+        plan()
+
+
+if __name__ == "__main__":
+    main()
