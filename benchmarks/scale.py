@@ -8,7 +8,9 @@ the rates of ``gpu_training.md``. Each prints its table. Cores are shared, so re
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -16,7 +18,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -91,38 +95,61 @@ def launch(home: Path, rounds: int, epochs: int) -> None:
     totals: dict[str, list[float]] = {"local": [], "ray": []}
     # A cluster of one processor runs one unit at a time, as the plain loop does.
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    options = [f"teachers.llama.train.epochs={epochs}"]
+    if not (home / "backbones").exists():
+        prepare(rows, home, FOLDS)
+        measured(
+            ["distill.teacher_oof", "--data", str(home), "--only", "llama", "teachers.llama.train.epochs=0.1"]
+        )
     quiet = {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": cluster.address}
+    gaps: list[float] = []
     for number in range(rounds):
-        for launcher in ("local", "ray"):
-            place = home / f"{launcher}-{number}"
-            shutil.rmtree(place, ignore_errors=True)
-            prepare(rows, place, FOLDS)
-            if (home / "backbones").exists():
+        # Side by side, a processor each, so that whatever else the machine does falls on both.
+        with ThreadPoolExecutor() as pool:
+            running = {}
+            for launcher in ("local", "ray"):
+                place = home / f"{launcher}-{number}"
+                shutil.rmtree(place, ignore_errors=True)
+                prepare(rows, place, FOLDS)
                 shutil.copytree(home / "backbones", place / "backbones")
-            options = [f"teachers.llama.train.epochs={epochs}"]
-            command = ["distill.teacher_oof", "--data", str(place), "--only", "llama", "--launcher", launcher]
-            totals[launcher].append(measured([*command, *options], **quiet)[0])
-            shutil.copytree(place / "backbones", home / "backbones", dirs_exist_ok=True)
-            ends = sorted((place / "llama").glob("fold-*/oof.parquet"), key=lambda p: p.stat().st_mtime)
-            times = [path.stat().st_mtime for path in ends]
+                command = [
+                    "distill.teacher_oof",
+                    "--data",
+                    str(place),
+                    "--only",
+                    "llama",
+                    "--launcher",
+                    launcher,
+                ]
+                running[launcher] = pool.submit(measured, [*command, *options], **quiet)
+        for launcher, timed in running.items():
+            place = home / f"{launcher}-{number}"
+            totals[launcher].append(timed.result()[0])
+            times = sorted(path.stat().st_mtime for path in (place / "llama").glob("fold-*/oof.parquet"))
             found[launcher].append(list(np.diff(times)))
             same = (home / "local-0" / "llama" / "oof.parquet").read_bytes()
             assert (place / "llama" / "oof.parquet").read_bytes() == same
             print(launcher, round(totals[launcher][-1], 1), np.round(found[launcher][-1], 1), flush=True)
+        gaps += gaps_of(home / f"ray-{number}" / "units")
     cluster.shutdown()
     unit = {k: statistics.median(t for part in v for t in part) for k, v in found.items()}
     fixed = {k: statistics.median(totals[k]) - FOLDS * unit[k] for k in totals}
-    body = [
-        [
-            k,
-            f"{unit[k]:.1f}",
-            f"{unit[k] / unit['local'] - 1:+.1%}",
-            f"{fixed[k]:.1f}",
-            f"{statistics.median(totals[k]):.1f}",
-        ]
-        for k in ("local", "ray")
-    ]
+    body = []
+    for k in ("local", "ray"):
+        ratio = f"{unit[k] / unit['local'] - 1:+.1%}"
+        body.append([k, f"{unit[k]:.1f}", ratio, f"{fixed[k]:.1f}", f"{statistics.median(totals[k]):.1f}"])
     print(format_table(["launcher", "s a unit", "against local", "once, s", "command, s"], body))
+    print(f"from the end of a unit to the start of the next on Ray: {statistics.median(gaps):.2f} s (median)")
+
+
+def gaps_of(logs: Path) -> list[float]:
+    """Seconds between the end of one unit and the start of the next, from the units' logs."""
+    spans = []
+    for path in logs.glob("*.log"):
+        stamps = re.findall(r"^(\d{4}-\d\d-\d\d [\d:.]+) ", path.read_text(encoding="utf-8"), re.M)
+        spans.append(tuple(datetime.fromisoformat(stamp).timestamp() for stamp in stamps))
+    spans.sort()
+    return [start - end for (_, end), (start, _) in itertools.pairwise(spans)]
 
 
 def texts(n: int, path: Path, file_rows: int = 250_000) -> None:

@@ -14,10 +14,10 @@ import shutil
 import socket
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def attempt(unit: Unit, watcher: Any, log: Path, asked: dict[str, Any]) -> Outco
         where += f" GPU {','.join(map(str, gpus))}"
     ray.get(watcher.start.remote(unit.name, where))
     with output_to(log), _alone(log.with_suffix(".lock")), _mirrored(unit):
-        print(f"{time.strftime('%F %T')} {unit.name} starts on {where}, {threads} threads", flush=True)
+        print(f"{_now()} {unit.name} starts on {where}, {threads} threads", flush=True)
         with _reporting(unit, watcher):
             try:
                 if processes > 1:
@@ -179,7 +179,7 @@ def attempt(unit: Unit, watcher: Any, log: Path, asked: dict[str, Any]) -> Outco
                     if wrong := run_together(unit, asked, processes, watcher, log):
                         print(f"error: {wrong}", flush=True)
                         return Outcome(unit.name, wrong)
-                    print(f"{time.strftime('%F %T')} {unit.name} is finished", flush=True)
+                    print(f"{_now()} {unit.name} is finished", flush=True)
                     return Outcome(unit.name)
                 key = repr(unit.model)
                 if key not in _planned:
@@ -193,8 +193,12 @@ def attempt(unit: Unit, watcher: Any, log: Path, asked: dict[str, Any]) -> Outco
                 traceback.print_exc()
                 sys.stderr.flush()
                 return Outcome(unit.name, f"{type(error).__name__}: {error}")
-        print(f"{time.strftime('%F %T')} {unit.name} is finished", flush=True)
+        print(f"{_now()} {unit.name} is finished", flush=True)
     return Outcome(unit.name)
+
+
+def _now() -> str:
+    return datetime.now().isoformat(sep=" ", timespec="milliseconds")
 
 
 @contextlib.contextmanager
