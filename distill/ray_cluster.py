@@ -42,7 +42,10 @@ def connect() -> Any:
                 runtime_env={"env_vars": {storage.SCRATCH: str(storage.scratch())}},
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"no Ray cluster answers at {address or 'this machine'}: {error}") from error
+            raise UserError(
+                f"no Ray cluster answers at {address or 'this machine'}: {error}; "
+                "if it asks for a token, set RAY_AUTH_MODE=token here, too"
+            ) from error
     return ray
 
 
