@@ -105,4 +105,4 @@ def score_line(name: str, store: SoftLabels, rows: Rows) -> list[str]:
     known = np.isfinite(targets).all(axis=1)
     loss = -(targets[known] * np.log(np.clip(probs[known], 1e-15, None))).sum(axis=1).mean()
     hits = (probs[known].argmax(axis=1) == targets[known].argmax(axis=1)).mean()
-    return [name, str(int(known.sum())), f"{loss:.4f}", f"{hits:.3f}", str(store.path)]
+    return [name, str(int(known.sum())), f"{loss:.4f}", f"{hits:.3f}", shown(store.path)]

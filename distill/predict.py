@@ -117,6 +117,10 @@ def in_shards(args: argparse.Namespace) -> bool:
 
         files = parquet_files(args.data)
         wanted = bool(files) and not (Path(args.data) / "rows.parquet").is_file()
+        if not files and is_address(args.data):
+            raise UserError(
+                f"{args.data}: holds no Parquet files there, which --out {shown(args.out)} is for"
+            )
     else:
         wanted = False
     if args.launcher == "ray" and not wanted:
@@ -182,7 +186,9 @@ def output_files(out: Path, models: Sequence[Path]) -> list[Path]:
     """Return one output file a model."""
     if len(models) == 1:
         if out.suffix.lower() not in SUFFIXES:
-            raise UserError(f"{out}: a prediction set is written as .csv or .parquet; give --out such a name")
+            raise UserError(
+                f"{shown(out)}: a prediction set is written as .csv or .parquet; give --out such a name"
+            )
         return [out]
     names = [path.resolve().name for path in models]
     if out.suffix or out.is_file() or len(set(names)) != len(names):

@@ -168,7 +168,9 @@ def attempt(unit: Unit, watcher: Any, log: Path, asked: dict[str, Any]) -> Outco
         where += f" and {processes} processes"
     if gpus := ray.get_gpu_ids():
         where += f" GPU {','.join(map(str, gpus))}"
-    ray.get(watcher.start.remote(unit.name, where))
+    watcher.start.remote(
+        unit.name, where
+    )  # not waited for: a task that waits lends its processor to the next
     with output_to(log), _alone(log.with_suffix(".lock")), _mirrored(unit):
         print(f"{_now()} {unit.name} starts on {where}, {threads} threads", flush=True)
         with _reporting(unit, watcher):

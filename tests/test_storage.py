@@ -78,6 +78,8 @@ def test_what_proves_a_directory_finished_is_sent_last(mirrors, monkeypatch):
 def test_what_is_not_there_or_not_known_is_named(mirrors):
     with pytest.raises(UserError, match="not a kind of storage"):
         storage.open_storage("nonsense://x/y")
+    with pytest.raises(UserError, match="memory://nothing/rows: holds no Parquet files"):
+        predict.main(["--model", "x", "--data", "memory://nothing/rows", "--out", "memory://nothing/out"])
     with pytest.raises(UserError, match="memory://nothing/at/all: holds no prepared data"):
         teacher_oof.main(["--data", "memory://nothing/at/all"])
 
