@@ -196,6 +196,7 @@ def label(home: Path, sizes: list[int]) -> None:
         ["distill.export", "--model", str(home / "rows" / "tiny"), "--average", "--out", str(home / "model")]
     )
     body = []
+    before: dict[str, tuple[int, float]] = {}
     first: dict[str, float] = {}
     for n in sizes:
         texts(n, home / f"in-{n}")
@@ -203,48 +204,54 @@ def label(home: Path, sizes: list[int]) -> None:
             out = home / f"out-{n}-{launcher}"
             command = ["distill.predict", "--model", str(home / "model"), "--data", str(home / f"in-{n}")]
             options = ["--out", str(out), "--launcher", launcher, "--workers", "1", "--shard-rows", "4096"]
-            with peak_of("ray::Labeller") as actors:
-                seconds, _, peak = measured([*command, *options], OMP_NUM_THREADS="1")
+            with watched("ray::Labeller") as actor:
+                seconds, cpu, peak = measured([*command, *options], OMP_NUM_THREADS="1")
             parts = sorted(out.glob("part-*"))
             assert sum(pq.read_metadata(part).num_rows for part in parts) == n
-            assert all(
-                part.read_bytes() == (home / f"out-{n}-local" / part.name).read_bytes() for part in parts
-            )
-            # From the first part to the last: what is paid once, however many rows, is left out.
-            times = sorted(part.stat().st_mtime for part in parts)
-            cost = (times[-1] - times[0]) / (n - pq.read_metadata(parts[0]).num_rows) * 1e6
-            ratio = cost / first.setdefault(launcher, cost)
-            worker = peak if launcher == "local" else actors[0]
-            body.append(
-                [
-                    launcher,
-                    f"{n:,}",
-                    f"{seconds:.0f}",
-                    f"{cost:.0f}",
-                    f"{ratio:.2f}",
-                    f"{worker:.0f}",
-                    f"{peak:.0f}",
-                ]
-            )
+            here = home / f"out-{n}-local"
+            assert all(part.read_bytes() == (here / part.name).read_bytes() for part in parts)
+            if launcher == "ray":
+                cpu, worker = actor["cpu"], actor["mib"]
+            else:
+                worker = peak
+            # What a row more costs: what is paid once, however many rows, cancels out.
+            rows, spent = before.get(launcher, (0, 0.0))
+            cost = (cpu - spent) / (n - rows) * 1e6
+            shown = "–"
+            if rows:
+                shown = f"{cost:.0f} ({cost / first.setdefault(launcher, cost):.2f})"
+            before[launcher] = n, cpu
+            cells = [f"{seconds:.0f}", f"{cpu:.1f}", shown, f"{worker:.0f}", f"{peak:.0f}"]
+            body.append([launcher, f"{n:,}", *cells])
             print(body[-1], flush=True)
-    header = ["launcher", "rows", "command, s", "µs a row", "ratio", "worker's peak MiB", "command's"]
+    header = [
+        "launcher",
+        "rows",
+        "s",
+        "worker's CPU s",
+        "CPU µs a row more",
+        "worker's peak MiB",
+        "command's",
+    ]
     print(format_table(header, body))
 
 
 @contextmanager
-def peak_of(title: str) -> Iterator[list[float]]:
-    """Watch the largest resident MiB of the processes whose title begins so."""
+def watched(title: str) -> Iterator[dict[str, float]]:
+    """Watch the process whose title begins so: its CPU seconds and largest resident MiB."""
     import psutil
 
-    found, stop = [0.0], threading.Event()
+    found, stop = {"cpu": 0.0, "mib": 0.0}, threading.Event()
 
-    def watch() -> None:
-        while not stop.wait(0.5):
-            for process in psutil.process_iter(["cmdline", "memory_info"]):
-                if " ".join(process.info["cmdline"] or ()).startswith(title) and process.info["memory_info"]:
-                    found[0] = max(found[0], process.info["memory_info"].rss / 2**20)
+    def look() -> None:
+        while not stop.wait(0.3):
+            for process in psutil.process_iter(["cmdline", "memory_info", "cpu_times"]):
+                info = process.info
+                if " ".join(info["cmdline"] or ()).startswith(title) and info["memory_info"]:
+                    found["mib"] = max(found["mib"], info["memory_info"].rss / 2**20)
+                    found["cpu"] = max(found["cpu"], info["cpu_times"].user + info["cpu_times"].system)
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=look)
     thread.start()
     try:
         yield found
