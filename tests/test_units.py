@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import resource
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,28 @@ def test_a_finished_unit_is_left_as_it_is(spec, trained):
     assert (trained / "llama" / "fold-0" / "oof.parquet").stat().st_mtime_ns == before
     assert not Unit(spec, "fold-0", everywhere=True).finished()
     assert not Unit(spec, "final").finished()
+
+
+def test_a_full_disk_in_training_is_survived_by_starting_again(spec, trained, tmp_path):
+    (tmp_path / "home").mkdir()
+    for name in ("rows.parquet", "folds.parquet", "backbones"):
+        copy = shutil.copytree if (trained / name).is_dir() else shutil.copy
+        copy(trained / name, tmp_path / "home" / name)
+    unit = Unit(replace(spec, data=tmp_path / "home", out=tmp_path / "home" / "llama"), "fold-0")
+    planned = unit.model.plan()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, before[1]))
+    try:
+        with pytest.raises(Exception, match=r"(?i)file too large|write|i/o"):
+            unit.run(planned)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not unit.finished()
+    unit.run(planned)
+    made, whole = (
+        (at / "llama" / "fold-0" / "oof.parquet").read_bytes() for at in (tmp_path / "home", trained)
+    )
+    assert made == whole
 
 
 @pytest.mark.parametrize("command", [teacher_oof, student])
@@ -156,3 +181,14 @@ def test_the_board_counts_keeps_and_estimates(tmp_path, monkeypatch, capsys):
     assert "20 of 100" in (tmp_path / "units" / "teacher_oof.txt").read_text()
     assert "a/fold-1: failed, not started: the loss is nan" in capsys.readouterr().err
     assert "… and 2 more" in board.table(most=1)
+
+
+def test_the_board_redraws_itself_on_a_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("distill.board.is_terminal", lambda: True)
+    board = Board(["a/fold-0", "a/fold-1"], tmp_path / "units" / "x")
+    board.show()
+    board.show()
+    board.clear()
+    drawn = capsys.readouterr().err
+    assert drawn.count("a/fold-1") == 2
+    assert drawn.count("\x1b[5A") == 2  # header, rule, two units and the counts are overwritten, then removed
