@@ -14,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/python -m ensemble.stack
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -n auto --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

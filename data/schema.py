@@ -316,14 +316,14 @@ def read_rows(path: Path) -> Rows:
     """
     file = path / "rows.parquet" if path.is_dir() else path
     table = read_parquet(file, "row table")
-    return validate(Rows(table, _classes_of(table.schema, file)), file)
+    return validate(Rows(table, classes_of(table.schema, file)), file)
 
 
-def _classes_of(schema: pa.Schema, where: Path) -> Classes:
-    """The classes that a table's metadata names."""
+def classes_of(schema: pa.Schema, where: Path, otherwise: Classes = PREFERENCE) -> Classes:
+    """Return the classes that a table's metadata names, ``otherwise`` where it names none."""
     metadata = schema.metadata or {}
     if CLASSES_KEY not in metadata:
-        return PREFERENCE
+        return otherwise
     try:
         names = json.loads(metadata[CLASSES_KEY])
         swap = json.loads(metadata.get(SWAP_KEY, b"null"))
@@ -341,7 +341,7 @@ def describe_file(path: Path) -> tuple[Classes, int, str]:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             require_columns(file.schema_arrow, HASHED, path)
-            classes = _classes_of(file.schema_arrow, path)
+            classes = classes_of(file.schema_arrow, path)
             columns = [*HASHED, *(["label_probs"] if "label_probs" in names else [])]
             content = hash_rows(classes, columns, lambda name: file.iter_batches(HASH_ROWS, columns=[name]))
             return classes, file.metadata.num_rows, content

@@ -180,6 +180,24 @@ class DistillConfig:
 
 
 @dataclass
+class ResourcesConfig:
+    """What one unit of this model, a fold or the final training, asks of a cluster (``--launcher ray``).
+
+    ``processes`` above 1 share a unit's steps, on one machine or several; the rest is what each of them asks
+    for. ``gpus`` is 1, or a fraction, when units share a card; null asks for one where the cluster has any.
+    ``cpus`` are also the threads; null asks for four beside a GPU, else for as many as this process uses.
+    ``memory_gb`` is main memory; null reserves none. ``tokens_per_second``, measured by you in training, is
+    what ``--dry-run`` reckons with instead of its own table.
+    """
+
+    processes: int = 1
+    gpus: float | None = None
+    cpus: int | None = None
+    memory_gb: float | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass
 class ModelConfig:
     """One model: backbone, adapters, input and optimisation.
 
@@ -191,6 +209,7 @@ class ModelConfig:
     template: str = "pair"
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 
 
 @dataclass
@@ -293,6 +312,10 @@ def _check_model(name: str, model: ModelConfig) -> None:
     ):
         if value.lower() not in SWITCHES:
             raise UserError(f"recipe: {name}.{key} is {value!r}; it is one of {listing(SWITCHES)}")
+    for key in ("processes", "cpus", "memory_gb", "tokens_per_second"):
+        if (value := getattr(model.resources, key)) is not None:
+            _positive(f"{name}.resources.{key}", value)
+    _in_range(f"{name}.resources.gpus", model.resources.gpus or 0, 0, float("inf"))
     if lora.enabled:
         _positive(f"{name}.lora.r", lora.r)
 

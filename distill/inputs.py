@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.errors import UserError
+from data.storage import address_of, fetch, local_path, shown
 
 if TYPE_CHECKING:
     from data.folds import Folds
@@ -25,11 +26,26 @@ OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that training commands share."""
     parser.add_argument("--recipe", default="demo", help="a recipe's name or YAML file (default: demo)")
-    parser.add_argument("--data", type=Path, help="prepared rows and folds; without it, the simulated arena")
+    parser.add_argument(
+        "--data", type=local_path, help="prepared rows and folds; without it, the simulated arena"
+    )
     parser.add_argument(
         "--report-to", default="none", help="a tracker that transformers.Trainer knows, such as tensorboard"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe, dotted")
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of commands whose work is made of units."""
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "ray"),
+        default="local",
+        help="ray: run the folds on a Ray cluster, RAY_ADDRESS or this machine (default: one after another)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the units with time, memory and GPU hours, and end"
+    )
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
@@ -61,6 +77,11 @@ def open_data(path: Path | None, demo: DataConfig) -> tuple[Rows, Folds, Path]:
         raise UserError(
             f"{path}: is not prepared; run python -m data.prepare --source {path} --out DIR first"
         )
+    fetch(path.parent if path.suffix else path, parts=())
+    if address_of(path) and not path.exists():
+        raise UserError(
+            f"{shown(path)}: holds no prepared data; run python -m data.prepare and copy it there"
+        )
     rows, folds = load_prepared(path)
     return rows, folds, path if path.is_dir() else path.parent
 
@@ -86,4 +107,4 @@ def score_line(name: str, store: SoftLabels, rows: Rows) -> list[str]:
     known = np.isfinite(targets).all(axis=1)
     loss = -(targets[known] * np.log(np.clip(probs[known], 1e-15, None))).sum(axis=1).mean()
     hits = (probs[known].argmax(axis=1) == targets[known].argmax(axis=1)).mean()
-    return [name, str(int(known.sum())), f"{loss:.4f}", f"{hits:.3f}", str(store.path)]
+    return [name, str(int(known.sum())), f"{loss:.4f}", f"{hits:.3f}", shown(store.path)]

@@ -74,13 +74,20 @@ def _write_derived(run: Run, kind: str, out: Path, manifest: dict[str, Any], eve
 
 def _all_rows(run: Run, fold: int, report_to: str) -> np.ndarray:
     """Logits of every row by the model of ``fold``, shape (n, orders, K)."""
+    predict_elsewhere(run, fold, report_to)
     directory = run.out / f"fold-{fold}"
-    outside = np.flatnonzero(run.folds.fold != fold)
-    if not on_first((directory / ELSEWHERE).exists):
-        logits = _predict(run, directory, fold, outside, report_to, f"fold {fold}")
-        ids = [run.rows.row_ids[i] for i in outside]
-        _write(directory / ELSEWHERE, ids, np.full(len(ids), fold), logits, run.rows.classes)
     return _placed(run, [directory / OOF, directory / ELSEWHERE])
+
+
+def predict_elsewhere(run: Run, fold: int, report_to: str = "none") -> None:
+    """Predict the rows of all other folds with the model of ``fold``; do nothing if that is done."""
+    directory = run.out / f"fold-{fold}"
+    if on_first((directory / ELSEWHERE).exists):
+        return
+    outside = np.flatnonzero(run.folds.fold != fold)
+    logits = _predict(run, directory, fold, outside, report_to, f"fold {fold}")
+    ids = [run.rows.row_ids[i] for i in outside]
+    _write(directory / ELSEWHERE, ids, np.full(len(ids), fold), logits, run.rows.classes)
 
 
 def write_strict(run: Run, report_to: str = "none") -> None:
@@ -89,18 +96,9 @@ def write_strict(run: Run, report_to: str = "none") -> None:
     With F folds that is F (F - 1) / 2 further models, each on (F - 2) / F of the rows.
     """
     folds = run.folds
-    if folds.n_folds < 3:
-        raise UserError("strict labels are made without two folds at a time; prepare the data with 3 or more")
+    check_strict(folds.n_folds)
     for i, j in combinations(range(folds.n_folds), 2):
-        directory = run.out / f"without-{i}-{j}"
-        if on_first((directory / OOF).exists):
-            continue
-        held_out = np.flatnonzero((folds.fold == i) | (folds.fold == j))
-        # A number of its own a pair, so that no two models share a seed with each other or with a fold.
-        number = (i + 1) * folds.n_folds + j + 1
-        logits = _predict(run, directory, number, held_out, report_to, f"without folds {i} and {j}")
-        ids = [run.rows.row_ids[row] for row in held_out]
-        _write(directory / OOF, ids, folds.fold[held_out], logits, run.rows.classes)
+        fit_pair(run, i, j, report_to)
     on_first(lambda: _sort_strict(run))
 
 
@@ -114,6 +112,25 @@ def _sort_strict(run: Run) -> None:
         where = run.out / f"fold-{k}" / LABELS
         ids = [run.rows.row_ids[row] for row in outside]
         write_logits(where, ids, folds.fold[outside], logits[outside], run.rows.classes)
+
+
+def check_strict(n_folds: int) -> None:
+    """Refuse strict labels where leaving two folds out leaves none."""
+    if n_folds < 3:
+        raise UserError("strict labels are made without two folds at a time; prepare the data with 3 or more")
+
+
+def fit_pair(run: Run, i: int, j: int, report_to: str = "none") -> None:
+    """Train a model without folds ``i`` and ``j`` and predict them; do nothing if that is done."""
+    folds, directory = run.folds, run.out / f"without-{i}-{j}"
+    if on_first((directory / OOF).exists):
+        return
+    held_out = np.flatnonzero((folds.fold == i) | (folds.fold == j))
+    # A number of its own a pair, so that no two models share a seed with each other or with a fold.
+    number = (i + 1) * folds.n_folds + j + 1
+    logits = _predict(run, directory, number, held_out, report_to, f"without folds {i} and {j}")
+    ids = [run.rows.row_ids[row] for row in held_out]
+    _write(directory / OOF, ids, folds.fold[held_out], logits, run.rows.classes)
 
 
 def _predict(

@@ -2,20 +2,29 @@
 
 A student predicts with its final model, a teacher with the average of its fold models, a model of
 ``distill.export`` at its temperature; all in both orders of a pair. One model gives one prediction set;
-several give a directory of them, named so that ``ensemble.predict`` finds each member. Killed and started
-again, it goes on.
+several give a directory of them, named so that ``ensemble.predict`` finds each member.
+
+Parquet files with a directory as ``--out`` are predicted shard by shard, of any number of rows, here or on a
+Ray cluster, and what is finished is not done again: see :mod:`distill.labelling`.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.command import format_table, run
 from data.errors import UserError
+from data.storage import fetch, is_address, local_path, publish, shown
+
+if TYPE_CHECKING:
+    from data.shards import Shard, ShardPlan
+    from distill.labelling import Ended, Job
+    from distill.saved import SavedModel
 
 SUFFIXES = (".csv", ".parquet")
 
@@ -24,11 +33,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m distill.predict", description=__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--model", nargs="+", type=Path, metavar="DIR", help="finished runs")
+    which.add_argument("--model", nargs="+", type=local_path, metavar="DIR", help="finished runs")
     which.add_argument(
         "--cascade",
         nargs="+",
-        type=Path,
+        type=local_path,
         metavar="DIR",
         help="runs on the same rows: a cheap one for all rows, dear ones for those where they pay",
     )
@@ -39,18 +48,36 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="of a cascade: share of the dear models' cost on all rows that may be spent (default 0.3)",
     )
     parser.add_argument(
-        "--data", required=True, metavar="FILE", help="rows to predict: any source that data.prepare reads"
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="rows to predict: any source that data.prepare reads, or Parquet files of any size",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="a .csv or .parquet file; with several models, a directory"
+        "--out",
+        type=local_path,
+        required=True,
+        help="a .csv or .parquet file; with several models, or for shards, a directory",
     )
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "ray"),
+        default="local",
+        help="who predicts shards (default: local)",
+    )
+    parser.add_argument("--shard-rows", type=int, default=8192, help="rows of a shard (default 8192)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="on a cluster: models to load (default: as many as find room)"
+    )
+    parser.add_argument("--gpus", type=float, help="on a cluster: GPUs of a worker, or a fraction of one")
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
-    targets = output_files(args.out, args.model or args.cascade[:1])
+    sharded = in_shards(args)
+    targets = [] if sharded else output_files(args.out, args.model or args.cascade[:1])
     from data.softlabels import softmax
     from data.sources import read_source
     from distill.processes import join_others, on_first
@@ -58,12 +85,14 @@ def main(argv: Sequence[str]) -> None:
     from ensemble.predict import write_predictions
 
     join_others()
-    models = [read_saved(path) for path in args.model or args.cascade]
+    models = [read_saved(fetch(path)) for path in args.model or args.cascade]
+    if sharded:
+        return label_shards(args, models)
     if args.cascade:
         from distill.cascade_run import check_cascade
 
         check_cascade(models, args.budget)
-    rows, _ = read_source(args.data)
+    rows, _ = read_source(str(fetch(local_path(args.data))) if is_address(args.data) else args.data)
     if args.cascade:
         from distill.cascade_run import run_cascade
 
@@ -73,21 +102,99 @@ def main(argv: Sequence[str]) -> None:
             format_table(["budget", "s for 1,000 rows", "log-loss, by gain", "log-loss, by lot"], found.table)
         )
         dear = " + ".join(model.name for model in models[1:])
-        print(f"{models[0].name}: {len(rows)} rows, {found.routed} of them also {dear}: {targets[0]}")
-        return
+        publish(targets[0])
+        print(f"{models[0].name}: {len(rows)} rows, {found.routed} of them also {dear}: {shown(targets[0])}")
+        return 0
     for model, out in zip(models, targets, strict=True):
         shards = out.with_name(f".{out.name}.predicting")
         probs = softmax(predict_rows(model, rows, shards).mean(axis=1) / model.temperature)
         on_first(partial(write_predictions, out, rows.row_ids, probs, rows.classes.names))
+        on_first(partial(publish, out))
         on_first(partial(shutil.rmtree, shards, ignore_errors=True))
-        print(f"{model.name}: {len(rows)} rows, {len(model.weights)} model(s) averaged: {out}")
+        print(f"{model.name}: {len(rows)} rows, {len(model.weights)} model(s) averaged: {shown(out)}")
+    return 0
+
+
+def in_shards(args: argparse.Namespace) -> bool:
+    """Whether the rows are predicted in shards: Parquet files, and a directory as ``--out``."""
+    wanted = bool(args.model) and not args.out.suffix and not args.out.is_file()
+    if wanted and (len(args.model) == 1 or Path(args.data).is_dir() or is_address(args.data)):
+        from data.shards import parquet_files
+
+        files = parquet_files(args.data)
+        wanted = bool(files) and not (Path(args.data) / "rows.parquet").is_file()
+        if not files and is_address(args.data):
+            raise UserError(
+                f"{args.data}: holds no Parquet files there, which --out {shown(args.out)} is for"
+            )
+    else:
+        wanted = False
+    if args.launcher == "ray" and not wanted:
+        raise UserError(
+            "--launcher ray predicts in shards: give Parquet files as --data and a directory as --out"
+        )
+    if args.shard_rows < 1:
+        raise UserError(f"--shard-rows is {args.shard_rows}; give 1 or more")
+    return wanted
+
+
+def label_shards(args: argparse.Namespace, models: Sequence[SavedModel]) -> int:
+    """Label the input with each model, in turn; return 1 if a shard failed."""
+    from data.shards import place_of
+    from distill.labelling import label_here, open_job
+
+    failed = False
+    for model in models:
+        out = place_of(args.out if len(models) == 1 else args.out / model.name)
+        job, plan = open_job(model, args.data, out, args.shard_rows)
+        if args.launcher == "ray":
+            ended = on_cluster(args, model, job, plan)
+        else:
+            ended = label_here(job, plan, watched(model.name, plan.rows))
+        lines = [f"{model.name}: {ended.rows} rows labelled, {ended.kept} had been before: {out}"]
+        lines += [f"failed: shard {number}: {why}" for number, why in sorted(ended.errors.items())]
+        print("\n".join(lines))
+        failed = failed or bool(ended.errors)
+    return int(failed)
+
+
+def on_cluster(args: argparse.Namespace, model: SavedModel, job: Job, plan: ShardPlan) -> Ended:
+    """Have a Ray cluster label the shards, behind a progress bar of rows."""
+    from dataclasses import replace
+
+    from tqdm import tqdm
+
+    from data.progress import is_terminal
+    from distill.ray_labelling import label_on_cluster
+
+    asked = model.model.resources if args.gpus is None else replace(model.model.resources, gpus=args.gpus)
+    with tqdm(total=plan.rows, desc=f"{model.name} labels", unit="row", disable=not is_terminal()) as bar:
+        return label_on_cluster(job, plan, asked, args.workers, bar.update)
+
+
+def watched(name: str, total: int) -> Callable[[Iterable[Shard], int], Iterator[Shard]]:
+    """Return what shows shards going by as a progress bar of rows."""
+    from tqdm import tqdm
+
+    from data.progress import is_terminal
+
+    def watch(shards: Iterable[Shard], kept: int) -> Iterator[Shard]:
+        options = {"total": total, "initial": kept, "unit": "row", "disable": not is_terminal()}
+        with tqdm(desc=f"{name} labels", **options) as bar:
+            for shard in shards:
+                yield shard
+                bar.update(shard.rows)
+
+    return watch
 
 
 def output_files(out: Path, models: Sequence[Path]) -> list[Path]:
     """Return one output file a model."""
     if len(models) == 1:
         if out.suffix.lower() not in SUFFIXES:
-            raise UserError(f"{out}: a prediction set is written as .csv or .parquet; give --out such a name")
+            raise UserError(
+                f"{shown(out)}: a prediction set is written as .csv or .parquet; give --out such a name"
+            )
         return [out]
     names = [path.resolve().name for path in models]
     if out.suffix or out.is_file() or len(set(names)) != len(names):

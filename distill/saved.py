@@ -17,6 +17,7 @@ from data.template import Template
 from distill.backbone import load_tokenizer, load_trained, weight_hash
 from distill.batches import Examples
 from distill.config import BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
+from distill.head import Classifier
 from distill.trainer import predict_logits
 
 EXPORTED = "distillstack.json"
@@ -152,28 +153,58 @@ def predict_rows(saved: SavedModel, rows: Rows, shards: Path | None = None) -> n
     UserError
         The rows' classes, the backbone or the tokenizer are not those of the training.
     """
-    examples = examples_of(saved, rows)
-    model, backbone = saved.model, saved.manifest["backbone_path"]
-    everything = np.arange(len(rows))
-    total = np.zeros((len(rows), examples.encoded.orders, rows.classes.n))
-    classifier = None
-    for number, weights in enumerate(saved.weights, start=1):
-        if classifier is None or not model.lora.enabled:
-            classifier = load_trained(model.backbone, backbone, weights, model.lora.enabled, rows.classes.n)
-        else:
-            classifier.load(weights)
-        what = f"{saved.name} predicts ({number}/{len(saved.weights)})"
-        place = None
-        if shards is not None:
-            made_by = sha256_files(sorted(weights.glob("*.safetensors")))
-            place = shards / sha256_text(made_by, rows.content_hash)[:16]
-        total += predict_logits(
-            classifier, examples, everything, model.train.predict_rows, what, model.train.pack_tokens, place
-        )
-    return total / len(saved.weights)
+    return Loaded(saved).predict(rows, saved.name, shards)
 
 
-def examples_of(saved: SavedModel, rows: Rows) -> Examples:
+class Loaded:
+    """A finished run in memory, for prediction after prediction.
+
+    Parameters
+    ----------
+    saved : SavedModel
+
+    Raises
+    ------
+    UserError
+        The backbone or the tokenizer are not those of the training.
+    """
+
+    def __init__(self, saved: SavedModel) -> None:
+        self.saved = saved
+        self.tokenizer = checked_tokenizer(saved)
+        self._classifier: Classifier | None = None
+        self._weights: Path | None = None
+
+    def predict(self, rows: Rows, what: str, shards: Path | None = None) -> np.ndarray:
+        """Predict rows in all their orders, averaged over the run's models; see :func:`predict_rows`."""
+        saved, train = self.saved, self.saved.model.train
+        examples = examples_of(saved, rows, self.tokenizer)
+        everything = np.arange(len(rows))
+        total = np.zeros((len(rows), examples.encoded.orders, rows.classes.n))
+        for number, weights in enumerate(saved.weights, start=1):
+            name = f"{what} predicts ({number}/{len(saved.weights)})"
+            place = None
+            if shards is not None:
+                made_by = sha256_files(sorted(weights.glob("*.safetensors")))
+                place = shards / sha256_text(made_by, rows.content_hash)[:16]
+            total += predict_logits(
+                self._with(weights), examples, everything, train.predict_rows, name, train.pack_tokens, place
+            )
+        return total / len(saved.weights)
+
+    def _with(self, weights: Path) -> Classifier:
+        """The classifier with these weights: of a base loaded once the adapter is changed in place."""
+        model = self.saved.model
+        if self._classifier is None or not (model.lora.enabled or self._weights == weights):
+            backbone, n = self.saved.manifest["backbone_path"], self.saved.classes.n
+            self._classifier = load_trained(model.backbone, backbone, weights, model.lora.enabled, n)
+        elif self._weights != weights:
+            self._classifier.load(weights)
+        self._weights = weights
+        return self._classifier
+
+
+def examples_of(saved: SavedModel, rows: Rows, tokenizer: Any = None) -> Examples:
     """Encode rows as the model was trained to read them; errors as in :func:`predict_rows`."""
     if rows.classes != saved.classes:
         raise UserError(
@@ -181,6 +212,6 @@ def examples_of(saved: SavedModel, rows: Rows) -> Examples:
             f"the rows have {', '.join(rows.classes.names)}"
         )
     manifest, model = saved.manifest, saved.model
-    tokenizer = checked_tokenizer(saved)
+    tokenizer = tokenizer or checked_tokenizer(saved)
     encoder = Encoder(tokenizer, Template(**manifest["template"]), Truncation(**asdict(model.encode)))
     return Examples(encoder.encode(rows), rows.targets, rows.classes.permutation, pad_token_id(tokenizer))

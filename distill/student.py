@@ -8,33 +8,36 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data.command import format_table, run
 from data.errors import UserError
-from distill.inputs import add_common_arguments, check_tracker, open_data, parse, score_line
-
-if TYPE_CHECKING:
-    from data.folds import Folds
-    from data.schema import Rows
-    from distill.config import DistillConfig
-    from distill.teaching import Teachers
+from data.storage import fetch, local_path, publish
+from distill.inputs import (
+    DEMO,
+    add_common_arguments,
+    add_launch_arguments,
+    check_tracker,
+    open_data,
+    parse,
+    score_line,
+)
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m distill.student", description=__doc__)
     add_common_arguments(parser)
+    add_launch_arguments(parser)
     parser.add_argument(
         "--teachers",
         nargs="+",
-        type=Path,
+        type=local_path,
+        default=[],
         metavar="DIR",
         help="stores (default: all of the data's directory)",
     )
     parser.add_argument(
-        "--out", type=Path, help="the student's store (default: student in the data's directory)"
+        "--out", type=local_path, help="the student's store (default: student in the data's directory)"
     )
     parser.add_argument(
         "--leakage",
@@ -45,7 +48,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parse(parser, argv)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
     from distill.config import load_recipe
@@ -55,56 +58,42 @@ def main(argv: Sequence[str]) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     if recipe.student is None:
         raise UserError(f"recipe {args.recipe}: has no student")
-    rows, folds, data_dir = open_data(args.data, recipe.data)
+    rows, folds, home = open_data(args.data, recipe.data)
 
-    from distill.crossfit import cross_fit, fit_final, plan_run
-    from distill.teaching import StudentLoss, lessons, mode_of, teacher_details
+    from distill.crossfit import cross_fit, fit_final
+    from distill.teaching import mode_of
+    from distill.units import ModelSpec, units_of
 
     check_tracker(args.report_to)
-    config = recipe.student.distill
-    teachers = open_teachers(config, args.teachers, rows, folds, data_dir, args.leakage)
-    student = plan_run(
-        "student",
-        "student",
-        recipe.student,
-        rows,
-        folds,
-        data_dir,
-        args.out or data_dir / "student",
-        loss=StudentLoss(config, rows.classes.permutation),
-        lessons=None if teachers is None else lambda k: vars(lessons(config, teachers, rows, folds, k)),
-        details=teacher_details(config, teachers),
+    out = args.out or home / "student"
+    model = ModelSpec(
+        "student", recipe.student, args.data or DEMO, out, tuple(args.teachers), leakage=args.leakage
     )
+    if args.dry_run or args.launcher == "ray":
+        from distill.launch import estimated, on_cluster, verdict
+
+        units = units_of(model, folds.n_folds, final=True, report_to=args.report_to)
+        if args.dry_run:
+            print(estimated(units, rows, folds))
+            return 0
+        board = on_cluster([model], units, out.parent, "student", (rows, folds))
+        print(verdict(board))
+        if board.failures():
+            return 1
+    model.fetch()
+    fetch(out)
+    student = model.plan((rows, folds))
     store = cross_fit(student, args.report_to)
     final = fit_final(student, args.report_to)
+    publish(out)
     print(
         format_table(
             ["student", "rows", "log-loss", "accuracy", "out-of-fold store", "soft labels"],
-            [[*score_line("student", store, rows), mode_of(config, teachers)]],
+            [[*score_line("student", store, rows), mode_of(recipe.student.distill, student.manifest)]],
         )
     )
     print(f"deployable model: {final}")
-
-
-def open_teachers(
-    config: DistillConfig,
-    paths: list[Path] | None,
-    rows: Rows,
-    folds: Folds,
-    data_dir: Path,
-    leakage: str,
-) -> Teachers | None:
-    """Read the teachers that the recipe's loss and soft labels ask for; None where it needs none."""
-    from distill.teaching import HUMAN, find_teachers, human_labels, read_teachers, taught
-
-    if not taught(config) or config.labels == HUMAN:
-        if paths:
-            raise UserError(
-                f"recipe: the student's loss {config.loss} with labels {config.labels} has no teachers; "
-                "leave --teachers out"
-            )
-        return human_labels(rows) if taught(config) else None
-    return read_teachers(paths or find_teachers(data_dir, config.labels), rows, folds, config.labels, leakage)
+    return 0
 
 
 if __name__ == "__main__":

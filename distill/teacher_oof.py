@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from data.command import format_table, run
 from data.errors import UserError, listing
-from distill.inputs import add_common_arguments, check_tracker, open_data, parse, score_line
+from data.storage import fetch, local_path, publish
+from distill.inputs import (
+    DEMO,
+    add_common_arguments,
+    add_launch_arguments,
+    check_tracker,
+    open_data,
+    parse,
+    score_line,
+)
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m distill.teacher_oof", description=__doc__)
     add_common_arguments(parser)
+    add_launch_arguments(parser)
     parser.add_argument(
-        "--out", type=Path, help="parent of the teachers' stores (default: the data's directory)"
+        "--out", type=local_path, help="parent of the teachers' stores (default: the data's directory)"
     )
     parser.add_argument(
         "--labels",
@@ -38,7 +47,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parse(parser, argv)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
     from distill.config import load_recipe
@@ -52,35 +61,47 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             f"recipe {args.recipe}: has no teacher {listing(unknown)}; it has {listing(recipe.teachers)}"
         )
-    rows, folds, data_dir = open_data(args.data, recipe.data)
-    out = args.out or data_dir
+    rows, folds, home = open_data(args.data, recipe.data)
+    out = args.out or home
 
-    from distill.crossfit import cross_fit, plan_run
-    from distill.labels import write_derived, write_strict
-    from distill.losses import cross_entropy
+    from distill.crossfit import cross_fit
+    from distill.labels import check_strict, write_derived, write_strict
+    from distill.units import ModelSpec, units_of
 
     check_tracker(args.report_to)
+    strict = args.leakage == "strict"
+    if strict:
+        check_strict(folds.n_folds)
+    models = [ModelSpec(name, recipe.teachers[name], args.data or DEMO, out / name) for name in names]
+    if args.dry_run or args.launcher == "ray":
+        from distill.launch import estimated, on_cluster, verdict
+
+        options = {"strict": strict, "everywhere": bool(args.labels), "report_to": args.report_to}
+        units = [unit for model in models for unit in units_of(model, folds.n_folds, **options)]
+        if args.dry_run:
+            print(estimated(units, rows, folds))
+            return 0
+        board = on_cluster(models, units, out, "teacher_oof", (rows, folds))
+        print(verdict(board))
+        if board.failures():
+            return 1
     lines = []
-    for name in names:
-        teacher = plan_run(
-            "teacher",
-            name,
-            recipe.teachers[name],
-            rows,
-            folds,
-            data_dir,
-            out / name,
-            loss=lambda logits, batch: cross_entropy(logits, batch["targets"]),
-        )
+    for model in models:
+        model.fetch()
+        fetch(model.out)
+        teacher = model.plan((rows, folds))
         store = cross_fit(teacher, args.report_to)
-        lines.append([*score_line(name, store, rows), "oof"])
-        if args.leakage == "strict":
+        lines.append([*score_line(model.name, store, rows), "oof"])
+        if strict:
             write_strict(teacher, args.report_to)
             lines[-1][-1] = "oof, strict too"
+        publish(teacher.out)
         for kind in args.labels:
             derived = write_derived(teacher, kind, args.report_to)
             lines.append([*score_line(derived.name, derived, rows), f"{kind}: rows it was trained on"])
+            publish(derived.path)
     print(format_table(["teacher", "rows", "log-loss", "accuracy", "store", "soft labels"], lines))
+    return 0
 
 
 if __name__ == "__main__":

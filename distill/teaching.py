@@ -7,6 +7,7 @@ have seen the rows that the student will be scored on; ``strict`` lessons come f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -336,8 +337,7 @@ def teacher_details(config: DistillConfig, teachers: Teachers | None) -> dict[st
     }
 
 
-def mode_of(config: DistillConfig, teachers: Teachers | None) -> str:
-    """In a few words, what a student's score rests on."""
-    if teachers is None:
-        return f"{config.loss}, no teacher"
-    return f"{teachers.kind}, {teachers.leakage} leakage"
+def mode_of(config: DistillConfig, manifest: Mapping[str, Any]) -> str:
+    """In a few words, what the score of a student of this manifest rests on."""
+    kind = manifest["teacher_label_kind"]
+    return f"{config.loss}, no teacher" if kind is None else f"{kind}, {manifest['leakage']} leakage"

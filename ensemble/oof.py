@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.errors import UserError, listing
-from data.files import read_table, sha256_text
+from data.files import read_json, read_table, sha256_text
 from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ID_COLUMNS = ("id", "row_id")
 NOT_CLASSES = (*ID_COLUMNS, "fold", "group_id", "label", "swap", "weight")
+PARTS = "part-*.parquet"
 _MISSING = ("", "nan", "na", "null", "none")
 SUM_TOLERANCE = 5e-3
 """Probabilities rounded to a few digits may miss 1 by this; they are then normalised."""
@@ -94,7 +95,7 @@ def split_name(argument: str) -> tuple[str | None, Path]:
 
 
 def load_member(path: Path, classes: Classes | None = None, name: str | None = None) -> Member:
-    """Read a store directory, or a prediction set as CSV, Parquet or ``.npy``.
+    """Read a store directory, or a prediction set as CSV, Parquet, ``.npy``, or the parts of a labelling.
 
     A ``.npy`` holds probabilities (n, K); its ids stand one a line in ``<stem>.ids.txt`` beside it.
 
@@ -113,11 +114,11 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
     """
     if not path.exists():
         raise UserError(f"{path}: no such prediction set or soft-label store")
-    if path.is_dir():
+    if path.is_dir() and not any(path.glob(PARTS)):
         return _load_store(path, classes, name)
     if path.suffix.lower() == ".npy":
         return _load_array(path, classes, name)
-    table = read_table(path, "prediction set", as_text=True)
+    table = _read_parts(path) if path.is_dir() else read_table(path, "prediction set", as_text=True)
     ids = read_ids(table, path)
     found = classes or infer_classes([c for c in table.column_names if c not in NOT_CLASSES], path)
     missing = [column for column in found.names if column not in table.column_names]
@@ -128,7 +129,21 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
         )
     values = np.stack([_numbers(table, column, path) for column in found.names], axis=1)
     probs = check_probabilities(values, ids, found, path)
-    return Member(name or path.stem, ids, probs, found, path)
+    return Member(name or (path.name if path.is_dir() else path.stem), ids, probs, found, path)
+
+
+def _read_parts(path: Path) -> pa.Table:
+    """Join the parts that ``distill.predict`` left in a directory, in their order; all must be there."""
+    import pyarrow as pa
+
+    manifest = read_json(path / "manifest.json", "manifest of predictions")
+    table = pa.concat_tables([read_table(part, "part of predictions") for part in sorted(path.glob(PARTS))])
+    if table.num_rows != manifest.get("n_rows"):
+        raise UserError(
+            f"{path}: has {table.num_rows} of {manifest.get('n_rows')} rows; "
+            "start the same distill.predict again to finish it"
+        )
+    return table
 
 
 def _load_store(path: Path, classes: Classes | None, name: str | None) -> Member:

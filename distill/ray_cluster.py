@@ -1,0 +1,102 @@
+"""The one door to Ray: a cluster that is there, or one on this machine; and what it has to give.
+
+Only the modules named ``ray_*`` import Ray, and only commands that were asked to import them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from data import storage
+from data.errors import UserError
+from distill.config import ResourcesConfig
+
+CPUS_BESIDE_A_GPU = 4
+KEYS = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+MISSING = "--launcher ray needs Ray, which is not installed: pip install 'distillstack[ray]'"
+
+
+def connect() -> Any:
+    """Return Ray's module, connected to ``RAY_ADDRESS``, a cluster started on this machine, or a new one.
+
+    Raises
+    ------
+    UserError
+        Ray is not installed, or no cluster answers at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(MISSING) from error
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        try:
+            # Mirrors must have the same paths everywhere; credentials stay each machine's own.
+            ray.init(
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": {storage.SCRATCH: str(storage.scratch())}},
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"no Ray cluster answers at {address or 'this machine'}: {error}; "
+                "if it asks for a token, set RAY_AUTH_MODE=token here, too"
+            ) from error
+    return ray
+
+
+def amounts(ray: Any, what: str, asked: ResourcesConfig) -> dict[str, Any]:
+    """Return what to ask of Ray: the recipe's ``resources``, and defaults for what they leave open.
+
+    On a CPU as many threads as this process uses, since the last bits of a sum depend on their number.
+
+    Parameters
+    ----------
+    what : str
+        Who asks, for the message.
+
+    Returns
+    -------
+    dict
+        ``num_cpus`` (whole), ``num_gpus`` and ``memory`` (bytes, or None).
+
+    Raises
+    ------
+    UserError
+        No machine of the cluster has as much.
+    """
+    import torch
+
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = asked.gpus if asked.gpus is not None else float(any(node.get("GPU") for node in found))
+    cpus = asked.cpus or (CPUS_BESIDE_A_GPU if gpus >= 1 else 1 if gpus else torch.get_num_threads())
+    memory = None if asked.memory_gb is None else int(asked.memory_gb * 2**30)
+    if gpus > 1:
+        raise UserError(
+            f"{what}: a process has one GPU or a part of one, not {gpus:g}; set resources.processes"
+        )
+    wanted = {"num_cpus": cpus, "num_gpus": gpus, "memory": memory}
+    if not room_for(ray, wanted):
+        best = "; ".join(_in_words({name: node.get(key, 0) for name, key in KEYS.items()}) for node in found)
+        raise UserError(
+            f"{what} asks for {_in_words(wanted)}, which no machine of the cluster has ({best}); "
+            "set resources.cpus, resources.gpus or resources.memory_gb of the model in the recipe"
+        )
+    return wanted
+
+
+def room_for(ray: Any, wanted: dict[str, Any]) -> int:
+    """How many of what is asked for the whole cluster can hold."""
+    asked = {KEYS[name]: value for name, value in wanted.items() if value}
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(min(int(node.get(key, 0) / value) for key, value in asked.items()) for node in found)
+
+
+def _in_words(wanted: dict[str, Any]) -> str:
+    parts = [f"{value:g} {KEYS[name]}" for name, value in wanted.items() if value and name != "memory"]
+    parts += [f"{wanted['memory'] / 2**30:.1f} GiB of memory"] if wanted.get("memory") else []
+    return ", ".join(parts)
