@@ -205,7 +205,7 @@ def label(home: Path, sizes: list[int]) -> None:
             command = ["distill.predict", "--model", str(home / "model"), "--data", str(home / f"in-{n}")]
             options = ["--out", str(out), "--launcher", launcher, "--workers", "1", "--shard-rows", "4096"]
             with watched("ray::Labeller") as actor:
-                seconds, cpu, peak = measured([*command, *options], OMP_NUM_THREADS="1")
+                seconds, cpu, peak = measured([*command, *options], OMP_NUM_THREADS="1", RAY_ADDRESS="local")
             parts = sorted(out.glob("part-*"))
             assert sum(pq.read_metadata(part).num_rows for part in parts) == n
             here = home / f"out-{n}-local"

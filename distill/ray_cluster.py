@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+from pathlib import Path
 from typing import Any
 
 from data import storage
 from data.errors import UserError
 from distill.config import ResourcesConfig
 
+LAST_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 CPUS_BESIDE_A_GPU = 4
 KEYS = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
 MISSING = "--launcher ray needs Ray, which is not installed: pip install 'distillstack[ray]'"
@@ -33,10 +36,11 @@ def connect() -> Any:
     except ImportError as error:
         raise UserError(MISSING) from error
     if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS")
+        address = os.environ.get("RAY_ADDRESS") or ("local" if _is_stale(LAST_CLUSTER) else None)
         try:
             # Mirrors must have the same paths everywhere; credentials stay each machine's own.
             ray.init(
+                address=address,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 runtime_env={"env_vars": {storage.SCRATCH: str(storage.scratch())}},
@@ -47,6 +51,16 @@ def connect() -> Any:
                 "if it asks for a token, set RAY_AUTH_MODE=token here, too"
             ) from error
     return ray
+
+
+def _is_stale(note: Path) -> bool:
+    """Whether Ray's note of this machine's last cluster names one that is gone, for which Ray would wait."""
+    try:
+        host, _, port = note.read_text(encoding="utf-8").strip().rpartition(":")
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return note.exists()
+    return False
 
 
 def amounts(ray: Any, what: str, asked: ResourcesConfig) -> dict[str, Any]:

@@ -69,7 +69,8 @@ def run_units(units: Sequence[Unit], home: Path, command: str) -> Board:
         ray.get_runtime_context().get_node_id(), soft=True
     )
     watcher = ray.remote(Watcher).options(num_cpus=0, scheduling_strategy=here).remote()
-    task = ray.remote(attempt)
+    # CUDA stays with the card and the memory that a process first took: each unit on a GPU has a fresh one.
+    on_cpu, on_gpu = ray.remote(attempt), ray.remote(max_calls=1)(attempt)
     waiting = {}
     for unit in units:
         if unit.finished():
@@ -80,6 +81,7 @@ def run_units(units: Sequence[Unit], home: Path, command: str) -> Board:
         asked = asks[unit.name]
         # Of several processes the unit's own only waits; Ray Train asks for what they need.
         own = asked if unit.model.model.resources.processes == 1 else {"num_cpus": 0}
+        task = on_gpu if asked["num_gpus"] else on_cpu
         ref = task.options(name=unit.name, max_retries=RETRIES, **own).remote(unit, watcher, log, asked)
         waiting[ref] = unit.name
     try:

@@ -6,6 +6,7 @@ import ast
 import json
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -192,3 +193,16 @@ def test_the_board_redraws_itself_on_a_terminal(tmp_path, monkeypatch, capsys):
     drawn = capsys.readouterr().err
     assert drawn.count("a/fold-1") == 2
     assert drawn.count("\x1b[5A") == 2  # header, rule, two units and the counts are overwritten, then removed
+
+
+def test_a_note_of_a_cluster_that_is_gone_is_not_waited_for(tmp_path):
+    from distill.ray_cluster import _is_stale
+
+    note = tmp_path / "ray_current_cluster"
+    assert not _is_stale(note)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        note.write_text(f"127.0.0.1:{listening.getsockname()[1]}")
+        assert not _is_stale(note)
+    assert _is_stale(note)
