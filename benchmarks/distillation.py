@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
@@ -29,7 +30,6 @@ from typing import Any
 import numpy as np
 
 FOLDS = 4
-TEST_BLOCKS = 4
 TEACHERS = ("a", "b", "c")
 STUDENT = "student"
 GRACE = 8.0
@@ -42,6 +42,7 @@ class Scale:
 
     block: int = 1500
     seeds: int = 5
+    test_blocks: int = 4
     shapes: dict[str, dict[str, int]] = field(default_factory=dict)
     pretrain_steps: int = 1200
     pretrain_rows: int = 6000
@@ -100,57 +101,81 @@ def teacher_key(name: str, seed: int, without: tuple[int, ...]) -> str:
     return f"teacher-{name}-s{seed}-without-{'-'.join(map(str, without))}"
 
 
-def all_jobs(scale: Scale) -> list[Job]:
-    """Every job after tuning, what matters most first."""
-    seeds = range(scale.seeds)
-    whole = {(t, s): tuple(teacher_key(t, s, (f,)) for f in range(FOLDS)) for t in TEACHERS for s in seeds}
+def teachers(scale: Scale, names: str) -> list[Job]:
+    """Cross-fitted teachers, one a fold and seed."""
+    return [
+        Job(teacher_key(t, s, (f,)), "teacher", s, {"teacher": t, "without": [f]})
+        for s in range(scale.seeds)
+        for t in names
+        for f in range(FOLDS)
+    ]
 
-    def teachers(names: str) -> list[Job]:
-        return [
-            Job(teacher_key(t, s, (f,)), "teacher", s, {"teacher": t, "without": [f]})
-            for s in seeds
-            for t in names
-            for f in range(FOLDS)
-        ]
 
-    def students(question: str, name: str, names: str = "a", **spec: Any) -> list[Job]:
-        return [
-            Job(
-                f"{question}/{name}/s{s}",
-                "student",
-                s,
-                {"question": question, "name": name, "teachers": names, **spec},
-                tuple(key for t in names for key in whole[t, s]),
-            )
-            for s in seeds
-        ]
+def students(scale: Scale, question: str, name: str, names: str = "a", **spec: Any) -> list[Job]:
+    """One student a seed, taught by all the fold models of some teachers."""
+    return [
+        Job(
+            f"{question}/{name}/s{s}",
+            "student",
+            s,
+            {"question": question, "name": name, "teachers": names, **spec},
+            tuple(teacher_key(t, s, (f,)) for t in names for f in range(FOLDS)),
+        )
+        for s in range(scale.seeds)
+    ]
 
-    jobs = teachers("a")
-    jobs += students("labels", "hard", "", distill={"loss": "hard"})
-    jobs += students("labels", "oof")
-    jobs += students("labels", "in_sample", labels="in_sample")
-    jobs += students("labels", "fold_mean", labels="fold_mean")
-    jobs += students("labels", "smoothing .1", "", distill={"loss": "smoothing"})
-    jobs += teachers("bc")
-    jobs += students("teachers", "a + b", "ab")
-    jobs += students("teachers", "a + b + c", "abc")
-    jobs += students("teachers", "a + b + c, fitted", "abc", distill={"weighting": "fitted"})
-    jobs += students("teachers", "a + b + c, confidence", "abc", distill={"weighting": "confidence"})
-    jobs += students("teachers", "a + b + c, log space", "abc", distill={"mixing": "log"})
+
+def label_jobs(scale: Scale) -> list[Job]:
+    """Students on each kind of labels."""
+    jobs = students(scale, "labels", "in_sample", labels="in_sample")
+    jobs += students(scale, "labels", "fold_mean", labels="fold_mean")
+    return jobs + students(scale, "labels", "smoothing .1", "", distill={"loss": "smoothing"})
+
+
+def teacher_jobs(scale: Scale) -> list[Job]:
+    """Students of one, two and three teachers, mixed in several ways."""
+    jobs = teachers(scale, "bc") + students(scale, "teachers", "a + b", "ab")
+    jobs += students(scale, "teachers", "a + b + c", "abc")
+    for name, distill in (
+        ("fitted", {"weighting": "fitted"}),
+        ("confidence", {"weighting": "confidence"}),
+        ("log space", {"mixing": "log"}),
+    ):
+        jobs += students(scale, "teachers", f"a + b + c, {name}", "abc", distill=distill)
+    return jobs
+
+
+def loss_jobs(scale: Scale) -> list[Job]:
+    """Students by every loss; one teacher, as in all of the grid."""
+    jobs = []
     for loss in ("blackpearl", "wsdm1", "wsdm3", "mse"):
-        jobs += students("loss", loss, "abc", distill={"loss": loss})
-    jobs += students("swap", "random order", train={"both_orders": False})
-    jobs += students("swap", "random order, twice the epochs", train={"both_orders": False}, longer=2)
-    jobs += students("swap", "one order", train={"both_orders": False, "random_order": False})
-    jobs += students("swap", "both, consistency .5", distill={"consistency": 0.5})
-    jobs += strict_jobs(scale)
-    grid: list[list[Job]] = [
-        students("grid", f"T={t:g} w={w:g}", distill={"temperature": t, "weight": w})
+        jobs += students(scale, "loss", loss, distill={"loss": loss})
+    return jobs + students(scale, "loss", "smoothing .1, no teacher", "", distill={"loss": "smoothing"})
+
+
+def five_term_jobs(scale: Scale) -> list[Job]:
+    """BlackPearl's loss as it was meant, with two teachers, beside kl with the same two."""
+    jobs = teachers(scale, "b") + students(scale, "loss", "kl, two teachers", "ab")
+    return jobs + students(scale, "loss", "blackpearl, two teachers", "ab", distill={"loss": "blackpearl"})
+
+
+def swap_jobs(scale: Scale) -> list[Job]:
+    """Students that see the orders of a pair in several ways."""
+    one = {"both_orders": False}
+    jobs = students(scale, "swap", "random order", train=one)
+    jobs += students(scale, "swap", "random order, twice the epochs", train=one, longer=2)
+    jobs += students(scale, "swap", "one order", train=one | {"random_order": False})
+    return jobs + students(scale, "swap", "both, consistency .5", distill={"consistency": 0.5})
+
+
+def grid_jobs(scale: Scale) -> list[Job]:
+    """Students at every temperature and weight, a whole grid a seed."""
+    cells = [
+        students(scale, "grid", f"T={t:g} w={w:g}", distill={"temperature": t, "weight": w})
         for t in scale.temperatures
         for w in scale.weights
     ]
-    jobs += [runs[s] for s in seeds for runs in grid]
-    return jobs
+    return [cell[s] for s in range(scale.seeds) for cell in cells]
 
 
 def strict_jobs(scale: Scale) -> list[Job]:
@@ -172,6 +197,29 @@ def strict_jobs(scale: Scale) -> list[Job]:
     return jobs
 
 
+PARTS = {
+    "labels": label_jobs,
+    "teachers": teacher_jobs,
+    "losses": loss_jobs,
+    "swap": swap_jobs,
+    "strict": strict_jobs,
+    "grid": grid_jobs,
+    "five-term": five_term_jobs,
+}
+
+
+def chosen_jobs(scale: Scale, parts: Sequence[str]) -> list[Job]:
+    """Every job of some parts, in the order of :data:`PARTS`, each once.
+
+    One teacher and the two students that all is compared with come first, whatever the parts.
+    """
+    jobs = teachers(scale, "a") + students(scale, "labels", "hard", "", distill={"loss": "hard"})
+    jobs += students(scale, "labels", "oof")
+    for part, make in PARTS.items():
+        jobs += make(scale) if part in parts else []
+    return list({job.key: job for job in jobs}.values())
+
+
 # ---- the worker -----------------------------------------------------------------------------------------
 
 
@@ -185,7 +233,7 @@ class Bench:
         self.out, self.scale, self.scratch = out, scale, out / "scratch"
         file = self.scratch / "rows.parquet"
         if not file.exists():
-            blocks = scale.seeds * FOLDS + TEST_BLOCKS
+            blocks = scale.seeds * FOLDS + scale.test_blocks
             write_rows(file, simulate_arena(ArenaConfig(n_rows=blocks * scale.block, seed=7)))
         self.rows = read_rows(file)
 
@@ -196,7 +244,7 @@ class Bench:
 
         file = self.scratch / "blocks.npz"
         if not file.exists():
-            folds = make_folds(self.rows, self.scale.seeds * FOLDS + TEST_BLOCKS, seed=0)
+            folds = make_folds(self.rows, self.scale.seeds * FOLDS + self.scale.test_blocks, seed=0)
             groups = np.unique(folds.group_ids, return_inverse=True)[1]
             truth = np.array(self.rows.table.column("true_probs").to_pylist(), dtype=np.float64)
             np.savez(file, block=folds.fold, group=groups, truth=truth, label=self.rows.labels)
@@ -329,6 +377,7 @@ def run_job(job: Job) -> dict[str, Any]:
     assert _bench is not None
     started = time.monotonic()
     run = {
+        "warm": run_warm,
         "backbone": run_backbone,
         "tune": run_tune,
         "teacher": run_teacher,
@@ -337,6 +386,20 @@ def run_job(job: Job) -> dict[str, Any]:
     }
     found = run[job.kind](_bench, job)
     return {**asdict(job), **found, "seconds": round(time.monotonic() - started, 2)}
+
+
+def run_warm(bench: Bench, job: Job) -> dict[str, Any]:
+    """Import what trainings need and wake the GPU, while others make the backbones."""
+    import torch
+
+    from distill.teaching import StudentLoss
+    from distill.trainer import train
+
+    assert StudentLoss
+    assert train
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")
+    return {}
 
 
 def run_backbone(bench: Bench, job: Job) -> dict[str, Any]:
@@ -364,16 +427,16 @@ def run_teacher(bench: Bench, job: Job) -> dict[str, Any]:
     number = job.seed * 100 + sum(10 * f + 1 for f in job.spec["without"])
     model = fit(bench, name, mine[~out], train_config(bench, "teacher", number), hard_loss, {}, job.key)
     logits = np.full((len(bench.rows), 3), np.nan, dtype=np.float32)
-    for part in (mine, test):
+    whole = len(job.spec["without"]) == 1  # the strict part's teachers only label their seed's rows
+    for part in (mine, test) if whole else (mine,):
         logits[part] = predict(bench, name, model, part)
     save(bench.scratch / f"{job.key}.npy", logits)
     targets = bench.rows.targets
     return {
         "own_fold": float(row_losses(logits[mine[out]], targets[mine[out]]).mean()),
         "trained_rows": float(row_losses(logits[mine[~out]], targets[mine[~out]]).mean()),
-        "test": float(row_losses(logits[test], targets[test]).mean()),
         "parameters": sum(p.numel() for p in model.parameters()),
-    }
+    } | ({"test": float(row_losses(logits[test], targets[test]).mean())} if whole else {})
 
 
 def soft_labels(bench: Bench, job: Job, name: str, fold: np.ndarray) -> np.ndarray:
@@ -439,7 +502,7 @@ def run_speed(bench: Bench, job: Job) -> dict[str, Any]:
 
     test = bench.places(0)[2]
     found: dict[str, Any] = {}
-    for name in bench.scale.shapes:
+    for name in job.spec["names"]:
         path = bench.backbone(name)
         model = add_adapters(load_base(backbone_config(path), str(path), 3), LoraConfig(enabled=False), 0)
         times = []
@@ -542,12 +605,18 @@ def main() -> None:
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes - (0 if args.smoke else 25)
     scale = SMOKE if args.smoke else FULL
+    if args.block:
+        scale = replace(scale, block=args.block, test_blocks=max(4, 6000 // args.block))
+    jobs = chosen_jobs(scale, args.parts)
+    names = [STUDENT, *sorted({job.spec["teacher"] for job in jobs if job.kind == "teacher"})]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "scale.json").write_text(json.dumps(asdict(scale)))
     Bench(args.out, scale).blocks()  # before workers look for them
     shutil.copy(args.out / "scratch" / "blocks.npz", args.out / "blocks.npz")
+    print(f"{deadline - time.monotonic():5.0f} s left; {len(jobs)} trainings to do", flush=True)
     queue = Queue(args.out, scale, args.workers, deadline)
-    queue.run([Job(f"backbone/{name}", "backbone", spec={"name": name}) for name in scale.shapes])
+    made = [Job(f"backbone/{name}", "backbone", spec={"name": name}) for name in names]
+    queue.run([*made, *(Job(f"warm/{i}", "warm") for i in range(args.workers - len(made)))])
     tuning = [
         Job(f"tune/{who}/{lr:g}/{epochs:g}", "tune", spec={"who": who, "rate": [lr, epochs]})
         for who, rates in scale.tune.items()
@@ -562,15 +631,14 @@ def main() -> None:
         tuned[who] = min(scores, key=lambda r: r["log_loss"])["spec"]["rate"]
     print("tuned (learning rate, epochs):", tuned, flush=True)
     (args.out / "scratch" / "tuned.json").write_text(json.dumps(tuned))
-    jobs = all_jobs(scale)
     queue.run(jobs, reserve=GRACE + 12)
-    queue.run([Job("speed", "speed")])
+    queue.run([Job("speed", "speed", spec={"names": names})])
     queue.close()
     keep_teachers(args.out, scale)
     shutil.rmtree(args.out / "scratch", ignore_errors=True)
     from benchmarks.distillation_report import write_report
 
-    write_report(args.out, args.out)
+    write_report([args.out], args.out)
 
 
 def keep_teachers(out: Path, scale: Scale) -> None:

@@ -1,8 +1,11 @@
-"""Tables and pictures of the ablation: ``python -m benchmarks.distillation_report RUN [--to DIR]``.
+"""Tables and pictures of the ablation: ``python -m benchmarks.distillation_report RUN... [--to DIR]``.
 
 Reads what ``benchmarks.distillation`` left, finished or cut short, and writes ``distillation.md`` with its
-pictures. Losses are expected ones, under the arena's true probabilities, less those of the truth itself: the
-regret. Differences are paired by test row; their 95 % intervals resample prompt groups and seeds together.
+pictures; each question is answered from the first run that asked it. Losses are expected ones, under the
+arena's true probabilities, less those of the truth itself: the regret. Differences are paired by test row.
+Their 95 % intervals add the variance between prompt groups, by bootstrap, to that between seeds, with
+Student's t at Satterthwaite's degrees of freedom: a percentile bootstrap of five seeds would be too narrow
+by a third.
 """
 
 from __future__ import annotations
@@ -13,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from benchmarks.distillation import FOLDS, STUDENT, TEACHERS, row_losses
 from data.files import write_text
@@ -27,10 +30,18 @@ DRAWS = 1000
 QUESTIONS = {
     "labels": ("Which labels?", "labels/hard", "One teacher; kl, T = 1, w = .7; both orders in a step."),
     "teachers": ("How many teachers, and mixed how?", "labels/oof", "Out-of-fold labels; kl, T = 1, w = .7."),
-    "loss": ("Which loss?", "teachers/a + b + c", "Three teachers, out-of-fold labels."),
+    "loss": (
+        "Which loss?",
+        "labels/oof",
+        "One teacher, out-of-fold labels; the reference is kl, T = 1, w = .7.",
+    ),
     "swap": ("How to treat the order of a pair?", "labels/oof", "One teacher, out-of-fold labels."),
     "grid": ("Which temperature and weight?", "labels/oof", "One teacher, out-of-fold labels, loss kl."),
 }
+
+
+ALSO = {"loss": ["labels/hard"]}
+"""What else stands in a question's table."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class Results:
         self.truth = truth[self.test]
         self.groups = np.unique(group[self.test], return_inverse=True)[1]
         self.floor = row_losses(np.log(np.maximum(self.truth, 1e-30)), self.truth)
-        self.boot = bootstrap(self.groups, DRAWS)
+        self.drawn = draws(self.groups)
 
     def names(self, question: str) -> list[str]:
         """Names of a question's variants, in the order they were asked in."""
@@ -121,20 +132,31 @@ class Results:
         seeds = sorted(set(a) & set(b))
         if not seeds:
             return None
-        return difference(np.stack([a[s] - b[s] for s in seeds]), self.groups, self.boot)
+        return difference(np.stack([a[s] - b[s] for s in seeds]), self.groups, self.drawn)
 
 
-def difference(values: np.ndarray, groups: np.ndarray, boot: Any = None) -> Difference:
-    """Mean of ``values`` (seeds, n), its interval by resampling groups of columns and, with them, seeds."""
-    boot = boot or bootstrap(groups, DRAWS)
-    n_groups = int(groups.max()) + 1
-    sums = np.stack([np.bincount(groups, weights=row, minlength=n_groups) for row in values])
-    counts = np.bincount(groups, minlength=n_groups)
-    drawn = np.concatenate([chunk.astype(np.float64) for chunk in boot._chunks()])
-    means = (drawn @ sums.T) / (drawn @ counts)[:, None]
-    chosen = np.random.default_rng(1).integers(len(values), size=means.shape)
-    low, high = np.percentile(np.take_along_axis(means, chosen, axis=1).mean(axis=1), [2.5, 97.5])
-    return Difference(float(values.mean()), float(low), float(high), values.mean(axis=1).tolist())
+def draws(groups: np.ndarray) -> np.ndarray:
+    """How often each bootstrap draw takes each group, (draws, groups)."""
+    return np.concatenate([chunk.astype(np.float32) for chunk in bootstrap(groups, DRAWS)._chunks()])
+
+
+def difference(values: np.ndarray, groups: np.ndarray, drawn: np.ndarray) -> Difference:
+    """Mean of ``values`` (seeds, n) with its interval; one seed alone tells nothing of other seeds."""
+    sums = np.bincount(groups, weights=values.mean(axis=0), minlength=drawn.shape[1])
+    of_groups = float(((drawn @ sums) / (drawn @ np.bincount(groups, minlength=drawn.shape[1]))).var())
+    seeds = values.mean(axis=1)
+    return with_interval(seeds, of_groups, drawn.shape[1])
+
+
+def with_interval(seeds: np.ndarray, of_groups: float = 0.0, n_groups: int = 2) -> Difference:
+    """Mean over seeds; its variance is theirs and that of the groups they share."""
+    n = len(seeds)
+    of_seeds = float(seeds.var(ddof=1)) / n if n > 1 else 0.0
+    total = of_seeds + of_groups
+    weight = of_seeds**2 / max(1, n - 1) + of_groups**2 / (n_groups - 1)
+    half = student_t.ppf(0.975, total**2 / weight) * total**0.5 if weight else 0.0
+    mean = float(seeds.mean())
+    return Difference(mean, mean - half, mean + half, seeds.tolist())
 
 
 def mean_of(regrets: dict[int, np.ndarray]) -> float:
@@ -156,6 +178,7 @@ def question_section(results: Results, question: str, to: Path) -> str:
     keys = [f"{question}/{name}" for name in names]
     if reference not in keys:
         keys.insert(0, reference)
+    keys[1:1] = ALSO.get(question, [])
     if not base or not names:
         return f"## {title}\n\nNo result: the run had no time for it.\n"
     rows, drawn = [], []
@@ -195,6 +218,9 @@ def question_section(results: Results, question: str, to: Path) -> str:
     picture = f"distillation-{question}.svg"
     write_text(to / picture, whiskers(drawn, f"regret against {reference.split('/', 1)[1]}, nats") + "\n")
     parts = [f"## {title}", setting, table(header, rows), f"![{title}]({picture})", verdict(drawn, reference)]
+    pair = [results.regrets(f"loss/{name}, two teachers") for name in ("blackpearl", "kl")]
+    if question == "loss" and all(pair) and (found := results.compare(*pair)):
+        parts.append(f"With two teachers, for which it was made, blackpearl less kl: {found.shown()}.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -221,15 +247,18 @@ def grid_section(results: Results, to: Path) -> str:
     title, reference, setting = QUESTIONS["grid"]
     scale, base = results.scale, results.regrets(reference)
     found = {n: results.regrets(f"grid/{n}") for n in results.names("grid")}
-    if not found or not base:
+    seeds = sorted(set.intersection(set(base), *map(set, found.values()))) if found else []
+    if not seeds:
         return f"## {title}\n\nNo result: the run had no time for it.\n"
+    base, *_ = every = [{s: r[s] for s in seeds} for r in (base, *found.values())]
+    found = dict(zip(found, every[1:], strict=True))
     rows, cells = [], []
     for t in scale["temperatures"]:
         line = [f"T = {t:g}"]
         for w in scale["weights"]:
             key = f"T={t:g} w={w:g}"
             regrets = found.get(key, {})
-            cooled = results.regrets(f"grid/{key}", calibrated=True)
+            cooled = {s: r for s, r in results.regrets(f"grid/{key}", calibrated=True).items() if s in seeds}
             line.append(f"{mean_of(regrets):.4f} ({mean_of(cooled):.4f})" if regrets else "")
             cells.append((f"{t:g}", f"{w:g}", mean_of(regrets)))
         rows.append(line)
@@ -240,16 +269,28 @@ def grid_section(results: Results, to: Path) -> str:
     beaten = [n for n in found if (d := results.compare(found[n], hard)) and d.sure and d.mean < 0]
     parts = [
         f"## {title}",
-        f"{setting} Mean regret, and in brackets after temperature scaling; T = 1, w = .7 has "
-        f"{mean_of(base):.4f} ({mean_of(results.regrets(reference, calibrated=True)):.4f}).",
+        f"{setting} Mean regret over {len(seeds)} seeds, and in brackets after temperature scaling; T = 1, "
+        f"w = .7 has {mean_of(base):.4f} ({mean_of(results.regrets(reference, calibrated=True)):.4f}).",
         table(["", *(f"w = {w:g}" for w in scale["weights"])], rows),
         "![Temperature and weight](distillation-grid.svg)",
         f"{len(beaten)} of {len(found)} settings beat hard labels with an interval that excludes zero. The "
         "best five against T = 1, w = .7 (chosen for being best, so their intervals flatter them): "
         + "; ".join(f"{n} {d.shown()}" for n, d in against)
-        + ".",
+        + "."
+        + chosen_by_others(found, base),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def chosen_by_others(found: dict[str, dict[int, np.ndarray]], base: dict[int, np.ndarray]) -> str:
+    """In words: what a setting chosen on all seeds but one gains on that one, which no choice flatters."""
+    if len(base) < 3:
+        return ""
+    means = {n: {s: float(r.mean()) for s, r in regrets.items()} for n, regrets in found.items()}
+    choices = {s: min(means, key=lambda n: np.mean([v for o, v in means[n].items() if o != s])) for s in base}
+    gain = with_interval(np.array([means[n][s] - float(base[s].mean()) for s, n in choices.items()]))
+    names = ", ".join(dict.fromkeys(choices.values()))
+    return f" Chosen by the other seeds ({names}), the setting changes regret by {gain.shown()}."
 
 
 def leakage_section(results: Results) -> str:
@@ -284,25 +325,14 @@ def leakage_section(results: Results) -> str:
         if name in {"strict", "hard labels"}:
             continue
         seeds = sorted(set(held[name]) & set(held["strict"]))
-        pairs = [held[name][s] - held["strict"][s] for s in seeds]
-        # Every seed has rows of its own: resample rows within seeds, seeds with them.
-        rng = np.random.default_rng(0)
-        draws = [
-            np.mean(
-                [
-                    pairs[i][rng.integers(len(pairs[i]), size=len(pairs[i]))].mean()
-                    for i in rng.integers(len(pairs), size=len(pairs))
-                ]
-            )
-            for _ in range(DRAWS)
-        ]
-        low, high = np.percentile(draws, [2.5, 97.5])
-        mean = float(np.mean([p.mean() for p in pairs]))
+        # Every seed has rows of its own, so their means are independent.
+        held_out = np.array([(held[name][s] - held["strict"][s]).mean() for s in seeds])
         fresh = results.compare(results.regrets(f"leakage/{name}"), results.regrets("leakage/strict"))
         assert fresh is not None
+        leak = with_interval(held_out - np.array(fresh.seeds))
         lines.append(
-            f"{name} less strict: {mean:+.4f} [{low:+.4f}, {high:+.4f}] on the held-out fold, "
-            f"{fresh.shown()} in expected loss on fresh rows."
+            f"{name} less strict: {with_interval(held_out).shown()} on the held-out fold, {fresh.shown()} in "
+            f"expected loss on fresh rows, so the leak flatters the score by {leak.shown()}."
         )
     parts = [
         title,
@@ -354,6 +384,7 @@ def headline(results: Results) -> str:
             f"teacher {t}: {speed[t]['parameters'] / small['parameters']:.1f} times the student's "
             f"parameters, {small['rows_per_second'] / speed[t]['rows_per_second']:.1f} times slower"
             for t in TEACHERS
+            if t in speed
         )
         text += f" (student: {small['parameters']:,} parameters, {small['rows_per_second']:,} rows a second)."
     trained = [r for r in results.lines if r["kind"] == "teacher" and len(r["spec"]["without"]) == 1]
@@ -438,32 +469,50 @@ def heat_map(cells: Sequence[tuple[str, str, float]]) -> str:
     return "".join(parts)
 
 
-def write_report(run: Path, to: Path) -> Path:
-    """Write ``distillation.md`` and its pictures into ``to``."""
-    results = Results(run)
+def setting_of(results: Results) -> str:
+    """What a run's tables were made of."""
     scale = results.scale
     tuned = {who: min((r for r in results.lines if r["kind"] == "tune" and r["spec"]["who"] == who),
                       key=lambda r: r["log_loss"])["spec"]["rate"] for who in scale["tune"]}  # fmt: skip
-    entropy = float(results.floor.mean())
-    intro = (
-        f"Simulated arena: {scale['seeds']} seeds of {FOLDS * scale['block']:,} training rows each, in "
-        f"{FOLDS} folds; {results.test.sum():,} common test rows in {len(set(results.groups)):,} prompt "
-        f"groups that no training row shares. The best possible log-loss is {entropy:.4f} in expectation; "
-        "regret is what a model loses beyond it, in nats, under the true probabilities. Tiny Llamas of the "
-        "true architecture, pretrained on the rows' text, then fully fine-tuned in float32; all predict in "
-        "both orders. Learning rate and epochs were chosen once, on hard labels: "
+    return (
+        f"{scale['seeds']} seeds of {FOLDS * scale['block']:,} training rows each, in {FOLDS} folds; "
+        f"{results.test.sum():,} common test rows in {len(set(results.groups)):,} prompt groups that no "
+        f"training row shares. The best possible log-loss is {results.floor.mean():.4f} in expectation. "
+        "Learning rate and epochs were chosen once, on hard labels: "
         + "; ".join(f"{who} {lr:g}, {epochs:g}" for who, (lr, epochs) in tuned.items())
-        + ". Intervals resample prompt groups and seeds. Made by `python -m benchmarks.distillation`."
+        + "."
     )
+
+
+def answered(results: Results, question: str) -> bool:
+    """Whether a run asked a question, beyond the two students that every run trains."""
+    return bool(set(results.names(question)) - ({"hard", "oof"} if question == "labels" else set()))
+
+
+def write_report(runs: Sequence[Path], to: Path) -> Path:
+    """Write ``distillation.md`` and its pictures into ``to``."""
     sections = [
         "# Distillation: what helps, measured",
-        intro,
-        "## Does distillation pay?",
-        headline(results),
-        *(question_section(results, q, to) for q in ("labels", "teachers", "loss", "swap")),
-        grid_section(results, to),
-        leakage_section(results),
+        "Simulated arena, whose true probabilities are known; regret is what a model loses beyond them, in "
+        "nats. Tiny Llamas of the true architecture, pretrained on the rows' text, then fully fine-tuned in "
+        "float32; all predict in both orders. Differences are paired; 95 % intervals (Student's t) cover "
+        "prompt groups and seeds. Made by `python -m benchmarks.distillation`.",
     ]
+    missing = [*QUESTIONS, "leakage"]
+    for number, run in enumerate(runs):
+        results = Results(run)
+        sections.append(
+            setting_of(results) if len(runs) == 1 else f"**Run {number + 1}.** {setting_of(results)}"
+        )
+        mine = [q for q in missing if answered(results, q)]
+        missing = [q for q in missing if q not in mine]
+        if number == 0:
+            sections += ["## Does distillation pay?", headline(results)]
+        last = number == len(runs) - 1
+        for question in QUESTIONS | {"leakage": ()}:
+            if question in mine or (last and question in missing):
+                make = {"grid": grid_section, "leakage": lambda r, _: leakage_section(r)}.get(question)
+                sections.append(make(results, to) if make else question_section(results, question, to))
     path = to / "distillation.md"
     write_text(path, "\n\n".join(section.strip() for section in sections) + "\n")
     return path
@@ -472,10 +521,10 @@ def write_report(run: Path, to: Path) -> Path:
 def main() -> None:
     """Write the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("run", type=Path, help="the --out of benchmarks.distillation")
+    parser.add_argument("runs", type=Path, nargs="+", help="an --out of benchmarks.distillation")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="directory of the report")
     args = parser.parse_args()
-    print(write_report(args.run, args.to))
+    print(write_report(args.runs, args.to))
 
 
 if __name__ == "__main__":
