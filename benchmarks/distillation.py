@@ -601,6 +601,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/distillation"), help="an empty directory")
     parser.add_argument("--minutes", type=float, default=8.0, help="to be ready by then, report included")
     parser.add_argument("--workers", type=int, default=14, help="processes that share the GPUs")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="questions to answer")
+    parser.add_argument("--block", type=int, help=f"rows of a fold; a seed has {FOLDS} folds")
     parser.add_argument("--smoke", action="store_true", help="a size at which nothing is learnt")
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes - (0 if args.smoke else 25)

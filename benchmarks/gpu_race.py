@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from contextlib import redirect_stdout
 from io import StringIO
@@ -26,7 +29,7 @@ from data.dataset import load_prepared, prepare
 from data.files import write_text
 from data.schema import Rows
 from data.template import Template
-from distill import doctor, race
+from distill import race
 from distill.config import TinyConfig
 from distill.quiet import quiet_transformers
 from distill.tiny import tiny_model_config, train_tokenizer
@@ -86,6 +89,32 @@ def plant(healthy: Path, out: Path) -> None:
     (out / "config.json").write_text(json.dumps(config))
 
 
+class Heard(StringIO):
+    """Keeps what is printed and shows it too."""
+
+    def write(self, text: str) -> int:
+        """Keep and show."""
+        sys.__stdout__.write(text)
+        sys.__stdout__.flush()
+        return super().write(text)
+
+
+def examine(path: Path) -> subprocess.Popen[str]:
+    """Start the doctor on a checkpoint; it needs a processor, not the GPU."""
+    command = [sys.executable, "-m", "distill.doctor", str(path), "--json"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def verdict(doctor: subprocess.Popen[str]) -> str:
+    """What a doctor found, once it is done."""
+    printed = doctor.communicate()[0]
+    wrong = [
+        f"{r['check']} ({r['status']})" for r in json.loads(printed) if r["status"] not in {"pass", "warn"}
+    ]
+    return f"exit {doctor.returncode}; failed: {', '.join(wrong) or 'none'}"
+
+
 def main() -> None:
     """Make, examine, race, write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -96,6 +125,11 @@ def main() -> None:
     parser.add_argument("--pretrain-steps", type=int, default=800)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--scratch", type=Path, default=Path("runs/gpu-race"))
+    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--looks", type=int, default=8)
+    parser.add_argument("--validation-rows", type=int, default=2000)
+    parser.add_argument("--to", type=Path, default=HERE, help="directory of the page and the picture")
     parser.add_argument("--make-only", action="store_true", help="make the backbones, race later")
     args = parser.parse_args()
     data = args.data or args.scratch / "arena"
@@ -112,40 +146,42 @@ def main() -> None:
     plant(paths["llama"], paths[FAULTY])
     if args.make_only:
         return
-    examined = {}
-    for name, path in paths.items():
-        heard = StringIO()
-        with redirect_stdout(heard):
-            status = doctor.main([str(path), "--json"])
-        failed = [r["check"] for r in json.loads(heard.getvalue()) if r["status"] == "fail"]
-        examined[name] = f"exit {status}; failed: {', '.join(failed) or 'none'}"
-        print(name, examined[name], flush=True)
+    doctors = {name: examine(path) for name, path in paths.items()}  # while the race goes on
     model = {
         "backbone": {"precision": args.precision},
         "lora": {"r": 16, "alpha": 32},
         "encode": {"max_length": 512},
-        "train": {"epochs": 1, "lr": 3.0e-4, "rows_per_step": 32, "micro_rows": 32, "checkpoint_steps": 0},
+        "train": {
+            "epochs": args.epochs,
+            "lr": args.lr,
+            "rows_per_step": 32,
+            "micro_rows": 32,
+            "checkpoint_steps": 0,
+        },
     }
     recipe = args.scratch / "recipe.yaml"
     models = {name: model | {"backbone": model["backbone"] | {"path": str(p)}} for name, p in paths.items()}
     recipe.write_text(yaml.safe_dump({"teachers": models}))
     started = time.perf_counter()
-    heard = StringIO()
+    heard = Heard()
+    options = ["--looks", str(args.looks), "--validation-rows", str(args.validation_rows)]
+    place = args.scratch / "race"
     with redirect_stdout(heard):
-        race.main(["--recipe", str(recipe), "--data", str(data), "--out", str(args.scratch / "race")])
+        race.main(["--recipe", str(recipe), "--data", str(data), "--out", str(place), *options])
     minutes = (time.perf_counter() - started) / 60
-    write_text(HERE / "gpu_race.svg", (args.scratch / "race" / "race.svg").read_text())
+    examined = {name: verdict(doctor) for name, doctor in doctors.items()}
+    write_text(args.to / "gpu_race.svg", (place / "race.svg").read_text())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     lines = [f"| {name} | {seen} |" for name, seen in examined.items()]
     table = "\n".join(["| backbone | doctor |", "|---|---|", *lines])
     text = (
         "# A race with a planted fault\n\n"
         f"Made by `python -m benchmarks.gpu_race` on {device}, torch {torch.__version__}: {len(rows):,} "
-        f"rows, width {args.width}, {args.layers} layers, {minutes:.0f} minutes of racing.\n\n{table}\n\n"
+        f"rows, width {args.width}, {args.layers} layers, {minutes:.1f} minutes of racing.\n\n{table}\n\n"
         f"```\n{heard.getvalue().rsplit(chr(10), 3)[0].strip()}\n```\n\n![learning curves](gpu_race.svg)\n"
     )
-    write_text(HERE / "gpu_race.md", text)
-    print(text)
+    write_text(args.to / "gpu_race.md", text)
+    print(table, args.to / "gpu_race.md", sep="\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ a checkpoint. So a killed race goes on where it was, and the winner is finished 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from math import ceil
@@ -165,12 +166,23 @@ class Race:
         for contestant in self.contestants:
             open_run(contestant.run)
 
-    def go(self) -> None:
-        """Train to each look in turn until one contestant is left or the budget is spent."""
+    def go(self, tell: Callable[[str], None] = lambda _: None) -> None:
+        """Train to each look in turn until one contestant is left or the budget is spent.
+
+        Parameters
+        ----------
+        tell : callable
+            Is given a line about every look.
+        """
         for number in range(1, self.rules.looks + 1):
-            for i in self.alive:
+            racing = self.alive
+            for i in racing:
                 self._reach(self.contestants[i], number)
             self._judge(number)
+            shown = [f"{c.name} {c.losses[-1].mean():.4f}" for c in map(self.contestants.__getitem__, racing)]
+            gone = [self.contestants[i].name for i in racing if i not in self.alive]
+            stopped = f"; stopped: {', '.join(gone)}" if gone else ""
+            tell(f"{number / self.rules.looks:4.0%}  {'  '.join(shown)}{stopped}")
             if len(self.alive) == 1:
                 break
 

@@ -69,6 +69,16 @@ def test_a_race_leaves_curves_a_verdict_and_a_winner_to_go_on_with(finished, cap
     assert 0 < record["parameters"][0] < record["parameters"][1]
 
 
+def test_every_look_is_told_as_it_is_taken(finished, recipe, arena, capsys):
+    race.main(["--recipe", str(recipe), "--data", str(arena), *BACKBONES, "--looks", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["33%", "67%", "100%"]
+    first = dict(zip(*[iter(lines[0].split()[1:])] * 2, strict=True))
+    assert set(first) == {"llama", "gemma2"}
+    for name, shown in first.items():
+        assert float(shown) == pytest.approx(losses(finished)[name, 1].mean(), abs=1e-4)
+
+
 def test_the_winner_was_continued_and_not_started_again(finished, recipe, arena, tmp_path):
     """Its steps appear once each, and its fold is that of a plain training of the same recipe."""
     from data.schema import read_rows
