@@ -40,6 +40,28 @@ QUESTIONS = {
 }
 
 
+CHOICES = """## What to choose
+
+Read by hand from the tables below, as they stand in the repository (five seeds, two H100s); a new run may
+say otherwise.
+
+- **Distil, from out-of-fold labels.** Every kind of soft label beats hard labels by .007 to .008, in all
+  seeds. The kinds cannot be told from one another here, so choose by what the score must be worth (last
+  point). Hard-label smoothing does not help.
+- **Use several teachers if you have them**, mixed equally: -.001, at the edge of what five seeds resolve.
+  Fitted weights, confidence and log space change nothing.
+- **The loss hardly matters**: the winners' presets are within .0006 of plain CE + KL. The default stays
+  `kl`.
+- **Both orders in one step.** A random order a row costs .004 at the same number of epochs, and is even
+  again with twice as many: what counts is that both orders are learnt. A consistency loss on top does not
+  help.
+- **T = 1 with w near .75.** Nothing in the grid beats the default, T = 1 and w = .7; higher temperatures
+  want a smaller w. This is the least sure answer: most cells have two to four seeds.
+- **A student's own out-of-fold score flatters it** when its labels came from teachers that saw the scored
+  fold, as out-of-fold labels do: by .008 here, as much as distillation gains. Before such a score decides
+  anything, or the student joins a stack, use `--leakage strict`, or the labels `in_sample`: the student
+  scored on fold k then learns from the one model that never saw fold k, at no further training."""
+
 ALSO = {"loss": ["labels/hard"]}
 """What else stands in a question's table."""
 
@@ -174,6 +196,12 @@ def question_section(results: Results, question: str, to: Path) -> str:
     """A question's table, picture and verdict."""
     title, reference, setting = QUESTIONS[question]
     names = results.names(question)
+    taught_by_three = question == "loss" and any(
+        r["spec"].get("question") == "loss" and r["spec"]["teachers"] == "abc" for r in results.lines
+    )
+    if taught_by_three:
+        reference = "teachers/a + b + c"
+        setting = "Three teachers, out-of-fold labels; the reference is kl, T = 1, w = .7, of the same three."
     base = results.regrets(reference)
     keys = [f"{question}/{name}" for name in names]
     if reference not in keys:
@@ -497,6 +525,7 @@ def write_report(runs: Sequence[Path], to: Path) -> Path:
         "nats. Tiny Llamas of the true architecture, pretrained on the rows' text, then fully fine-tuned in "
         "float32; all predict in both orders. Differences are paired; 95 % intervals (Student's t) cover "
         "prompt groups and seeds. Made by `python -m benchmarks.distillation`.",
+        CHOICES,
     ]
     missing = [*QUESTIONS, "leakage"]
     for number, run in enumerate(runs):
