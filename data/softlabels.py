@@ -7,6 +7,7 @@ and already permuted back into the row's own class order.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,19 @@ def read_logits(path: Path, classes: Classes) -> tuple[list[str], np.ndarray, np
     row_fold = np.empty(n, dtype=np.int64)
     row_fold[index] = fold
     return list(order_of), row_fold, logits
+
+
+def second_order_leak(manifest: Mapping[str, Any]) -> bool:
+    """Whether a student's out-of-fold score flatters it, for its teachers saw the folds that it is scored on.
+
+    An out-of-fold label of fold j comes from a model trained on fold i; the student scored on fold i learns
+    from it what fold i's labels taught. ``strict`` labels, and ``in_sample`` ones, of the one model that
+    never saw fold i, do not pass that on. ``benchmarks/distillation.md`` has the size of it.
+    """
+    return manifest.get("leakage") == "standard" and manifest.get("teacher_label_kind") in {
+        "oof",
+        "fold_mean",
+    }
 
 
 def is_store(path: Path) -> bool:

@@ -60,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"recipe {args.recipe}: has no student")
     rows, folds, home = open_data(args.data, recipe.data)
 
+    from data.softlabels import second_order_leak
     from distill.crossfit import cross_fit, fit_final
     from distill.teaching import mode_of
     from distill.units import ModelSpec, units_of
@@ -92,6 +93,11 @@ def main(argv: Sequence[str]) -> int:
             [[*score_line("student", store, rows), mode_of(recipe.student.distill, student.manifest)]],
         )
     )
+    if second_order_leak(student.manifest):
+        print(
+            "this score flatters the student, whose teachers saw the folds it is scored on; --leakage "
+            "strict, or student.distill.labels=in_sample, gives one to believe"
+        )
     print(f"deployable model: {final}")
     return 0
 

@@ -208,6 +208,8 @@ def align(
         Rows that do not match, in-sample stores, stores whose folds differ from the fold file, a group
         in two folds.
     """
+    from data.softlabels import second_order_leak
+
     for member in members:
         kind = (member.manifest or {}).get("label_kind", "oof")
         if kind != "oof":
@@ -226,7 +228,12 @@ def align(
             f"{labels.path}: has no label for {len(absent)} of the {len(first.row_ids)} rows of "
             f"{first.path}, e.g. {listing(absent)}; add them, with an empty label where it is unknown"
         )
-    notes = []
+    notes = [
+        f"{member.name} learnt from teachers that saw the folds it is scored on: its score and its weight "
+        "flatter it; --leakage strict, or its labels in_sample, close this"
+        for member in members
+        if second_order_leak(member.manifest or {})
+    ]
     extra = len(truth) - len(index)
     if extra:
         notes.append(f"{extra} labelled rows that no model predicts are left out")

@@ -70,6 +70,7 @@ def test_strict_teachers_were_trained_without_both_folds(made):
     [
         (["student.distill.loss=blackpearl"], ["--leakage", "strict"], ("oof", "strict")),
         (["student.distill.labels=in_sample"], [], ("in_sample", "standard")),
+        (["student.distill.labels=fold_mean"], [], ("fold_mean", "standard")),
         (["student.distill.loss=smoothing", "student.distill.consistency=0.5"], [], (None, None)),
     ],
 )
@@ -85,6 +86,7 @@ def test_a_student_says_what_its_score_rests_on(
     assert (manifest["teacher_label_kind"], manifest["leakage"]) == mode
     shown = capsys.readouterr().out
     assert "smoothing, no teacher" in shown if mode[0] is None else f"{mode[0]}, {mode[1]} leakage" in shown
+    assert ("flatters the student" in shown) == (mode == ("fold_mean", "standard"))
 
 
 def test_kinds_are_not_taken_for_each_other(made):

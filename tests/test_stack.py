@@ -14,6 +14,7 @@ import pytest
 from stack_files import prepared, write_sets, write_store
 
 from ensemble.methods import AVERAGE, METHODS
+from ensemble.problem import load_problem
 from ensemble.stack import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,6 +123,28 @@ def test_data_alone_stacks_every_store_under_it(tmp_path: Path, capsys: pytest.C
     stack = json.loads((data / "stack" / "stack.json").read_text(encoding="utf-8"))
     assert stack["rows"]["groups"] == 60
     assert stack["rows"]["folds"] == 3
+
+
+@pytest.mark.parametrize(
+    ("taught", "flattered"),
+    [
+        ({"teacher_label_kind": "oof", "leakage": "standard"}, True),
+        ({"teacher_label_kind": "fold_mean", "leakage": "standard"}, True),
+        ({"teacher_label_kind": "oof", "leakage": "strict"}, False),
+        ({"teacher_label_kind": "in_sample", "leakage": "standard"}, False),
+        ({"teacher_label_kind": "human", "leakage": "standard"}, False),
+        ({"teacher_label_kind": None, "leakage": None}, False),
+        ({}, False),
+    ],
+)
+def test_a_student_whose_teachers_saw_the_scored_folds_is_named(
+    tmp_path: Path, taught: dict, flattered: bool
+) -> None:
+    data = tmp_path / "arena"
+    _, P = prepared(data)
+    stores = [write_store(data / "t", data, P[:, 0]), write_store(data / "student", data, P[:, 1], **taught)]
+    notes = load_problem([str(store) for store in stores], data=data).notes
+    assert any("student learnt from teachers that saw the folds" in note for note in notes) == flattered
 
 
 @pytest.mark.parametrize(
