@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,11 @@ def model_card(manifest: dict[str, Any], found: dict[str, Any], made_of: str, li
     """
     low, high = found["log_loss_ci95"]
     distill, teachers = manifest.get("distill"), manifest.get("teachers") or {}
-    base = manifest["backbone_path"]
+    base = manifest.get("backbone_source", manifest["backbone_path"])
+    origin = ""
+    if "cut_from" in manifest:
+        cut = manifest["cut_from"]
+        origin = f"; the first {cut['first_layers']} of {cut['layers']} layers of {Path(base).name}"
     lines = [
         "---",
         f"license: {licence}",
@@ -88,7 +93,7 @@ def model_card(manifest: dict[str, Any], found: dict[str, Any], made_of: str, li
         f"- data: {manifest['n_rows']} rows, {manifest['n_folds']} folds grouped by prompt "
         f"(rows {manifest['rows_hash'][:12]}, folds {manifest['folds_hash'][:12]})",
         f"- backbone: weights {manifest['backbone']['weight_hash'][:12]}, "
-        f"precision {manifest['backbone']['precision']}",
+        f"precision {manifest['backbone']['precision']}" + origin,
         f"- input: at most {manifest['truncation']['max_length']} tokens, "
         f"longer turns cut at the {manifest['truncation']['side']}",
     ]

@@ -1,8 +1,8 @@
 """``python -m distill.doctor``: find, or rule out, the faults that make one backbone look worse than another.
 
 Takes checkpoints, adapters, recipes, runs and data directories; prints every check with what was seen, what
-the fault costs and how to mend it. Exits with 1 if a check failed or could not be run. Model checks run on a copy of few
-layers, on the CPU, in seconds; ``--deep`` takes every layer and adds the slow checks.
+the fault costs and how to mend it. Exits with 1 if a check failed or could not be run. Model checks run on a
+copy of few layers, on the CPU, in seconds; ``--deep`` takes every layer and adds the slow checks.
 """
 
 from __future__ import annotations
@@ -81,9 +81,8 @@ def _measure(results: list[Result], args: argparse.Namespace, scratch: Path) -> 
     from distill.checks import FAIL, WARN
     from distill.cost import FAULTS, measure_check
 
-    faulty = dict.fromkeys(
-        r.check for r in results if r.status in (WARN, FAIL) and r.check in FAULTS.values()
-    )
+    found = [r.check for r in results if r.status in (WARN, FAIL)]
+    faulty = dict.fromkeys(name for name in found if name in FAULTS.values())
     return {name: measure_check(name, args.data, scratch / "cost") for name in faulty}
 
 
