@@ -24,9 +24,9 @@ def scores(store: SoftLabels, rows: Rows, folds: Folds) -> dict[str, Any]:
         (cross-fitted over the folds, while ``temperature`` is fitted on all rows).
     """
     position = {row_id: i for i, row_id in enumerate(store.row_ids)}
-    probs = store.probs[[position[row_id] for row_id in rows.row_ids]]
-    known = np.isfinite(rows.targets).all(axis=1)
-    probs, targets, fold = probs[known], rows.targets[known], folds.fold[known]
+    known = np.isfinite(rows.targets).all(axis=1) & ~folds.pinned
+    probs = store.probs[[position[rows.row_ids[i]] for i in np.flatnonzero(known)]]
+    targets, fold = rows.targets[known], folds.fold[known]
     losses = log_loss(probs, targets)
     interval = bootstrap(np.array(folds.group_ids)[known]).interval(losses)
     tempered = np.empty_like(probs)
@@ -100,6 +100,8 @@ def model_card(manifest: dict[str, Any], found: dict[str, Any], made_of: str, li
     if distill:
         kind = manifest.get("teacher_label_kind")
         labels = f"{kind} soft labels, {manifest.get('leakage')} leakage" if kind else "no teacher"
+        if manifest.get("hard_labels_only"):
+            labels += f"; {manifest['hard_labels_only']} rows pinned to training by their hard labels only"
         lines += [
             f"- distillation: loss {distill['loss']}, weight {distill['weight']}, "
             f"temperature {distill['temperature']}; {labels}",
