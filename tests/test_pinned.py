@@ -79,10 +79,8 @@ def test_a_stack_joins_such_a_store_with_its_data(run) -> None:
     assert any("labelled rows that no model predicts are left out" in note for note in problem.notes)
 
 
-def test_a_student_learns_pinned_rows_from_hard_labels_alone(
-    run, tiny_recipe: Path, tmp_path, capsys
-) -> None:
-    """Its manifest, table and card say so; the teachers' say in a pinned row is nought, its label's is all."""
+def test_pinned_rows_teach_by_hard_labels_alone(run, tiny_recipe: Path, tmp_path, capsys) -> None:
+    """The student's manifest, table and card say so; no weight of a teacher rests on them."""
     directory, _ = run
     out = tmp_path / "student"
     rows, folds = load_prepared(directory)
@@ -126,7 +124,7 @@ def test_a_row_without_teachers_is_learnt_by_cross_entropy(name: str) -> None:
 
 
 def test_only_pinned_rows_may_go_without_a_label(run, tmp_path: Path) -> None:
-    """A row that some fold validates and the store lacks is still an error; in-sample labels cover all."""
+    """A row that some fold validates and the store lacks is still an error."""
     directory, _ = run
     rows, folds = load_prepared(directory)
     short = tmp_path / "llama"
