@@ -46,6 +46,9 @@ class Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def do_GET(self):
+        if self.headers.get("Authorization") is None:
+            self.answer({"error": "Invalid username or password."}, 401)
+            return
         self.answer({"sha": "0" * 40, "siblings": []})
 
     def do_PUT(self):
