@@ -98,7 +98,8 @@ def _copy_weights(home: Path, layers: int, depth: int, out: Path) -> None:
             kept[shard] = names
     if found != set(range(depth)):
         raise UserError(f"{home}: its weights are not named by layers 0 to {depth - 1}; it cannot be cut")
-    placed, size = {}, 0
+    placed: dict[str, str] = {}
+    size = 0
     for number, (shard, names) in enumerate(kept.items(), start=1):
         file = SINGLE if len(kept) == 1 else f"model-{number:05d}-of-{len(kept):05d}.safetensors"
         with safe_open(home / shard, framework="pt") as opened:
