@@ -54,13 +54,13 @@ def healthy_lines(healthy: Healthy, out: Path) -> list[str]:
     targets = {"Llama-3.1": healthy.llama, "Gemma-2": healthy.gemma2}
     targets |= {family: tiny_encoder(family, out / family) for family in ENCODERS}
     targets |= {"finished run": healthy.run, "data": healthy.data}
-    lines = ["| healthy | passed | to know | failed | seconds |", "|---|---|---|---|---|"]
+    lines = ["| healthy | passed | to know | failed | not run | seconds |", "|---|---|---|---|---|---|"]
     for number, (name, path) in enumerate(targets.items()):
         started = time.perf_counter()
         (subject,) = open_subjects(str(path), out / f"healthy-{number}")
         found = [r.status for r in examine(subject)]
         seconds = time.perf_counter() - started
-        counts = " | ".join(str(found.count(status)) for status in ("pass", "warn", "fail"))
+        counts = " | ".join(str(found.count(status)) for status in ("pass", "warn", "fail", "error"))
         lines.append(f"| {name} | {counts} | {seconds:.0f} |")
     return lines
 

@@ -51,7 +51,7 @@ def load_tokenizer(source: str, **options: Any) -> Any:
     if path.is_dir() and not (path / "tokenizer.json").exists() and _is_tiktoken(path / "tokenizer.model"):
         path = path / "tokenizer.model"
     if path.is_file():
-        return _from_tiktoken(path) if _is_tiktoken(path) else _from_file(path)
+        return _whole(_from_tiktoken(path) if _is_tiktoken(path) else _from_file(path))
     if not path.exists() and path.suffix in {".json", ".model"}:
         raise UserError(f"{source}: no such tokenizer file")
     from transformers import AutoTokenizer
@@ -66,6 +66,16 @@ def load_tokenizer(source: str, **options: Any) -> Any:
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{source}: this tokenizer has no fast form (tokenizer.json); convert it first")
+    return _whole(tokenizer)
+
+
+def _whole(tokenizer: Any) -> Any:
+    """Drop the padding and truncation that a ``tokenizer.json`` may hold: lengths are settled elsewhere.
+
+    Sentence encoders are saved with both, and would cut every text at 128 tokens without a word.
+    """
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
     return tokenizer
 
 

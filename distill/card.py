@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,9 @@ def scores(store: SoftLabels, rows: Rows, folds: Folds) -> dict[str, Any]:
         (cross-fitted over the folds, while ``temperature`` is fitted on all rows).
     """
     position = {row_id: i for i, row_id in enumerate(store.row_ids)}
-    probs = store.probs[[position[row_id] for row_id in rows.row_ids]]
-    known = np.isfinite(rows.targets).all(axis=1)
-    probs, targets, fold = probs[known], rows.targets[known], folds.fold[known]
+    known = np.isfinite(rows.targets).all(axis=1) & ~folds.pinned
+    probs = store.probs[[position[rows.row_ids[i]] for i in np.flatnonzero(known)]]
+    targets, fold = rows.targets[known], folds.fold[known]
     losses = log_loss(probs, targets)
     interval = bootstrap(np.array(folds.group_ids)[known]).interval(losses)
     tempered = np.empty_like(probs)
@@ -59,7 +60,11 @@ def model_card(manifest: dict[str, Any], found: dict[str, Any], made_of: str, li
     """
     low, high = found["log_loss_ci95"]
     distill, teachers = manifest.get("distill"), manifest.get("teachers") or {}
-    base = manifest["backbone_path"]
+    base = manifest.get("backbone_source", manifest["backbone_path"])
+    origin = ""
+    if "cut_from" in manifest:
+        cut = manifest["cut_from"]
+        origin = f"; the first {cut['first_layers']} of {cut['layers']} layers of {Path(base).name}"
     lines = [
         "---",
         f"license: {licence}",
@@ -88,13 +93,15 @@ def model_card(manifest: dict[str, Any], found: dict[str, Any], made_of: str, li
         f"- data: {manifest['n_rows']} rows, {manifest['n_folds']} folds grouped by prompt "
         f"(rows {manifest['rows_hash'][:12]}, folds {manifest['folds_hash'][:12]})",
         f"- backbone: weights {manifest['backbone']['weight_hash'][:12]}, "
-        f"precision {manifest['backbone']['precision']}",
+        f"precision {manifest['backbone']['precision']}" + origin,
         f"- input: at most {manifest['truncation']['max_length']} tokens, "
         f"longer turns cut at the {manifest['truncation']['side']}",
     ]
     if distill:
         kind = manifest.get("teacher_label_kind")
         labels = f"{kind} soft labels, {manifest.get('leakage')} leakage" if kind else "no teacher"
+        if manifest.get("hard_labels_only"):
+            labels += f"; {manifest['hard_labels_only']} rows pinned to training by their hard labels only"
         lines += [
             f"- distillation: loss {distill['loss']}, weight {distill['weight']}, "
             f"temperature {distill['temperature']}; {labels}",

@@ -88,7 +88,7 @@ def _known(models: Sequence[SavedModel]) -> tuple[np.ndarray, np.ndarray, np.nda
     """Out-of-fold probabilities (n, models, K), targets, folds and dear tokens of the labelled rows."""
     home = Path(os.path.normpath(models[0].path / models[0].manifest["data"]))
     rows, folds = load_prepared(home)
-    known = np.flatnonzero(np.isfinite(rows.targets).all(axis=1))
+    known = np.flatnonzero(np.isfinite(rows.targets).all(axis=1) & ~folds.pinned)
     parts = []
     for model in models:
         store = read_store(model.path)

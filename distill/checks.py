@@ -6,8 +6,10 @@ it needs (a tokenizer, a model, a store), and runs on every subject that has tha
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import UserError
@@ -15,7 +17,9 @@ from data.errors import UserError
 if TYPE_CHECKING:
     from distill.subject import Subject
 
-PASS, WARN, FAIL = "pass", "warn", "fail"
+PASS, WARN, FAIL, ERROR = "pass", "warn", "fail", "error"
+BAD = (FAIL, ERROR)
+"""What the doctor exits with 1 on: a fault, or a check that broke off, which rules no fault out."""
 GROUPS = ("tokens", "pooling", "attention", "training", "data")
 
 
@@ -25,7 +29,8 @@ class Finding:
 
     Attributes
     ----------
-    status : {"pass", "warn", "fail"}
+    status : {"pass", "warn", "fail", "error"}
+        ``error``: the check itself broke off, so nothing is known.
     seen : str
         The evidence, with its numbers.
     cost : str
@@ -106,6 +111,20 @@ def failed(seen: str, cost: str, fix: str) -> Finding:
     return Finding(FAIL, seen, cost, fix)
 
 
+def broken_off(error: Exception) -> Finding:
+    """A check that raised instead of finding out: neither a pass nor a fault, and never taken for a pass."""
+    reason = (str(error).strip().splitlines() or [""])[0][:160]
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    place = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in last)
+    return Finding(
+        ERROR,
+        f"could not be checked: {type(error).__name__}: {reason}",
+        "unknown: the fault that this check looks for is not ruled out",
+        f"report this{place}, with the versions of torch and transformers; if the checkpoint does run "
+        "elsewhere, compare the versions first",
+    )
+
+
 def all_checks() -> list[Check]:
     """Every check, in the order of the groups."""
     from distill import (  # noqa: F401  (importing registers them)
@@ -132,12 +151,7 @@ def examine(subject: Subject, only: Sequence[str] = ()) -> list[Result]:
         except UserError as mistake:
             finding = failed(str(mistake), "it cannot run at all", "as the message says")
         except Exception as error:  # a library that cannot do it must not hide the other findings
-            reason = (str(error).strip().splitlines() or [""])[0][:160]
-            finding = warned(
-                f"could not be checked: {type(error).__name__}: {reason}",
-                "unknown",
-                "report this with the versions of torch and transformers",
-            )
+            finding = broken_off(error)
         if finding is not None:
             results.append(
                 Result(

@@ -52,10 +52,11 @@ class TinyConfig:
 class BackboneConfig:
     """Which pretrained model, and how it is loaded.
 
-    ``path`` is a Hugging Face name or a local checkpoint; ``tiny`` makes one instead. ``precision`` of
-    the frozen base: nf4 (QLoRA), int8, fp8 (row-wise, products in FP8 on Hopper and later), bf16, fp16 or
-    fp32. ``compute`` is the matmul dtype of a quantised base: ``auto`` is bfloat16 on cards that have it,
-    float16 on those that do not, float32 on the CPU.
+    ``path`` is a Hugging Face name or a local checkpoint; ``tiny`` makes one instead. ``first_layers`` takes
+    a copy of it cut down to so many layers (:mod:`distill.shallow`). ``precision`` of the frozen base: nf4
+    (QLoRA), int8, fp8 (row-wise, products in FP8 on Hopper and later), bf16, fp16 or fp32. ``compute`` is the
+    matmul dtype of a quantised base: ``auto`` is bfloat16 on cards that have it, float16 on those that do
+    not, float32 on the CPU.
     ``attention``: auto, varlen, flex_attention, sdpa, eager or flash_attention_2/3/4; see
     :mod:`distill.attention`. ``packed: false`` runs a decoder in padded batches through the library's own
     forward, as encoders always are: see :mod:`distill.padded`. ``compile`` compiles the decoder layers: true,
@@ -70,6 +71,7 @@ class BackboneConfig:
     path: str = ""
     revision: str | None = None
     tiny: TinyConfig | None = None
+    first_layers: int | None = None
     precision: str = "nf4"
     double_quant: bool = False
     compute: str = "auto"
@@ -286,6 +288,8 @@ def _check_model(name: str, model: ModelConfig) -> None:
                 raise UserError(
                     f"recipe: {name}.backbone.tiny.{key} must be a multiple of {NF4_BLOCK} for nf4"
                 )
+    if backbone.first_layers is not None:
+        _positive(f"{name}.backbone.first_layers", backbone.first_layers)
     if backbone.precision not in PRECISIONS:
         raise UserError(
             f"recipe: {name}.backbone.precision is {backbone.precision!r}; it is one of {listing(PRECISIONS)}"

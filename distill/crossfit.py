@@ -41,12 +41,13 @@ from distill.head import Classifier
 from distill.processes import on_first
 from distill.provenance import write_trained_on
 from distill.select import KeepBest, held_back
+from distill.shallow import CUT_FROM, shallow_copy
 from distill.tiny import tiny_backbone
 from distill.trainer import Loss, predict_logits, train
 
 LessonsFor = Callable[[int], dict[str, Any]]
 FORMAT = 1
-MAY_CHANGE = ("versions", "data", "backbone_path", "truncated_share")
+MAY_CHANGE = ("versions", "data", "backbone_path", "backbone_source", "truncated_share")
 """Manifest fields that may differ when a run is continued: they do not change its numbers."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "numpy")
 
@@ -161,6 +162,7 @@ def plan_run(
             "attention": attention_name(model.backbone, model_type(model.backbone, backbone)),
             **head_details(model),
         },
+        **_origin(model, backbone),
         "tokenizer_hash": tokenizer_hash(tokenizer),
         **encoder.describe(),
         "truncated_share": encoded.truncated / max(1, len(encoded.lengths)),
@@ -182,13 +184,27 @@ def head_details(model: ModelConfig) -> dict[str, Any]:
 
 
 def resolve_backbone(model: ModelConfig, rows: Rows, template: Template, home: Path) -> str:
-    """Return the checkpoint's location: made locally, a local directory, or a hub name."""
+    """Return the checkpoint's location: made or cut locally, a local directory, or a hub name."""
+    cache, revision = home / "backbones", model.backbone.revision
     if model.backbone.tiny is not None:
-        cache = home / "backbones"
         tiny, seed = model.backbone.tiny, model.train.seed
-        return str(on_first(lambda: tiny_backbone(tiny, rows, template, seed, cache)).resolve())
-    local = Path(model.backbone.path)
-    return str(local.resolve()) if local.is_dir() else model.backbone.path
+        whole = str(on_first(lambda: tiny_backbone(tiny, rows, template, seed, cache)).resolve())
+    else:
+        local = Path(model.backbone.path)
+        whole = str(local.resolve()) if local.is_dir() else model.backbone.path
+    layers = model.backbone.first_layers
+    if layers is None:
+        return whole
+    cut = on_first(lambda: shallow_copy(whole, layers, cache, revision))
+    return str(cut.resolve())
+
+
+def _origin(model: ModelConfig, backbone: str) -> dict[str, Any]:
+    """Manifest fields of a backbone cut from another: which, and how much of it."""
+    if model.backbone.first_layers is None:
+        return {}
+    cut = read_json(Path(backbone) / CUT_FROM, "record of a cut checkpoint")
+    return {"backbone_source": cut.pop("path"), "cut_from": cut}
 
 
 def open_run(run: Run) -> None:

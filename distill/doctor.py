@@ -1,8 +1,8 @@
 """``python -m distill.doctor``: find, or rule out, the faults that make one backbone look worse than another.
 
 Takes checkpoints, adapters, recipes, runs and data directories; prints every check with what was seen, what
-the fault costs and how to mend it. Exits with 1 if a check failed. Model checks run on a copy of few
-layers, on the CPU, in seconds; ``--deep`` takes every layer and adds the slow checks.
+the fault costs and how to mend it. Exits with 1 if a check failed or could not be run. Model checks run on a
+copy of few layers, on the CPU, in seconds; ``--deep`` takes every layer and adds the slow checks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from data.errors import UserError
 if TYPE_CHECKING:
     from distill.checks import Result
 
-MARKS = {"pass": "ok", "warn": "warn", "fail": "FAIL"}
+MARKS = {"pass": "ok", "warn": "warn", "fail": "FAIL", "error": "ERROR"}
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -56,7 +56,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
-    from distill.checks import FAIL, examine
+    from distill.checks import BAD, examine
     from distill.quiet import quiet_transformers
     from distill.subject import open_subjects
 
@@ -74,13 +74,15 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(listed, indent=2, ensure_ascii=False))
     else:
         _print(results, costs)
-    return 1 if any(r.status == FAIL for r in results) else 0
+    return 1 if any(r.status in BAD for r in results) else 0
 
 
 def _measure(results: list[Result], args: argparse.Namespace, scratch: Path) -> dict[str, str]:
+    from distill.checks import FAIL, WARN
     from distill.cost import FAULTS, measure_check
 
-    faulty = dict.fromkeys(r.check for r in results if r.status != "pass" and r.check in FAULTS.values())
+    found = [r.check for r in results if r.status in (WARN, FAIL)]
+    faulty = dict.fromkeys(name for name in found if name in FAULTS.values())
     return {name: measure_check(name, args.data, scratch / "cost") for name in faulty}
 
 
@@ -104,7 +106,8 @@ def _print(results: list[Result], costs: dict[str, str]) -> None:
                 if text:
                     print(fill(text, 108, initial_indent=f"  {label}: ", subsequent_indent="        "))
     counts = {status: sum(r.status == status for r in results) for status in MARKS}
-    print(f"\n{counts['pass']} passed, {counts['warn']} to know, {counts['fail']} failed")
+    unknown = f", {counts['error']} could not be run" if counts["error"] else ""
+    print(f"\n{counts['pass']} passed, {counts['warn']} to know, {counts['fail']} failed{unknown}")
 
 
 if __name__ == "__main__":

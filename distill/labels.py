@@ -62,7 +62,7 @@ def _write_derived(run: Run, kind: str, out: Path, manifest: dict[str, Any], eve
         mean = every.mean(axis=0)
     else:
         saw = (folds.fold[None] != np.arange(folds.n_folds)[:, None])[:, :, None, None]
-        mean = (every * saw).sum(axis=0) / (folds.n_folds - 1)
+        mean = (every * saw).sum(axis=0) / saw.sum(axis=0)
         for k in range(folds.n_folds):
             outside = np.flatnonzero(folds.fold != k)
             where, by = out / f"fold-{k}" / LABELS, np.full(len(outside), k)
@@ -108,7 +108,7 @@ def _sort_strict(run: Run) -> None:
     for k in range(folds.n_folds):
         parts = [run.out / f"without-{min(k, j)}-{max(k, j)}" / OOF for j in range(folds.n_folds) if j != k]
         logits = _placed(run, parts)
-        outside = np.flatnonzero(folds.fold != k)
+        outside = np.flatnonzero((folds.fold != k) & ~folds.pinned)
         where = run.out / f"fold-{k}" / LABELS
         ids = [run.rows.row_ids[row] for row in outside]
         write_logits(where, ids, folds.fold[outside], logits[outside], run.rows.classes)

@@ -75,7 +75,7 @@ def check_folds(store: SoftLabels, folds: Folds) -> None:
                     f"{part}: holds row {row_id} of fold {expected.get(row_id)}, which the model of fold "
                     f"{number} was trained on; were fold files exchanged?"
                 )
-            if not np.array_equal(values, store.logits[position[row_id]]):
+            if row_id in position and not np.array_equal(values, store.logits[position[row_id]]):
                 raise UserError(
                     f"{store.path / OOF}: row {row_id} has other logits than {part}; the joined file is not "
                     "made of these folds, start the teacher's command again without it"

@@ -3,6 +3,8 @@
 Every student model, of a fold or of all rows, has lessons of its own: the teachers' logits, their weights a
 row, and the targets. Out of fold, a row's label comes from a teacher that never saw its prompt. It may still
 have seen the rows that the student will be scored on; ``strict`` lessons come from teachers that did not.
+Rows pinned to every training were seen by every teacher and have no such label: the student learns them from
+their hard labels alone.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from data.softlabels import (
     softmax,
 )
 from distill.config import DistillConfig
-from distill.losses import UNTAUGHT, mix_teachers, named_loss, swap_consistency
+from distill.losses import UNTAUGHT, cross_entropy, mix_teachers, named_loss, swap_consistency
 from distill.provenance import check_store
 
 LEAKAGES = ("standard", "strict")
@@ -51,7 +53,7 @@ class Teachers:
     names : list of str
     logits : ndarray of shape (n, teachers, K)
         Averaged over both orders of a pair, in the order of the student's rows; what the final student
-        learns from, and in standard mode every fold's.
+        learns from, and in standard mode every fold's. NaN at pinned rows, which only have hard labels.
     hashes : list of str
         Hash of each store's files of labels.
     kind : str
@@ -67,6 +69,11 @@ class Teachers:
     kind: str
     leakage: str
     by_fold: dict[int, np.ndarray]
+
+    @property
+    def untaught(self) -> int:
+        """How many rows, all pinned to every training, have hard labels only."""
+        return int((~np.isfinite(self.logits).all(axis=(1, 2))).sum())
 
 
 def find_teachers(directory: Path, kind: str = "oof") -> list[Path]:
@@ -124,7 +131,7 @@ def read_teachers(
             )
         check_store(store, rows, folds)
         names.append(store.name)
-        logits.append(_aligned(store, rows, path / OOF))
+        logits.append(_aligned(store, rows, folds, path / OOF))
         files = [path / OOF]
         # In-sample labels are always those of the one teacher that never saw the student's scored fold.
         if leakage == "strict" or kind == "in_sample":
@@ -136,19 +143,23 @@ def read_teachers(
     return Teachers(names, np.stack(logits, axis=1), hashes, kind, leakage, stacked)
 
 
-def _aligned(store: SoftLabels, rows: Rows, where: Path) -> np.ndarray:
+def _aligned(store: SoftLabels, rows: Rows, folds: Folds, where: Path) -> np.ndarray:
+    """A store's logits in the order of ``rows``, shape (n, K); NaN at pinned rows that it does not hold."""
     position = {row_id: i for i, row_id in enumerate(store.row_ids)}
-    missing = [row_id for row_id in rows.row_ids if row_id not in position]
+    held = np.array([row_id in position for row_id in rows.row_ids])
+    missing = [rows.row_ids[i] for i in np.flatnonzero(~held & ~folds.pinned)]
     if missing:
-        raise UserError(
-            f"{where}: has no soft labels for {len(missing)} rows: {listing(missing)}; "
-            "rows pinned to every training have no out-of-fold label"
-        )
-    return store.mean_logits[[position[row_id] for row_id in rows.row_ids]]
+        raise UserError(f"{where}: has no soft labels for {len(missing)} rows: {listing(missing)}")
+    found = np.full((len(rows), rows.classes.n), np.nan)
+    found[held] = store.mean_logits[[position[rows.row_ids[i]] for i in np.flatnonzero(held)]]
+    return found
 
 
 def _fold_labels(store: SoftLabels, rows: Rows, folds: Folds, fold: int) -> np.ndarray:
-    """Labels for the student scored on ``fold``, shape (n, K); zeros where the student has no use of them."""
+    """Labels for the student scored on ``fold``, shape (n, K).
+
+    Zeros where the student has no use of them, NaN at pinned rows without any.
+    """
     path = store.path / f"fold-{fold}" / LABELS
     if not path.exists():
         raise UserError(
@@ -168,7 +179,8 @@ def _fold_labels(store: SoftLabels, rows: Rows, folds: Folds, fold: int) -> np.n
         if without != (fold if store.manifest["label_kind"] == "in_sample" else folds.fold[i]):
             raise UserError(f"{path}: row {row_id} was labelled by a teacher that saw it or fold {fold}")
         found[i], have[i] = values.mean(axis=0), True
-    missing = [rows.row_ids[i] for i in np.flatnonzero(~have & (folds.fold != fold))]
+    found[folds.pinned & ~have] = np.nan
+    missing = [rows.row_ids[i] for i in np.flatnonzero(~have & (folds.fold != fold) & ~folds.pinned)]
     if missing:
         raise UserError(f"{path}: has no soft labels for {len(missing)} rows: {listing(missing)}")
     return found
@@ -221,7 +233,7 @@ def lessons(config: DistillConfig, teachers: Teachers, rows: Rows, folds: Folds,
     """
     logits = teachers.by_fold.get(fold, teachers.logits)
     targets = hard_targets(rows) if teachers.kind == HUMAN else rows.targets.copy()
-    learning = np.isfinite(targets).all(axis=1) & (folds.fold != fold)
+    learning = np.isfinite(targets).all(axis=1) & (folds.fold != fold) & np.isfinite(logits).all(axis=(1, 2))
     weights = row_weights(config, teachers.names, logits, targets, learning)
     if config.pseudo_labels is not None:
         blend = np.einsum("ntk,nt->nk", softmax(logits), weights)
@@ -252,7 +264,7 @@ def row_weights(
     n = len(logits)
     if config.weighting == "confidence":
         probs = softmax(logits)
-        return softmax((probs * np.log(np.maximum(probs, 1e-30))).sum(axis=-1))
+        return softmax(np.nan_to_num((probs * np.log(np.maximum(probs, 1e-30))).sum(axis=-1)))
     if config.weighting == "fitted":
         from ensemble.blend import SimplexBlend
 
@@ -297,9 +309,13 @@ class StudentLoss:
         self.whole_pairs = config.consistency > 0
 
     def __call__(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Return a loss a sequence, shape (n,)."""
+        """Return a loss a sequence, shape (n,); cross-entropy alone where the teachers' logits are NaN."""
         config = self.config
         teacher_logits, weights = batch.get("teacher_logits"), batch.get("teacher_weights")
+        bare = None
+        if teacher_logits is not None:
+            bare = ~teacher_logits.isfinite().all(dim=(1, 2))
+            teacher_logits = teacher_logits.masked_fill(bare[:, None, None], 0.0)
         if teacher_logits is not None and weights is not None and config.mixing != "separate":
             teacher_logits = mix_teachers(teacher_logits, weights, config.mixing)
             weights = torch.ones_like(weights[:, :1])
@@ -313,6 +329,8 @@ class StudentLoss:
             config.temperature,
             config.smoothing,
         )
+        if bare is not None:
+            loss = torch.where(bare, cross_entropy(logits, batch["targets"]), loss)
         if self.whole_pairs:
             loss = loss + config.consistency * swap_consistency(logits, self.permutation)
         return loss
@@ -329,7 +347,9 @@ def teacher_details(config: DistillConfig, teachers: Teachers | None) -> dict[st
         return {"distill": asdict(config), "teachers": {}, "teacher_label_kind": None, "leakage": None}
     resolved = dict(zip(teachers.names, weights_of(config, teachers.names), strict=True))
     fixed = config.weighting == "equal"
+    alone = teachers.untaught
     return {
+        **({"hard_labels_only": alone} if alone else {}),
         "distill": asdict(replace(config, teacher_weights=resolved if fixed else {})),
         "teachers": dict(zip(teachers.names, teachers.hashes, strict=True)),
         "teacher_label_kind": teachers.kind,
@@ -340,4 +360,8 @@ def teacher_details(config: DistillConfig, teachers: Teachers | None) -> dict[st
 def mode_of(config: DistillConfig, manifest: Mapping[str, Any]) -> str:
     """In a few words, what the score of a student of this manifest rests on."""
     kind = manifest["teacher_label_kind"]
-    return f"{config.loss}, no teacher" if kind is None else f"{kind}, {manifest['leakage']} leakage"
+    if kind is None:
+        return f"{config.loss}, no teacher"
+    untaught = manifest.get("hard_labels_only", 0)
+    alone = f"; {untaught} pinned rows by hard labels" if untaught else ""
+    return f"{kind}, {manifest['leakage']} leakage{alone}"

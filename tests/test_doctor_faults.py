@@ -44,7 +44,7 @@ def healthy_results(healthy, tmp_path_factory):
 
 
 def test_nothing_healthy_fails(healthy_results):
-    bad = [r for r in healthy_results if r.status == "fail" or "could not be checked" in r.seen]
+    bad = [r for r in healthy_results if r.status in {"fail", "error"}]
     assert not bad, bad
 
 
@@ -53,7 +53,6 @@ def test_the_planted_fault_is_found(planted, healthy, tmp_path):
     found = find(planted, healthy, tmp_path)
     assert [r.status for r in found] == [planted.status], found
     (result,) = found
-    assert "could not be checked" not in result.seen
     assert result.seen
     assert result.fix
 
@@ -205,3 +204,28 @@ def test_the_command_prints_exits_and_speaks_json(healthy, tmp_path, capsys):
     results = {r["check"]: r for r in json.loads(capsys.readouterr().out)}
     assert results["one_start_token"]["status"] == "fail"
     assert "everything_trains" not in results
+
+
+def test_a_check_that_breaks_off_is_no_pass(healthy, tmp_path, monkeypatch, capsys):
+    """It hides no other finding, is counted apart, says where it broke, and the command exits with 1."""
+    from distill.checks import REGISTRY, Check
+    from distill.doctor import main
+
+    def breaks_off(subject):
+        return {}["a field this version of the library lacks"]
+
+    (subject,) = open_subjects(str(healthy.data), tmp_path / "s")
+    others = {r.check: r.status for r in examine(subject)}
+    monkeypatch.setitem(REGISTRY, "breaks_off", Check("breaks_off", "data", (), breaks_off))
+    found = {r.check: r for r in examine(subject)}
+    broken = found.pop("breaks_off")
+    assert {name: r.status for name, r in found.items()} == others
+    assert broken.status == "error"
+    assert "KeyError" in broken.seen
+    assert "test_doctor_faults.py:" in broken.fix
+    assert main([str(healthy.data)]) == 1
+    shown = capsys.readouterr().out
+    assert "ERROR: breaks off" in shown
+    assert "0 failed, 1 could not be run" in shown
+    assert main([str(healthy.data), "--json"]) == 1
+    assert {r["status"] for r in json.loads(capsys.readouterr().out)} == {"pass", "error"}

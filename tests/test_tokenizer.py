@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import KINDS, small_tokenizer
+from tokenizers import Tokenizer
 
 from data.encode import Encoder, pad_token_id
 from data.errors import UserError
@@ -56,6 +57,25 @@ def test_bad_tokenizers_are_named(tmp_path: Path, name: str, content: bytes | No
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         load_tokenizer(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_and_truncation_saved_with_a_tokenizer_are_dropped(tmp_path: Path, kind: str) -> None:
+    """As sentence encoders are saved: every text padded to a length, and cut at it."""
+    made = small_tokenizer(kind)
+    made.save_pretrained(tmp_path / "honest")
+    made.save_pretrained(tmp_path / "cutting")
+    path = tmp_path / "cutting" / "tokenizer.json"
+    cutting = Tokenizer.from_file(str(path))
+    cutting.enable_padding(length=12)
+    cutting.enable_truncation(12)
+    cutting.save(str(path))
+    texts = ["Paris", "xyzzy plugh quux, 98 times; " * 4]
+    for source in (tmp_path / "cutting", path):
+        found = Encoder(load_tokenizer(str(source)), Template(), Truncation(64)).plain(texts)
+        expected = Encoder(load_tokenizer(str(tmp_path / "honest")), Template(), Truncation(64)).plain(texts)
+        assert [ids.tolist() for ids in found] == [ids.tolist() for ids in expected]
+        assert len(found[0]) < 12 < len(found[1])
 
 
 def test_real_llama_tokenizer(llama, real_data: Path) -> None:
