@@ -171,7 +171,10 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cluster, trained, tin
     home = beside(trained, tmp_path / "home", "llama", "gemma2")
     command = ["--recipe", str(tiny_recipe), "--data", str(home), "--launcher", "ray"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "distill.student", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "distill.student", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background
     )
     wait_for(lambda: bool(list(home.glob("student/*/checkpoint-3/trainer_state.json"))), process)
     process.send_signal(signal.SIGINT)
