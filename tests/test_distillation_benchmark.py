@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks import distillation, distillation_report
+from benchmarks import distillation, distillation_pictures, distillation_plan, distillation_report
 
 N = 40
 
@@ -16,11 +16,11 @@ class Stub:
     """Teachers whose logit of every row tells which folds they were trained without."""
 
     def places(self, seed):
-        return np.arange(N), np.arange(N) % distillation.FOLDS, np.arange(0)
+        return np.arange(N), np.arange(N) % distillation_plan.FOLDS, np.arange(0)
 
     def teacher(self, key):
         without = [int(f) for f in key.split("-without-")[1].split("-")]
-        return np.tile([float(f in without) for f in range(distillation.FOLDS)], (N, 1))[:, :4]
+        return np.tile([float(f in without) for f in range(distillation_plan.FOLDS)], (N, 1))[:, :4]
 
 
 @pytest.mark.parametrize(
@@ -35,10 +35,10 @@ class Stub:
 )
 def test_labels_come_from_teachers_that_saw_what_the_mode_says(monkeypatch, kind, held, saw_own, saw_scored):
     monkeypatch.setattr(distillation.np, "zeros", lambda shape, dtype=None: np.full((shape[0], 4), np.nan))
-    job = distillation.Job(
+    job = distillation_plan.Job(
         "x", "student", 0, {"labels": kind, **({} if held is None else {"held_out": held})}
     )
-    fold = np.arange(N) % distillation.FOLDS
+    fold = np.arange(N) % distillation_plan.FOLDS
     labels = distillation.soft_labels(Stub(), job, "a", fold)
     learning = fold != held
     without_own = labels[np.arange(N), fold][learning]
@@ -47,9 +47,11 @@ def test_labels_come_from_teachers_that_saw_what_the_mode_says(monkeypatch, kind
         assert (labels[learning, held] == (0.0 if saw_scored else 1.0)).all()
 
 
-@pytest.mark.parametrize("parts", [list(distillation.PARTS), ["losses"], ["grid", "strict"], ["five-term"]])
+@pytest.mark.parametrize(
+    "parts", [list(distillation_plan.PARTS), ["losses"], ["grid", "strict"], ["five-term"]]
+)
 def test_every_job_waits_only_for_jobs_before_it(parts):
-    jobs = distillation.chosen_jobs(distillation.FULL, parts)
+    jobs = distillation_plan.chosen_jobs(distillation_plan.FULL, parts)
     keys = [job.key for job in jobs]
     assert len(set(keys)) == len(keys)
     seen = set()
@@ -88,11 +90,11 @@ def test_a_setting_chosen_by_other_seeds_is_not_flattered():
 
 
 def test_pictures_hold_every_variant():
-    difference = distillation_report.Difference(-0.01, -0.02, -0.005, [-0.01, -0.012])
+    difference = distillation_pictures.Difference(-0.01, -0.02, -0.005, [-0.01, -0.012])
     drawn = [("oof", difference), ("a < b", difference)]
-    svg = distillation_report.whiskers(drawn, "regret")
+    svg = distillation_pictures.whiskers(drawn, "regret")
     assert svg.count("<circle") == 6
     assert "a &lt; b" in svg
     assert distillation_report.verdict(drawn, "labels/hard").startswith("Better than hard")
     cells = [("1", "0.5", 0.03), ("1", "1", float("nan")), ("5", "0.5", 0.01)]
-    assert distillation_report.heat_map(cells).count("<rect") == 3
+    assert distillation_pictures.heat_map(cells).count("<rect") == 3
