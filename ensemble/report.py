@@ -97,7 +97,7 @@ def render_report(problem: Problem, result: Result) -> str:
         single=escape(result.best_single),
         slices=_slices(problem, result),
         worst=_worst(problem, result),
-        footer=escape(" · ".join([f"seed {result.seed}", *problem.notes])),
+        footer=escape(" · ".join([f"seed {result.seed}", *problem.notes, *result.notes])),
     )
 
 

@@ -24,6 +24,7 @@ from ensemble.evaluate import (
     choice_included,
     choose,
     cross_fit,
+    final_fit_note,
     log_loss,
     near_best,
 )
@@ -86,6 +87,8 @@ class Result:
     best_single : str
     draws : Bootstrap
     seed : int
+    notes : tuple of str
+        What the user should know about the result.
     """
 
     prior: Score
@@ -102,6 +105,7 @@ class Result:
     best_single: str
     draws: Bootstrap
     seed: int
+    notes: tuple[str, ...] = ()
 
     @property
     def all_scores(self) -> list[Score]:
@@ -136,10 +140,11 @@ def evaluate(problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int |
         losses[AVERAGE] = row_losses(found.probs[AVERAGE])
         fitted[AVERAGE] = AverageStacker.of([fitted[name] for name in best])
 
-    inside = {
-        name: float(row_losses(method.predict(problem.P, problem.features)).mean())
-        for name, method in fitted.items()
+    own = {
+        name: row_losses(method.predict(problem.P, problem.features)) for name, method in fitted.items()
     }
+    inside = {name: float(loss.mean()) for name, loss in own.items()}
+    note = final_fit_note(chosen, own[chosen], losses[chosen])
     single = {name: row_losses(problem.P[:, m]) for m, name in enumerate(problem.names)}
     best_single = choose(single)
     others = {"prior": row_losses(found.prior)}
@@ -189,6 +194,7 @@ def evaluate(problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int |
         best_single,
         boot,
         seed,
+        () if note is None else (note,),
     )
 
 
@@ -287,7 +293,7 @@ def describe(problem: Problem, result: Result) -> dict[str, Any]:
             "folds_from": problem.folds_from,
             "hashes": problem.hashes,
             "weighted": problem.weight is not None,
-            "notes": list(problem.notes),
+            "notes": [*problem.notes, *result.notes],
         },
         "bootstrap_draws": result.draws.draws,
         "seed": result.seed,

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_report(out / "report.html", problem, result)
     write_result(out, problem, result)
     print(render(result))
-    for note in problem.notes:
+    for note in (*problem.notes, *result.notes):
         print(f"note: {note}")
     print(f"chosen: {result.chosen} ({result.why})")
     low, high = result.choice_included_ci.as_list()
