@@ -30,7 +30,7 @@ from ensemble.evaluate import (
 )
 from ensemble.features import NAMES
 from ensemble.methods import AVERAGE, fit_methods
-from ensemble.problem import Problem
+from ensemble.problem import Problem, dealt_again
 from ensemble.saved import save_stack
 
 FORMAT = 1
@@ -87,6 +87,8 @@ class Result:
     best_single : str
     draws : Bootstrap
     seed : int
+    repeats : int
+        Outer cuts that the scores are means over.
     notes : tuple of str
         What the user should know about the result.
     """
@@ -105,6 +107,7 @@ class Result:
     best_single: str
     draws: Bootstrap
     seed: int
+    repeats: int = 1
     notes: tuple[str, ...] = ()
 
     @property
@@ -117,27 +120,52 @@ class Result:
         return next(score for score in self.methods if score.name == name)
 
 
-def evaluate(problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int | None = None) -> Result:
-    """Score every method by the nested estimate, choose one, and fit it on all rows."""
+def evaluate(
+    problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int | None = None, repeats: int = 1
+) -> Result:
+    """Score every method by the nested estimate, choose one, and fit it on all rows.
+
+    Parameters
+    ----------
+    problem : Problem
+    seed : int
+        Of inner folds, trees and bootstrap.
+    draws : int
+        Of the bootstrap.
+    workers : int, optional
+        Folds fitted at once.
+    repeats : int
+        Times that the rows are dealt into folds anew and everything is scored again; losses are the means
+        over these. The predictions kept are those of the folds given.
+    """
     # One BLAS thread: small matrices gain nothing from more, and the result is the same on any machine.
     with threadpool_limits(limits=1, user_api="blas"):
         arguments = (problem.P, problem.y, problem.groups, problem.classes.swap, seed, problem.weight)
         with ThreadPoolExecutor(1) as beside:  # the last fold alone would leave a processor idle
             everything = beside.submit(fit_methods, *arguments, problem.features)
-            found = cross_fit(problem, seed, workers=workers)
+            deals = [problem, *(dealt_again(problem, seed, repeat) for repeat in range(1, repeats))]
+            cuts = [cross_fit(deal, seed + i, workers=workers) for i, deal in enumerate(deals)]
             fitted = everything.result()
+    found = cuts[0]
 
     def row_losses(probs: np.ndarray) -> np.ndarray:
         return problem.weighted(log_loss(probs, problem.y))
 
-    losses = {name: row_losses(probs) for name, probs in found.probs.items()}
-    included = row_losses(choice_included(losses, found.probs, problem.fold))
+    each = [{name: row_losses(probs) for name, probs in cut.probs.items()} for cut in cuts]
+    losses = {name: np.mean([table[name] for table in each], axis=0) for name in each[0]}
+    included = np.mean(
+        [
+            row_losses(choice_included(table, cut.probs, deal.fold))
+            for table, cut, deal in zip(each, cuts, deals, strict=True)
+        ],
+        axis=0,
+    )
     best = near_best(losses)
     chosen = best[0]
     if len(best) > 1:
         chosen = AVERAGE
         found.probs[AVERAGE] = average(found.probs, best)
-        losses[AVERAGE] = row_losses(found.probs[AVERAGE])
+        losses[AVERAGE] = np.mean([row_losses(average(cut.probs, best)) for cut in cuts], axis=0)
         fitted[AVERAGE] = AverageStacker.of([fitted[name] for name in best])
 
     own = {
@@ -194,6 +222,7 @@ def evaluate(problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int |
         best_single,
         boot,
         seed,
+        repeats,
         () if note is None else (note,),
     )
 
@@ -296,6 +325,7 @@ def describe(problem: Problem, result: Result) -> dict[str, Any]:
             "notes": [*problem.notes, *result.notes],
         },
         "bootstrap_draws": result.draws.draws,
+        "repeats": result.repeats,
         "seed": result.seed,
         "versions": {name: _version(name) for name in ("distillstack", "numpy", "scipy", "lightgbm")},
     }
