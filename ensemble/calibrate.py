@@ -192,27 +192,12 @@ class CalibratedPool(Blender):
         self.oof_ = self.pool_.oof_
         return self
 
-    def refit(self, P: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> CalibratedPool:
-        """Return a pool of the choices made here, fitted on other rows; it has no ``oof_``."""
-        other = CalibratedPool(self.n_folds, self.seed)
-        temperatures = [TemperatureScaling().fit(P[:, m], targets, weights) for m in range(P.shape[1])]
-        other.temperatures_ = np.array([scaling.temperature_ for scaling in temperatures])
-        other.scalings_ = [
-            None if scaling is None else scaling.refit(P[:, m], targets, weights)
-            for m, scaling in enumerate(self.scalings_)
-        ]
-        other.pool_ = self.pool_.refit(other._mended(P), targets, weights)
-        return other
-
     def predict_proba(self, P: np.ndarray) -> np.ndarray:
         """Return the pooled probabilities (n, K)."""
-        return self.pool_.predict_proba(self._mended(P))
-
-    def _mended(self, P: np.ndarray) -> np.ndarray:
         mended = [
             apply_scaling(P[:, m], self.temperatures_[m], scaling) for m, scaling in enumerate(self.scalings_)
         ]
-        return np.stack(mended, axis=1)
+        return self.pool_.predict_proba(np.stack(mended, axis=1))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fitted method as JSON values."""

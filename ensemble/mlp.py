@@ -71,7 +71,7 @@ class MLPStacker(Blender):
         if start is None:
             start = LogOpinionPool(None, self.n_folds, self.seed).fit(P, y, sample_weight, groups)
         self.start_ = start
-        raw = stack_features(P, floor=getattr(start,"floor_",1e-7))
+        raw = stack_features(P, floor=start.floor_)
         self.mean_, scale = raw.mean(axis=0), raw.std(axis=0)
         self.scale_ = np.where(scale > 1e-9, scale, 1.0)
         features = ((raw - self.mean_) / self.scale_).astype(np.float32)
@@ -108,7 +108,7 @@ class MLPStacker(Blender):
 
     def predict_proba(self, P: np.ndarray) -> np.ndarray:
         """Return probabilities (n, K)."""
-        features = (stack_features(P, floor=getattr(self.start_,"floor_",1e-7)) - self.mean_) / self.scale_
+        features = (stack_features(P, floor=self.start_.floor_) - self.mean_) / self.scale_
         base = log_probs(self.start_.predict_proba(P))
         total = np.zeros_like(base)
         for layers in zip(self.w1_, self.b1_, self.w2_, self.b2_, strict=True):

@@ -72,28 +72,8 @@ class LinearScaling:
         groups: np.ndarray | None = None,
     ) -> Self:
         """Fit on probabilities (n, K) and labels (n,) or target distributions (n, K)."""
-        targets, weights = as_targets(y, probs.shape[1]), as_weights(sample_weight, len(probs))
-        problem, scale = self._problem(probs, targets, weights)
-        path = choose_strength(problem, inner_folds(targets, groups, self.n_folds, self.seed), STRENGTHS)
-        self.strength_, self.loss_, self.oof_ = path.strength, path.loss, path.oof
-        return self._solve(problem, scale)
-
-    def refit(self, probs: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> LinearScaling:
-        """Return a map of the penalty chosen here, fitted on other rows; it has no ``oof_``."""
-        other = LinearScaling(self.kind, self.n_folds, self.seed)
-        other.strength_ = self.strength_
-        return other._solve(*other._problem(probs, targets, as_weights(weights, len(probs))))
-
-    def _solve(self, problem: SoftmaxProblem, scale: np.ndarray) -> Self:
-        theta = minimise(problem.penalised(self.strength_)).reshape(problem.targets.shape[1], -1)
-        self.coef_, self.intercept_ = theta[:, :-1] / scale, theta[:, -1]
-        return self
-
-    def _problem(
-        self, probs: np.ndarray, targets: np.ndarray, weights: np.ndarray
-    ) -> tuple[SoftmaxProblem, np.ndarray]:
-        """The penalised regression around the best temperature, and the scale of its features."""
         n_classes = probs.shape[1]
+        targets, weights = as_targets(y, n_classes), as_weights(sample_weight, len(probs))
         self.temperature_ = TemperatureScaling().fit(probs, targets, weights).temperature_
         logs = _centred(probs)
         count = KNOTS if self.kind == "spline" else 0
@@ -105,7 +85,12 @@ class LinearScaling:
         design = BlockDesign(np.concatenate([features / scale, np.ones((len(probs), 1))], axis=1), n_classes)
         centre = np.zeros((n_classes, features.shape[1] + 1))
         centre[:, :n_classes] = np.diag(scale[:n_classes]) / self.temperature_
-        return SoftmaxProblem(design, targets, weights, self._ridge(centre).ravel(), centre.ravel()), scale
+        problem = SoftmaxProblem(design, targets, weights, self._ridge(centre).ravel(), centre.ravel())
+        path = choose_strength(problem, inner_folds(targets, groups, self.n_folds, self.seed), STRENGTHS)
+        self.strength_, self.loss_, self.oof_ = path.strength, path.loss, path.oof
+        theta = minimise(problem.penalised(path.strength)).reshape(n_classes, -1)
+        self.coef_, self.intercept_ = theta[:, :-1] / scale, theta[:, -1]
+        return self
 
     def transform(self, probs: np.ndarray) -> np.ndarray:
         """Return the calibrated probabilities (n, K)."""
