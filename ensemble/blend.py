@@ -20,7 +20,7 @@ from ensemble.base import (
 )
 from ensemble.newton import Path, SharedDesign, SoftmaxProblem, choose_strength, minimise
 from ensemble.simplex import solve_simplex
-from ensemble.splits import group_folds
+from ensemble.splits import inner_folds
 
 STRENGTHS = (3000.0, 300.0, 30.0, 3.0, 0.3)
 """Penalties tried inside the training rows, in units of rows, strong to weak."""
@@ -188,7 +188,7 @@ class LogOpinionPool(Blender):
     ) -> Self:
         """Fit weights and biases; see :meth:`Blender.fit`."""
         targets, weights = as_targets(y, P.shape[2]), as_weights(sample_weight, len(P))
-        folds = group_folds(targets, groups, self.n_folds, self.seed)
+        folds = inner_folds(targets, groups, self.n_folds, self.seed)
         strengths = STRENGTHS if self.strength is None else (self.strength,)
         best: tuple[Path, float, SoftmaxProblem] | None = None
         for floor in useful_floors(P) if self.floor is None else (self.floor,):

@@ -10,7 +10,7 @@ import numpy as np
 from ensemble.base import Blender, as_targets, as_weights, cross_entropy, log_probs, softmax
 from ensemble.blend import LogOpinionPool
 from ensemble.scalings import KINDS, LinearScaling
-from ensemble.splits import group_folds
+from ensemble.splits import inner_folds
 from ensemble.temperature import TemperatureScaling
 
 MATRIX_CLASSES = 10
@@ -119,7 +119,7 @@ def best_scaling(
         Those to try; beyond :data:`MATRIX_CLASSES` classes only ``vector`` is.
     """
     targets, weights = as_targets(y, probs.shape[1]), as_weights(sample_weight, len(probs))
-    folds = group_folds(targets, groups, 5, 0)
+    folds = inner_folds(targets, groups, 5, 0)
     plain = np.empty_like(targets)
     for fold in np.unique(folds):
         train, test = folds != fold, folds == fold
@@ -173,7 +173,7 @@ class CalibratedPool(Blender):
     ) -> Self:
         """Calibrate and pool; see :meth:`Blender.fit`."""
         targets, weights = as_targets(y, P.shape[2]), as_weights(sample_weight, len(P))
-        folds = group_folds(targets, groups, self.n_folds, self.seed)
+        folds = inner_folds(targets, groups, self.n_folds, self.seed)
         held_out = np.empty_like(P)
         temperatures, self.scalings_ = [], []
         for m in range(P.shape[1]):

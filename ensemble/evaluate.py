@@ -215,6 +215,30 @@ def near_best(losses: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     return best, *(name for name, gap in gaps.items() if gap.mean() < gap.std() / np.sqrt(len(gap)))
 
 
+def final_fit_note(name: str, inside: np.ndarray, nested: np.ndarray) -> str | None:
+    """What to tell the user where the fit on all rows is not the one that was scored, else ``None``.
+
+    A fit is better on its own rows than on those it did not see. Where its loss on its own is above the
+    nested loss by more than two paired standard errors, what will be deployed learned less than the fits
+    that were scored.
+
+    Parameters
+    ----------
+    name : str
+        Of the method.
+    inside, nested : ndarray of shape (n,)
+        Loss of each row by the fit on all rows, and by the fits that did not see it.
+    """
+    gap = inside - nested
+    error = float(gap.std() / np.sqrt(len(gap)))
+    if gap.mean() <= max(2 * error, 1e-9):
+        return None
+    return (
+        f"{name}, fitted on all rows, has a loss of {inside.mean():.4f} on these, above its nested loss of "
+        f"{nested.mean():.4f}: it learned less than the fits that were scored; try another --seed"
+    )
+
+
 def average(probs: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
     """Mean prediction (n, K) of some methods."""
     return np.mean([probs[name] for name in names], axis=0)

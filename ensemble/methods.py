@@ -12,6 +12,7 @@ from ensemble.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool,
 from ensemble.calibrate import Calibrated, CalibratedPool
 from ensemble.greedy import GreedySelection
 from ensemble.mlp import MLPStacker
+from ensemble.sliced import SlicedPool
 from ensemble.stackers import MultinomialLogit
 from ensemble.trees import LightGBMStacker
 
@@ -22,6 +23,7 @@ PLAIN = (
     "simplex",
     "log-pool",
     "calibrated pool",
+    "pool by slice",
     "logit",
     "lightgbm",
     "mlp",
@@ -65,6 +67,7 @@ _KINDS: dict[str, type[Blender]] = {
         AverageStacker,
         Calibrated,
         CalibratedPool,
+        SlicedPool,
         GreedySelection,
     )
 }
@@ -100,6 +103,7 @@ def fit_methods(
         SimplexBlend().fit(*data),
         pool,
         calibrated,
+        SlicedPool(seed=seed).fit(*data, start=pool, X=X),
         logit,
         trees,
         networks,

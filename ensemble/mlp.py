@@ -9,7 +9,7 @@ import numpy as np
 
 from ensemble.base import Blender, as_targets, as_weights, cross_entropy, log_probs, softmax
 from ensemble.blend import LogOpinionPool
-from ensemble.splits import group_folds
+from ensemble.splits import inner_folds
 from ensemble.stackers import stack_features
 
 _MOMENTUM, _MEMORY, _EPSILON = 0.9, 0.999, 1e-8
@@ -75,7 +75,7 @@ class MLPStacker(Blender):
         self.mean_, scale = raw.mean(axis=0), raw.std(axis=0)
         self.scale_ = np.where(scale > 1e-9, scale, 1.0)
         features = ((raw - self.mean_) / self.scale_).astype(np.float32)
-        folds = group_folds(targets, groups, self.n_folds, self.seed)
+        folds = inner_folds(targets, groups, self.n_folds, self.seed)
         runs = []
         for fold in np.unique(folds):
             train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)

@@ -51,7 +51,11 @@ section { background:var(--card); border:1px solid var(--line); border-radius:10
 .row.bad .dot,.row.bad .bar { background:var(--warm) }
 .fill { left:0; top:4px; height:10px; border-radius:3px; background:var(--accent); min-width:1px }
   .fill.neg { background:var(--warm) }
-.scroll { overflow-x:auto } table { border-collapse:collapse; width:100%; font-size:.83rem;
+.scroll { overflow-x:auto; background:
+  linear-gradient(to left, var(--card) 40%, transparent) 100% 0 / 36px 100% no-repeat local,
+  linear-gradient(to left, color-mix(in srgb, var(--ink) 24%, transparent), transparent) 100% 0 / 12px 100%
+  no-repeat scroll }
+table { border-collapse:collapse; width:100%; font-size:.83rem;
   font-variant-numeric:tabular-nums }
 th,td { text-align:right; padding:4px 8px; border-bottom:1px solid var(--line); white-space:nowrap } th {
   color:var(--soft); font-weight:600 }
@@ -97,9 +101,10 @@ polygon { fill:color-mix(in srgb, var(--accent) var(--mix), var(--card)); stroke
   white-space:normal; min-width:220px; overflow-wrap:anywhere }
 .best { fill:var(--warm); stroke:var(--card); stroke-width:1.5; pointer-events:none }
 .here { fill:none; stroke:var(--ink); stroke-width:2.5; pointer-events:none }
+.notes { margin:0; padding:10px 18px 10px 34px; border:1px solid var(--warm); border-radius:10px }
 footer { color:var(--soft); font-size:.84rem; overflow-wrap:anywhere }
 @media (max-width:720px) { .two { grid-template-columns:minmax(0,1fr) }
-  th,td { padding:4px 5px } .heat th[scope=row] { white-space:normal; min-width:118px; font-weight:400 }
+  th,td { padding:4px 5px } .scroll td:first-child { white-space:normal; min-width:104px } .heat th[scope=row] { white-space:normal; min-width:118px; font-weight:400 }
   .chart,.chart.weights { display:block }
   .chart .row { grid-template-columns:minmax(0,1fr); padding:5px 6px }
   .chart.weights .row { grid-template-columns:minmax(0,1fr) auto }
@@ -108,16 +113,17 @@ footer { color:var(--soft); font-size:.84rem; overflow-wrap:anywhere }
   .chart:not(.weights) .row .num { text-align:left; grid-row:2 } }
 </style></head><body><main>
 <h1>Stack of $n_members models</h1>
-<p>$n_rows rows, $n_groups prompt groups, $n_folds folds ($folds_from). Log-loss in nats, lower is
+<p>$n_rows rows, $n_groups prompt groups, $n_folds folds ($folds_from)$repeats. Log-loss in nats, lower is
   better.</p>
 <div class="tiles">$tiles</div>
+$notes
 <section><h2>Nested log-loss</h2><p>Each method fitted without the fold it predicts, hyper-parameters
   included.
 Whiskers are 95 % bootstrap intervals over prompt groups.$prior_note</p>$losses</section>
 <section><h2>Difference to the equal-weight mean</h2><p>Paired, so far narrower than the losses
   themselves: left of the line is
 better than the mean, and an interval that leaves the line out is more than noise.</p>$differences</section>
-<section><h2>All scores</h2><div class="scroll">$table</div><p>$why.</p></section>
+<section><h2>All scores</h2><div class="scroll">$table</div><p>Chosen: <strong>$chosen</strong>, $why.</p></section>
 <div class="two"><section><h2>Fitted weights</h2><p>$weights_note</p>$weights
 <h3>Calibration error</h3><p>Of the equal-weight mean (before) and of $chosen (after). Binned: mean gap
   of 12 bins. Smooth: by a kernel whose width is the error itself (smooth ECE), free of bins.</p>

@@ -6,7 +6,8 @@ and groups; plain prediction sets bring none, and are dealt into folds here, eac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from ensemble.oof import Labels, Member, load_labels, load_member, split_name
 from ensemble.splits import group_folds
 
 N_FOLDS = 5
+_REPEAT = 0xC07
+"""Tells the random stream of repeated folds from others of the same seed."""
 
 
 @dataclass(frozen=True)
@@ -291,6 +294,50 @@ def align(
         weight,
         None if rows is None else row_features(rows),
     )
+
+
+def declare_swap(problem: Problem, pairs: Sequence[str]) -> Problem:
+    """Return the problem with the symmetry that the user says its classes have.
+
+    Parameters
+    ----------
+    problem : Problem
+    pairs : sequence of str
+        ``A=B`` for classes that change places when the two sides of a row do; the others stay. ``none``
+        alone says that there is no such symmetry, whatever the classes are called.
+
+    Raises
+    ------
+    UserError
+        Not of that form, an unknown class, or a class named twice.
+    """
+    names = problem.classes.names
+    if list(pairs) == ["none"]:
+        return replace(problem, classes=Classes(names))
+    swap = list(range(len(names)))
+    for pair in pairs:
+        ends = next(
+            ((a, b) for a in names for b in names if f"{a}={b}" == pair and a != b),
+            None,
+        )
+        if ends is None:
+            raise UserError(
+                f"--swap {pair}: is not A=B with two of the classes {listing(names, 12)}, nor none alone"
+            )
+        a, b = (names.index(name) for name in ends)
+        if swap[a] != a or swap[b] != b:
+            raise UserError(f"--swap {pair}: names a class that already changes places with another")
+        swap[a], swap[b] = b, a
+    return replace(problem, classes=Classes(names, tuple(swap)))
+
+
+def dealt_again(problem: Problem, seed: int, repeat: int) -> Problem:
+    """The same problem with its groups dealt into as many other folds, for a repeated nested estimate.
+
+    Members' predictions are out of fold whatever fold they come from, so the second level may be cut anew.
+    """
+    n_folds = len(np.unique(problem.fold))
+    return replace(problem, fold=group_folds(problem.y, problem.groups, n_folds, (_REPEAT, seed, repeat)))
 
 
 def _refuse_other_rows(first: Member, other: Member, index: dict[str, int]) -> None:

@@ -49,7 +49,9 @@ def render_report(problem: Problem, result: Result) -> str:
         n_groups=f"{int(problem.groups.max()) + 1:,}",
         n_folds=len(np.unique(problem.fold)),
         folds_from=escape(problem.folds_from),
+        repeats=f", dealt {result.repeats} times" if result.repeats > 1 else "",
         tiles=_tiles(result, best),
+        notes=_notes([*problem.notes, *result.notes]),
         prior_note=escape(f" Not drawn: the prior, {result.prior.loss:.4f}."),
         losses=whisker_rows(
             [
@@ -97,8 +99,14 @@ def render_report(problem: Problem, result: Result) -> str:
         single=escape(result.best_single),
         slices=_slices(problem, result),
         worst=_worst(problem, result),
-        footer=escape(" · ".join([f"seed {result.seed}", *problem.notes])),
+        footer=f"seed {result.seed}",
     )
+
+
+def _notes(notes: Sequence[str]) -> str:
+    """What the user should know before any number, where there is something."""
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f'<ul class="notes">{items}</ul>' if notes else ""
 
 
 def _kind(score: Score, result: Result) -> str:

@@ -24,12 +24,13 @@ from ensemble.evaluate import (
     choice_included,
     choose,
     cross_fit,
+    final_fit_note,
     log_loss,
     near_best,
 )
 from ensemble.features import NAMES
 from ensemble.methods import AVERAGE, fit_methods
-from ensemble.problem import Problem
+from ensemble.problem import Problem, dealt_again
 from ensemble.saved import save_stack
 
 FORMAT = 1
@@ -86,6 +87,10 @@ class Result:
     best_single : str
     draws : Bootstrap
     seed : int
+    repeats : int
+        Outer cuts that the scores are means over.
+    notes : tuple of str
+        What the user should know about the result.
     """
 
     prior: Score
@@ -102,6 +107,8 @@ class Result:
     best_single: str
     draws: Bootstrap
     seed: int
+    repeats: int = 1
+    notes: tuple[str, ...] = ()
 
     @property
     def all_scores(self) -> list[Score]:
@@ -113,33 +120,59 @@ class Result:
         return next(score for score in self.methods if score.name == name)
 
 
-def evaluate(problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int | None = None) -> Result:
-    """Score every method by the nested estimate, choose one, and fit it on all rows."""
+def evaluate(
+    problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int | None = None, repeats: int = 1
+) -> Result:
+    """Score every method by the nested estimate, choose one, and fit it on all rows.
+
+    Parameters
+    ----------
+    problem : Problem
+    seed : int
+        Of inner folds, trees and bootstrap.
+    draws : int
+        Of the bootstrap.
+    workers : int, optional
+        Folds fitted at once.
+    repeats : int
+        Times that the rows are dealt into folds anew and everything is scored again; losses are the means
+        over these. The predictions kept are those of the folds given.
+    """
     # One BLAS thread: small matrices gain nothing from more, and the result is the same on any machine.
     with threadpool_limits(limits=1, user_api="blas"):
         arguments = (problem.P, problem.y, problem.groups, problem.classes.swap, seed, problem.weight)
         with ThreadPoolExecutor(1) as beside:  # the last fold alone would leave a processor idle
             everything = beside.submit(fit_methods, *arguments, problem.features)
-            found = cross_fit(problem, seed, workers=workers)
+            deals = [problem, *(dealt_again(problem, seed, repeat) for repeat in range(1, repeats))]
+            cuts = [cross_fit(deal, seed + i, workers=workers) for i, deal in enumerate(deals)]
             fitted = everything.result()
+    found = cuts[0]
 
     def row_losses(probs: np.ndarray) -> np.ndarray:
         return problem.weighted(log_loss(probs, problem.y))
 
-    losses = {name: row_losses(probs) for name, probs in found.probs.items()}
-    included = row_losses(choice_included(losses, found.probs, problem.fold))
+    each = [{name: row_losses(probs) for name, probs in cut.probs.items()} for cut in cuts]
+    losses = {name: np.mean([table[name] for table in each], axis=0) for name in each[0]}
+    included = np.mean(
+        [
+            row_losses(choice_included(table, cut.probs, deal.fold))
+            for table, cut, deal in zip(each, cuts, deals, strict=True)
+        ],
+        axis=0,
+    )
     best = near_best(losses)
     chosen = best[0]
     if len(best) > 1:
         chosen = AVERAGE
         found.probs[AVERAGE] = average(found.probs, best)
-        losses[AVERAGE] = row_losses(found.probs[AVERAGE])
+        losses[AVERAGE] = np.mean([row_losses(average(cut.probs, best)) for cut in cuts], axis=0)
         fitted[AVERAGE] = AverageStacker.of([fitted[name] for name in best])
 
-    inside = {
-        name: float(row_losses(method.predict(problem.P, problem.features)).mean())
-        for name, method in fitted.items()
+    own = {
+        name: row_losses(method.predict(problem.P, problem.features)) for name, method in fitted.items()
     }
+    inside = {name: float(loss.mean()) for name, loss in own.items()}
+    note = final_fit_note(chosen, own[chosen], losses[chosen])
     single = {name: row_losses(problem.P[:, m]) for m, name in enumerate(problem.names)}
     best_single = choose(single)
     others = {"prior": row_losses(found.prior)}
@@ -189,6 +222,8 @@ def evaluate(problem: Problem, seed: int = 0, draws: int = DRAWS, workers: int |
         best_single,
         boot,
         seed,
+        repeats,
+        () if note is None else (note,),
     )
 
 
@@ -287,9 +322,10 @@ def describe(problem: Problem, result: Result) -> dict[str, Any]:
             "folds_from": problem.folds_from,
             "hashes": problem.hashes,
             "weighted": problem.weight is not None,
-            "notes": list(problem.notes),
+            "notes": [*problem.notes, *result.notes],
         },
         "bootstrap_draws": result.draws.draws,
+        "repeats": result.repeats,
         "seed": result.seed,
         "versions": {name: _version(name) for name in ("distillstack", "numpy", "scipy", "lightgbm")},
     }

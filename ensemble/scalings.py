@@ -14,7 +14,7 @@ import numpy as np
 
 from ensemble.base import as_targets, as_weights, log_probs, softmax
 from ensemble.newton import BlockDesign, SoftmaxProblem, choose_strength, minimise
-from ensemble.splits import group_folds
+from ensemble.splits import inner_folds
 from ensemble.temperature import TemperatureScaling
 
 KINDS = ("vector", "matrix", "dirichlet", "spline")
@@ -86,7 +86,7 @@ class LinearScaling:
         centre = np.zeros((n_classes, features.shape[1] + 1))
         centre[:, :n_classes] = np.diag(scale[:n_classes]) / self.temperature_
         problem = SoftmaxProblem(design, targets, weights, self._ridge(centre).ravel(), centre.ravel())
-        path = choose_strength(problem, group_folds(targets, groups, self.n_folds, self.seed), STRENGTHS)
+        path = choose_strength(problem, inner_folds(targets, groups, self.n_folds, self.seed), STRENGTHS)
         self.strength_, self.loss_, self.oof_ = path.strength, path.loss, path.oof
         theta = minimise(problem.penalised(path.strength)).reshape(n_classes, -1)
         self.coef_, self.intercept_ = theta[:, :-1] / scale, theta[:, -1]

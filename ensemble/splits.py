@@ -6,10 +6,28 @@ without a fold file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+_INNER = 0x1AAE12
+"""Tells the random stream of inner folds from that of every other deal by the same seed."""
 
-def group_folds(targets: np.ndarray, groups: np.ndarray | None, n_folds: int, seed: int) -> np.ndarray:
+
+def inner_folds(targets: np.ndarray, groups: np.ndarray | None, n_folds: int, seed: int) -> np.ndarray:
+    """Folds of the cross-validation inside a method; see :func:`group_folds`.
+
+    They must owe nothing to the folds that the members were trained in. Each fold's model has a hand of
+    its own, which trees can tell. Dealt from the same stream as those folds, an inner fold is made of
+    whole classes of some of them: what is learned outside it is then wrong about it by construction, and
+    every method flexible enough to see the hands is cut to nothing.
+    """
+    return group_folds(targets, groups, n_folds, (_INNER, seed))
+
+
+def group_folds(
+    targets: np.ndarray, groups: np.ndarray | None, n_folds: int, seed: int | Sequence[int]
+) -> np.ndarray:
     """Deal groups into folds of like size and like label shares; returns the fold of each row (n,).
 
     Groups are shuffled within their majority class and dealt in turn, large ones first.

@@ -26,19 +26,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     oof, data, out = resolve(args)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file where a directory is to be written; choose another --out")
+    if args.repeats < 1:
+        raise UserError(f"--repeats {args.repeats}: the rows must be dealt at least once")
 
     from ensemble.lint import leave_out_suspects
-    from ensemble.problem import load_problem
+    from ensemble.problem import declare_swap, load_problem
     from ensemble.report import write_report
     from ensemble.results import evaluate, write_result
 
     problem = load_problem(oof, args.labels, data, args.folds, args.seed)
+    if args.swap:
+        problem = declare_swap(problem, args.swap)
     problem = leave_out_suspects(problem, args.trust)
-    result = evaluate(problem, seed=args.seed)
+    result = evaluate(problem, seed=args.seed, repeats=args.repeats)
     write_report(out / "report.html", problem, result)
     write_result(out, problem, result)
     print(render(result))
-    for note in problem.notes:
+    for note in (*problem.notes, *result.notes):
         print(f"note: {note}")
     print(f"chosen: {result.chosen} ({result.why})")
     low, high = result.choice_included_ci.as_list()
@@ -69,6 +73,22 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="keep a member that looks as if it had seen the labels it is scored on",
+    )
+    parser.add_argument(
+        "--swap",
+        nargs="+",
+        default=[],
+        metavar="A=B",
+        help="classes that change places when a row's two sides do, or none; known for stores and for "
+        "winner_model_a, winner_model_b",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=1,
+        metavar="N",
+        help="deal the rows into folds N times and score the mean, which is less noisy and takes N times "
+        "as long (default 1)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the stack goes")
     parser.add_argument("--seed", type=int, default=0, help="of folds, trees and bootstrap (default 0)")

@@ -24,7 +24,7 @@ from ensemble.base import (
 )
 from ensemble.blend import STRENGTHS
 from ensemble.newton import BlockDesign, Path, SoftmaxProblem, choose_strength, minimise
-from ensemble.splits import group_folds
+from ensemble.splits import inner_folds
 
 _FREE_INTERCEPT = 1e-3
 MANY_ROWS = 20_000
@@ -109,7 +109,7 @@ class MultinomialLogit(Blender):
         """Choose and fit; see :meth:`Blender.fit`."""
         n, _, n_classes = P.shape
         targets, weights = as_targets(y, n_classes), as_weights(sample_weight, n)
-        folds = group_folds(targets, groups, self.n_folds if n < MANY_ROWS else 3, self.seed)
+        folds = inner_folds(targets, groups, self.n_folds if n < MANY_ROWS else 3, self.seed)
 
         def attempt(kind: str, floor: float, symmetric: bool) -> tuple[Path, str, float, bool]:
             problem, _ = self._problem(P, targets, weights, kind, floor, symmetric)

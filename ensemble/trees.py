@@ -14,7 +14,7 @@ import numpy as np
 
 from ensemble.base import Blender, Swap, as_targets, as_weights, cross_entropy, log_probs, softmax
 from ensemble.blend import LogOpinionPool
-from ensemble.splits import group_folds
+from ensemble.splits import inner_folds
 from ensemble.stackers import MultinomialLogit, stack_features, with_swapped
 
 MANY_ROWS = 15_000
@@ -153,12 +153,12 @@ class LightGBMStacker(Blender):
         self.start_, self.logit_ = start, logit
         # Many rows need fewer, larger steps for the same loss.
         self._rate = self.learning_rate * float(np.clip(len(P) / MANY_ROWS, 1, 3))
-        folds = group_folds(targets, groups, self.n_folds if len(P) < MANY_ROWS else 3, self.seed)
+        folds = inner_folds(targets, groups, self.n_folds if len(P) < MANY_ROWS else 3, self.seed)
         from_pool: Bases = {}
         from_prior: Bases = {}
         from_logit: Bases = {}
         refined = log_probs(logit.oof_)
-        thirds = group_folds(targets, groups, 3, self.seed + 1)
+        thirds = inner_folds(targets, groups, 3, self.seed + 1)
         for fold in np.unique(folds):
             train, test = folds != fold, folds == fold
             pool = log_probs(start.refit(P[train], targets[train], weights[train]).predict_proba(P))

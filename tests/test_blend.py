@@ -97,8 +97,8 @@ def test_soft_targets_equal_repeated_rows() -> None:
         SimplexBlend().fit(P, soft).weights_, SimplexBlend().fit(repeated, labels).weights_, atol=1e-6
     )
     np.testing.assert_allclose(
-        LogOpinionPool(strength=1e-9).fit(P, soft).weights_,
-        LogOpinionPool(strength=1e-9).fit(repeated, labels).weights_,
+        LogOpinionPool(strength=1e-9, floor=1e-7).fit(P, soft).weights_,
+        LogOpinionPool(strength=1e-9, floor=1e-7).fit(repeated, labels).weights_,
         atol=1e-6,
     )
 
