@@ -124,11 +124,11 @@ class SimplexBlend(Blender):
         n, n_members, n_classes = P.shape
         weights = as_weights(sample_weight, n)
         if np.ndim(y) == 1:
-            likelihoods = np.take_along_axis(P, np.asarray(y, np.int64)[:, None, None], axis=2)[:, :, 0]
+            likelihoods = P[np.arange(n), :, np.asarray(y, np.int64)]
         else:  # a soft target counts as a row for each class it gives weight to
             row, label = np.nonzero(as_targets(y, n_classes))
             likelihoods, weights = P[row, :, label], weights[row] * y[row, label]
-        likelihoods = np.maximum(likelihoods, LOSS_FLOOR)
+        np.maximum(likelihoods, LOSS_FLOOR, out=likelihoods)
         if self.shrinkage > 0:
             pseudo = np.full(n_members, self.shrinkage / n_members)
             likelihoods = np.concatenate([likelihoods, np.eye(n_members) + LOSS_FLOOR])
