@@ -1,0 +1,176 @@
+"""What one would reach for instead of the stack, fitted fold by fold, each with sensible settings.
+
+XGBoost, netcal and probmetrics come with ``pip install .[bench]``; what is not installed is left out, and the
+table says so. AutoGluon pins other versions of nearly everything and runs by its own Python.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import lightgbm
+import numpy as np
+from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ensemble.greedy import GreedySelection
+from ensemble.problem import Problem
+from ensemble.stackers import stack_features
+
+Fit = Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]]
+"""From members' predictions (n, members, K) and labels (n,) to what predicts (n, K) from further ones."""
+
+_GREEDY = """
+import sys, time
+import numpy as np
+from autogluon.core.metrics import log_loss
+from autogluon.core.models.greedy_ensemble.ensemble_selection import EnsembleSelection
+data = np.load(sys.argv[1])
+P, y = data["P"], data["y"]
+kind = "multiclass" if P.shape[2] > 2 else "binary"
+parts = [p if P.shape[2] > 2 else p[:, 1] for p in np.moveaxis(P, 1, 0)]
+greedy = EnsembleSelection(ensemble_size=100, problem_type=kind, metric=log_loss)
+start = time.process_time()
+greedy.fit(predictions=parts, labels=y)
+np.savez(sys.argv[2], weights=np.asarray(greedy.weights_), seconds=time.process_time() - start)
+"""
+
+
+def slsqp(likelihoods: np.ndarray, tolerance: float = 1e-10) -> np.ndarray:
+    """Mixture weights by SciPy's SLSQP with the gradient given."""
+
+    def both(x: np.ndarray) -> tuple[float, np.ndarray]:
+        mixture = np.maximum(likelihoods @ x, 1e-300)
+        return -float(np.log(mixture).mean()), -(likelihoods.T @ (1 / mixture)) / len(mixture)
+
+    m = likelihoods.shape[1]
+    sums = {"type": "eq", "fun": lambda x: x.sum() - 1, "jac": lambda x: np.ones(m)}
+    found = minimize(
+        both,
+        np.full(m, 1 / m),
+        jac=True,
+        method="SLSQP",
+        bounds=[(0, 1)] * m,
+        constraints=[sums],
+        tol=tolerance,
+        options={"maxiter": 1000},
+    ).x
+    return found / found.sum()
+
+
+def autogluon_greedy(python: Path, P: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weights of AutoGluon's greedy ensemble selection, 100 picks, and the seconds of its fit."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = Path(folder) / "given.npz", Path(folder) / "found.npz"
+        np.savez(given, P=P, y=y)
+        subprocess.run([str(python), "-c", _GREEDY, str(given), str(found)], check=True, capture_output=True)
+        result = np.load(found)
+        return result["weights"], float(result["seconds"])
+
+
+def likelihoods_of(P: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """What each member gives to what happened (n, members)."""
+    return np.maximum(P[np.arange(len(y)), :, y], 1e-15)
+
+
+def _mix(weights: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda P: np.einsum("nmk,m->nk", P, weights)
+
+
+def _of_features(model: object) -> Fit:
+    """A scikit-learn classifier of log-probabilities."""
+
+    def fit(P: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        model.fit(stack_features(P), y)  # type: ignore[attr-defined]
+        return lambda fresh: model.predict_proba(stack_features(fresh))  # type: ignore[attr-defined]
+
+    return fit
+
+
+def _networks(P: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Ten small networks of different seeds, stopped early, averaged."""
+    bag = [
+        make_pipeline(
+            StandardScaler(), MLPClassifier((16,), alpha=1.0, early_stopping=True, random_state=seed)
+        ).fit(stack_features(P), y)
+        for seed in range(10)
+    ]
+    return lambda fresh: np.mean([m.predict_proba(stack_features(fresh)) for m in bag], axis=0)
+
+
+def _netcal(P: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    from netcal.scaling import TemperatureScaling
+
+    scaling = TemperatureScaling()
+    scaling.fit(P.mean(axis=1), y)
+
+    def predict(fresh: np.ndarray) -> np.ndarray:
+        probs = np.asarray(scaling.transform(fresh.mean(axis=1))).reshape(len(fresh), -1)
+        return probs if probs.shape[1] > 1 else np.c_[1 - probs, probs]
+
+    return predict
+
+
+def _probmetrics(P: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    from probmetrics.calibrators import get_calibrator
+
+    scaling = get_calibrator("smatrix")
+    scaling.fit(P.mean(axis=1), y)
+    return lambda fresh: scaling.predict_proba(fresh.mean(axis=1))
+
+
+def fits(autogluon: Path | None = None) -> dict[str, Fit]:
+    """Every peer by name; those that are not installed fail on import."""
+
+    def boosted(P: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        import xgboost
+
+        model = xgboost.XGBClassifier(
+            n_estimators=200, learning_rate=0.03, max_depth=2, reg_lambda=10.0, subsample=0.7, n_jobs=1,
+            colsample_bytree=0.5, min_child_weight=10,
+        )  # fmt: skip
+        return _of_features(model)(P, y)
+
+    small = lightgbm.LGBMClassifier(
+        num_threads=1, verbosity=-1, num_leaves=4, learning_rate=0.03, n_estimators=200, reg_lambda=10.0
+    )
+    found: dict[str, Fit] = {
+        "equal mean": lambda P, y: _mix(np.full(P.shape[1], 1 / P.shape[1])),
+        "SLSQP blend": lambda P, y: _mix(slsqp(likelihoods_of(P, y))),
+        "greedy selection, 100 picks": lambda P, y: _mix(GreedySelection().fit(P, y).weights_),
+        "LogisticRegressionCV on log-probabilities": _of_features(
+            LogisticRegressionCV(cv=5, scoring="neg_log_loss", max_iter=2000)
+        ),
+        "LightGBM, defaults": _of_features(lightgbm.LGBMClassifier(num_threads=1, verbosity=-1)),
+        "LightGBM, small trees": _of_features(small),
+        "XGBoost, small trees": boosted,
+        "ten scikit-learn MLPs": _networks,
+        "netcal temperature on the mean": _netcal,
+        "probmetrics structured matrix on the mean": _probmetrics,
+    }
+    if autogluon:
+        found["AutoGluon's greedy selection"] = lambda P, y: _mix(autogluon_greedy(autogluon, P, y)[0])
+    return found
+
+
+def nested(problem: Problem, autogluon: Path | None = None) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Nested predictions (n, K) by each peer, and what was left out, with the reason."""
+    probs: dict[str, np.ndarray] = {}
+    missing = []
+    for name, fit in fits(autogluon).items():
+        held_out = np.empty_like(problem.y)
+        try:
+            for fold in np.unique(problem.fold):
+                train, test = problem.fold != fold, problem.fold == fold
+                held_out[test] = fit(problem.P[train], problem.labels[train])(problem.P[test])
+        except ImportError as error:
+            missing.append(f"{name}: {error}")
+            continue
+        probs[name] = held_out
+    return probs, missing
