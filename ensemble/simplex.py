@@ -15,7 +15,7 @@ import numpy as np
 
 _RIDGE = 1e-12
 _SAMPLED, _SAMPLE_ROWS = 8, 2000
-"""Many rows are first solved on every eighth, where that leaves this many: a start near the end saves passes."""
+"""Many rows are first solved on every eighth, where that leaves so many: a near start saves passes."""
 _STALE = 0.05
 """A Hessian is kept while each step by it leaves at most this share of the gap."""
 
