@@ -1,9 +1,9 @@
 """How often is an honest member called a leak? ``python -m benchmarks.lint [--sets 1000]``.
 
-Each set simulates honest members of unequal strength, who see the truth through noise, on labels of which
-some are wrong. The first member is stronger than the rest by a known step, up to one that knows the true
-class probabilities. Then it is replaced by one that saw the labels: it moves from its own answer towards the label
-by a share that it remembers. Counted is how often an honest member is named, and how often that one.
+Each set simulates honest members of unequal strength, who see the truth through noise; some labels are wrong.
+The first member is stronger than the rest by a known step, up to one that knows the true class probabilities.
+Then it is replaced by one that saw the labels and moves from its own answer towards them by the share that it
+remembers. Counted is how often an honest member is named, and how often that one.
 """
 
 from __future__ import annotations

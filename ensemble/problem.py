@@ -372,7 +372,7 @@ def _folds(
         groups, source = np.arange(len(ids)), f"{member.path} (each row its own group)"
     else:
         groups = np.arange(len(ids))
-        fold = group_folds(y, None, N_FOLDS, seed, outer=True)
+        fold = group_folds(y, None, N_FOLDS, seed)
         source = f"dealt here: {N_FOLDS} folds stratified by label, seed {seed}, each row its own group"
     for member, by_id in stored:
         wrong = [row_id for row_id, k in zip(ids, fold.tolist(), strict=True) if by_id[row_id] != k]
