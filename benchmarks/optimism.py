@@ -54,8 +54,8 @@ def main() -> None:
         logs = np.log(np.clip(probs, 1e-12, None))
         score, expected = (float(-(t * logs).sum(axis=1).mean()) for t in (rows.targets, truth))
         excess = luck(probs) - plain
-        low, high = draw.interval(excess)
-        shown = f"{excess.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
+        ci = draw.interval(excess)
+        shown = f"{excess.mean():+.4f} [{ci.low:+.4f}, {ci.high:+.4f}]"
         lines.append([name, f"{score:.4f}", f"{expected:.4f}", shown])
     print(format_table(["", "log-loss", "expected", "beyond the teachers' mean, 95 %"], lines))
 
