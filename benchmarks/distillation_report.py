@@ -1,11 +1,11 @@
 """Tables and pictures of the ablation: ``python -m benchmarks.distillation_report RUN... [--to DIR]``.
 
 Reads what ``benchmarks.distillation`` left, finished or cut short, and writes ``distillation.md`` with its
-pictures; each question is answered from the first run that asked it. Losses are expected ones, under the
-arena's true probabilities, less those of the truth itself: the regret. Differences are paired by test row.
-Their 95 % intervals add the variance between prompt groups, by bootstrap, to that between seeds, with
-Student's t at Satterthwaite's degrees of freedom: a percentile bootstrap of five seeds would be too narrow
-by a third.
+pictures; each question is answered from the run that gave it the most trainings. Losses are expected ones,
+under the arena's true probabilities, less those of the truth itself: the regret. Differences are paired by
+test row. Their 95 % intervals add the variance between prompt groups, by bootstrap, to that between seeds,
+with Student's t at Satterthwaite's degrees of freedom: a percentile bootstrap of five seeds would be too
+narrow by a third.
 """
 
 from __future__ import annotations
@@ -422,9 +422,11 @@ def setting_of(results: Results) -> str:
     )
 
 
-def answered(results: Results, question: str) -> bool:
-    """Whether a run asked a question, beyond the two students that every run trains."""
-    return bool(set(results.names(question)) - ({"hard", "oof"} if question == "labels" else set()))
+def answered(results: Results, question: str) -> int:
+    """How many trainings a run gave a question, beyond the two students that every run trains."""
+    plain = {"hard", "oof"} if question == "labels" else set()
+    asked = [r["spec"] for r in results.lines if r["spec"].get("question") == question]
+    return sum(spec["name"] not in plain for spec in asked)
 
 
 def write_report(runs: Sequence[Path], to: Path) -> Path:
@@ -437,19 +439,16 @@ def write_report(runs: Sequence[Path], to: Path) -> Path:
         "prompt groups and seeds. Made by `python -m benchmarks.distillation`.",
         CHOICES,
     ]
-    missing = [*QUESTIONS, "leakage"]
-    for number, run in enumerate(runs):
-        results = Results(run)
+    every = [Results(run) for run in runs]
+    best = {q: max(every, key=lambda r: answered(r, q)) for q in [*QUESTIONS, "leakage"]}
+    for number, results in enumerate(every):
         sections.append(
             setting_of(results) if len(runs) == 1 else f"**Run {number + 1}.** {setting_of(results)}"
         )
-        mine = [q for q in missing if answered(results, q)]
-        missing = [q for q in missing if q not in mine]
         if number == 0:
             sections += ["## Does distillation pay?", headline(results)]
-        last = number == len(runs) - 1
-        for question in QUESTIONS | {"leakage": ()}:
-            if question in mine or (last and question in missing):
+        for question, chosen in best.items():
+            if chosen is results:
                 make = {"grid": grid_section, "leakage": lambda r, _: leakage_section(r)}.get(question)
                 sections.append(make(results, to) if make else question_section(results, question, to))
     path = to / "distillation.md"

@@ -23,6 +23,7 @@ FAMILIES = ("llama", "gemma2", "bert")
 LOSS_NAMES = ("kl", "blackpearl", "wsdm1", "wsdm3", "mse", "smoothing", "hard")
 """The keys of :data:`distill.losses.LOSSES`, which is not imported here to spare commands torch."""
 LABELS = ("oof", "in_sample", "fold_mean", "human")
+LEAKAGES = ("standard", "apart", "strict")
 WEIGHTINGS = ("equal", "fitted", "confidence")
 MIXINGS = ("separate", "probability", "log")
 NF4_BLOCK = 64
@@ -161,6 +162,9 @@ class DistillConfig:
     much of the divergence between a pair's two orders; it needs ``train.both_orders``.
 
     Soft labels: ``labels`` is oof, in_sample, fold_mean, or human (the rows' own ``label_probs``).
+    ``leakage`` says whom a fold's student learns from, which decides what its score is worth: standard, the
+    same labels as the final student, whose makers saw the scored fold; apart, the teachers' models of that
+    fold, which did not; strict, models that saw neither that fold nor the rows they label.
     ``pseudo_labels`` also trains on unlabelled rows whose teachers' mean gives one class at least this
     probability; null leaves them out.
 
@@ -175,6 +179,7 @@ class DistillConfig:
     smoothing: float = 0.1
     consistency: float = 0.0
     labels: str = "oof"
+    leakage: str = "standard"
     pseudo_labels: float | None = None
     weighting: str = "equal"
     teacher_weights: dict[str, float] = field(default_factory=dict)
@@ -253,6 +258,7 @@ def _check_distill(student: StudentConfig) -> None:
     for key, known in (
         ("loss", LOSS_NAMES),
         ("labels", LABELS),
+        ("leakage", LEAKAGES),
         ("weighting", WEIGHTINGS),
         ("mixing", MIXINGS),
     ):

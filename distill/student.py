@@ -41,9 +41,12 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--leakage",
-        choices=("standard", "strict"),
-        default="standard",
-        help="strict: a fold's student learns only from teachers that never saw that fold",
+        choices=("standard", "apart", "strict"),
+        help="instead of the recipe's student.distill.leakage: whom a fold's student learns from. standard: "
+        "the makers of the out-of-fold labels, which saw the scored fold and flatter the score; apart: the "
+        "teachers' models of that fold, which did not (in-sample labels); strict: models that saw neither it "
+        "nor the rows they label. teacher_oof leaves what the recipe asks for, or its --labels in_sample and "
+        "--leakage strict. The final student is the same in all",
     )
     return parse(parser, argv)
 
@@ -67,8 +70,9 @@ def main(argv: Sequence[str]) -> int:
 
     check_tracker(args.report_to)
     out = args.out or home / "student"
+    leakage = args.leakage or recipe.student.distill.leakage
     model = ModelSpec(
-        "student", recipe.student, args.data or DEMO, out, tuple(args.teachers), leakage=args.leakage
+        "student", recipe.student, args.data or DEMO, out, tuple(args.teachers), leakage=leakage
     )
     if args.dry_run or args.launcher == "ray":
         from distill.launch import estimated, on_cluster, verdict
@@ -95,8 +99,8 @@ def main(argv: Sequence[str]) -> int:
     )
     if second_order_leak(student.manifest):
         print(
-            "this score flatters the student, whose teachers saw the folds it is scored on; --leakage "
-            "strict, or student.distill.labels=in_sample, gives one to believe"
+            "this score flatters the student, whose teachers saw the folds it is scored on; "
+            "student.distill.leakage apart or strict gives one to believe"
         )
     print(f"deployable model: {final}")
     return 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from data.command import format_table, run
 from data.errors import UserError, listing
@@ -20,6 +21,9 @@ from distill.inputs import (
     parse,
     score_line,
 )
+
+if TYPE_CHECKING:
+    from distill.config import Recipe
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -35,7 +39,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         choices=("in_sample", "fold_mean"),
         default=[],
-        help="also leave these soft labels, each as a store named after the teacher",
+        help="also leave these soft labels, each as a store named after the teacher; those that the recipe's "
+        "own student asks for are left in any case",
     )
     parser.add_argument(
         "--leakage",
@@ -69,14 +74,14 @@ def main(argv: Sequence[str]) -> int:
     from distill.units import ModelSpec, units_of
 
     check_tracker(args.report_to)
-    strict = args.leakage == "strict"
+    labels, strict = wanted(recipe, args.labels, args.leakage)
     if strict:
         check_strict(folds.n_folds)
     models = [ModelSpec(name, recipe.teachers[name], args.data or DEMO, out / name) for name in names]
     if args.dry_run or args.launcher == "ray":
         from distill.launch import estimated, on_cluster, verdict
 
-        options = {"strict": strict, "everywhere": bool(args.labels), "report_to": args.report_to}
+        options = {"strict": strict, "everywhere": bool(labels), "report_to": args.report_to}
         units = [unit for model in models for unit in units_of(model, folds.n_folds, **options)]
         if args.dry_run:
             print(estimated(units, rows, folds))
@@ -96,12 +101,26 @@ def main(argv: Sequence[str]) -> int:
             write_strict(teacher, args.report_to)
             lines[-1][-1] = "oof, strict too"
         publish(teacher.out)
-        for kind in args.labels:
+        for kind in labels:
             derived = write_derived(teacher, kind, args.report_to)
             lines.append([*score_line(derived.name, derived, rows), f"{kind}: rows it was trained on"])
             publish(derived.path)
     print(format_table(["teacher", "rows", "log-loss", "accuracy", "store", "soft labels"], lines))
     return 0
+
+
+def wanted(recipe: Recipe, labels: Sequence[str], leakage: str) -> tuple[list[str], bool]:
+    """Which further labels to leave, and whether strict ones: those asked for and those its student needs."""
+    from distill.losses import UNTAUGHT
+
+    found = list(labels)
+    student = recipe.student
+    if student is None or student.distill.loss in UNTAUGHT:
+        return found, leakage == "strict"
+    distill = student.distill
+    needs = ["in_sample"] if distill.leakage == "apart" and distill.labels != "human" else []
+    needs += [distill.labels] if distill.labels in {"in_sample", "fold_mean"} else []
+    return list(dict.fromkeys([*found, *needs])), "strict" in {leakage, distill.leakage}
 
 
 if __name__ == "__main__":

@@ -2,15 +2,19 @@
 
 Every student model, of a fold or of all rows, has lessons of its own: the teachers' logits, their weights a
 row, and the targets. Out of fold, a row's label comes from a teacher that never saw its prompt. It may still
-have seen the rows that the student will be scored on; ``strict`` lessons come from teachers that did not.
+have seen the rows that the student will be scored on, and that flatters the score by as much as distillation
+gains (``benchmarks/distillation.md``). ``apart`` lessons come from the one model that never saw the scored
+fold; ``strict`` ones from models that saw neither it nor the row they label.
+
 Rows pinned to every training were seen by every teacher and have no such label: the student learns them from
 their hard labels alone.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +40,6 @@ from distill.config import DistillConfig
 from distill.losses import UNTAUGHT, cross_entropy, mix_teachers, named_loss, swap_consistency
 from distill.provenance import check_store
 
-LEAKAGES = ("standard", "strict")
 LABELS = "labels.parquet"
 """In a store's ``fold-<k>/``: soft labels for the student scored on fold k, by models that never saw it."""
 HUMAN = "human"
@@ -100,7 +103,8 @@ def read_teachers(
     Parameters
     ----------
     kind : {"oof", "in_sample", "fold_mean"}
-    leakage : {"standard", "strict"}
+    leakage : {"standard", "apart", "strict"}
+        Apart needs the store's ``in_sample`` labels beside it: ``distill.teacher_oof --labels in_sample``.
         Strict needs ``fold-<k>/labels.parquet`` in every store: what ``distill.teacher_oof --leakage
         strict`` leaves.
 
@@ -133,14 +137,35 @@ def read_teachers(
         names.append(store.name)
         logits.append(_aligned(store, rows, folds, path / OOF))
         files = [path / OOF]
+        teaching = store
+        if leakage == "apart" and kind != "in_sample":
+            teaching = _in_sample_of(store, ours)
         # In-sample labels are always those of the one teacher that never saw the student's scored fold.
-        if leakage == "strict" or kind == "in_sample":
+        if leakage != "standard" or kind == "in_sample":
             for fold in range(folds.n_folds):
-                files.append(path / f"fold-{fold}" / LABELS)
-                by_fold.setdefault(fold, []).append(_fold_labels(store, rows, folds, fold))
+                files.append(teaching.path / f"fold-{fold}" / LABELS)
+                by_fold.setdefault(fold, []).append(_fold_labels(teaching, rows, folds, fold))
         hashes.append(sha256_files(files))
     stacked = {fold: np.stack(parts, axis=1) for fold, parts in by_fold.items()}
     return Teachers(names, np.stack(logits, axis=1), hashes, kind, leakage, stacked)
+
+
+def _in_sample_of(store: SoftLabels, ours: dict[str, Any]) -> SoftLabels:
+    """Return the store of in-sample labels that the same teacher left beside its own."""
+    home = Path(os.path.normpath(store.path / store.manifest.get("derived_from", ".")))
+    path = home.with_name(f"{home.name}-in_sample")
+    if not is_store(path):
+        raise UserError(
+            f"{path}: missing; run distill.teacher_oof with --labels in_sample first: there the labels for "
+            "a fold's student come from the model that never saw the fold"
+        )
+    found = read_store(path)
+    check_joinable(ours, found.manifest, "the student's data", str(path))
+    for name in ("label_kind", "backbone", "train", "lora"):
+        wanted = "in_sample" if name == "label_kind" else store.manifest.get(name)
+        if found.manifest.get(name) != wanted:
+            raise UserError(f"{path}: is not of the teacher {store.path}: its manifest differs in {name}")
+    return found
 
 
 def _aligned(store: SoftLabels, rows: Rows, folds: Folds, where: Path) -> np.ndarray:
@@ -343,14 +368,16 @@ def taught(config: DistillConfig) -> bool:
 
 def teacher_details(config: DistillConfig, teachers: Teachers | None) -> dict[str, Any]:
     """Manifest fields that pin whom the student learnt from, and how."""
+    described = asdict(config)
+    del described["leakage"]  # stands beside it, and is not the recipe's alone to say
     if teachers is None:
-        return {"distill": asdict(config), "teachers": {}, "teacher_label_kind": None, "leakage": None}
+        return {"distill": described, "teachers": {}, "teacher_label_kind": None, "leakage": None}
     resolved = dict(zip(teachers.names, weights_of(config, teachers.names), strict=True))
     fixed = config.weighting == "equal"
     alone = teachers.untaught
     return {
         **({"hard_labels_only": alone} if alone else {}),
-        "distill": asdict(replace(config, teacher_weights=resolved if fixed else {})),
+        "distill": described | {"teacher_weights": resolved if fixed else {}},
         "teachers": dict(zip(teachers.names, teachers.hashes, strict=True)),
         "teacher_label_kind": teachers.kind,
         "leakage": teachers.leakage,

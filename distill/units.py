@@ -46,7 +46,7 @@ class ModelSpec:
         The store's directory.
     teachers : tuple of Path
         The student's teachers; none for all that lie beside the data.
-    leakage : {"standard", "strict"}
+    leakage : {"standard", "apart", "strict"}
         The student's.
     """
 
@@ -64,6 +64,8 @@ class ModelSpec:
         storage.fetch(self.out.parent / BACKBONES)
         for teacher in self.teachers:
             storage.fetch(teacher, skip=WEIGHTS)
+            if self.leakage == "apart":
+                storage.fetch(teacher.with_name(f"{teacher.name}-in_sample"), skip=WEIGHTS)
 
     def plan(self, loaded: tuple[Rows, Folds] | None = None) -> Run:
         """Read the rows, unless they are given, and return the run that all of its units share."""

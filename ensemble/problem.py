@@ -233,7 +233,7 @@ def align(
         )
     notes = [
         f"{member.name} learnt from teachers that saw the folds it is scored on: its score and its weight "
-        "flatter it; --leakage strict, or its labels in_sample, close this"
+        "flatter it; distill.student --leakage apart or strict closes this"
         for member in members
         if second_order_leak(member.manifest or {})
     ]

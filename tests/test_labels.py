@@ -1,6 +1,7 @@
 """In-sample, fold-mean and strict labels, made by real teachers and learnt by real students."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from data.errors import UserError
 from data.schema import PREFERENCE
 from data.softlabels import read_logits, read_store
 from distill import student, teacher_oof
-from distill.teaching import LABELS, read_teachers
+from distill.config import DistillConfig, load_recipe
+from distill.teaching import LABELS, lessons, read_teachers
+from ensemble.problem import load_problem
 
 ONE_STEP = ["teachers.llama.train.epochs=1", "student.train.epochs=1"]
 
@@ -69,6 +72,9 @@ def test_strict_teachers_were_trained_without_both_folds(made):
     ("options", "flags", "mode"),
     [
         (["student.distill.loss=blackpearl"], ["--leakage", "strict"], ("oof", "strict")),
+        (["student.distill.leakage=apart"], [], ("oof", "apart")),
+        (["student.distill.leakage=strict"], ["--leakage", "apart"], ("oof", "apart")),
+        ([], [], ("oof", "standard")),
         (["student.distill.labels=in_sample"], [], ("in_sample", "standard")),
         (["student.distill.labels=fold_mean"], [], ("fold_mean", "standard")),
         (["student.distill.loss=smoothing", "student.distill.consistency=0.5"], [], (None, None)),
@@ -86,7 +92,57 @@ def test_a_student_says_what_its_score_rests_on(
     assert (manifest["teacher_label_kind"], manifest["leakage"]) == mode
     shown = capsys.readouterr().out
     assert "smoothing, no teacher" in shown if mode[0] is None else f"{mode[0]}, {mode[1]} leakage" in shown
-    assert ("flatters the student" in shown) == (mode == ("fold_mean", "standard"))
+    leaks = mode in {("oof", "standard"), ("fold_mean", "standard")}
+    assert ("flatters the student" in shown) == leaks
+    notes = load_problem([str(tmp_path / "student")], data=made).notes
+    assert any("student learnt from teachers that saw" in note for note in notes) == leaks
+
+
+def test_apart_a_folds_student_hears_only_the_model_that_never_saw_the_fold(made):
+    rows, folds = load_prepared(made)
+    teachers = read_teachers([made / "llama"], rows, folds, leakage="apart")
+    plain = read_teachers([made / "llama"], rows, folds)
+    position = {row_id: i for i, row_id in enumerate(rows.row_ids)}
+    for k in range(3):
+        ids, _, logits = read_logits(made / "llama" / f"fold-{k}" / "elsewhere.parquet", PREFERENCE)
+        found = lessons(DistillConfig(), teachers, rows, folds, k).teacher_logits[:, 0]
+        np.testing.assert_allclose(found[[position[i] for i in ids]], logits.mean(axis=1), atol=1e-6)
+    final = lessons(DistillConfig(), teachers, rows, folds, 3).teacher_logits
+    np.testing.assert_array_equal(final, plain.logits)
+    assert teachers.hashes != plain.hashes
+
+
+BOTH = ["in_sample", "fold_mean"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "flags", "wanted"),
+    [
+        ({}, ([], "standard"), ([], False)),
+        ({"leakage": "apart"}, ([], "standard"), (["in_sample"], False)),
+        ({"leakage": "apart"}, (BOTH, "strict"), (BOTH, True)),
+        ({"leakage": "apart", "labels": "fold_mean"}, ([], "standard"), (BOTH, False)),
+        ({"leakage": "apart", "labels": "human"}, ([], "standard"), ([], False)),
+        ({"leakage": "strict"}, ([], "standard"), ([], True)),
+        ({"leakage": "apart", "loss": "hard"}, ([], "standard"), ([], False)),
+    ],
+)
+def test_teachers_leave_what_the_recipes_student_asks_for(tiny_recipe, asked, flags, wanted):
+    overrides = [f"student.distill.{key}={value}" for key, value in asked.items()]
+    assert teacher_oof.wanted(load_recipe(str(tiny_recipe), overrides), *flags) == wanted
+
+
+def test_apart_needs_in_sample_labels_of_the_same_teacher(made, tmp_path):
+    rows, folds = load_prepared(made)
+    shutil.copytree(made / "llama", tmp_path / "llama", ignore=shutil.ignore_patterns("without-*", "adapter"))
+    with pytest.raises(UserError, match=r"llama-in_sample: missing; run distill.teacher_oof with --labels"):
+        read_teachers([tmp_path / "llama"], rows, folds, leakage="apart")
+    other = shutil.copytree(made / "llama-in_sample", tmp_path / "llama-in_sample")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["train"]["seed"] += 1
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"is not of the teacher .* differs in train"):
+        read_teachers([tmp_path / "llama"], rows, folds, leakage="apart")
 
 
 def test_kinds_are_not_taken_for_each_other(made):
