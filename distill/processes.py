@@ -11,6 +11,8 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
@@ -47,7 +49,11 @@ def stand_alone(command: str) -> None:
 
 
 def _leave() -> None:
+    """End together: a process that tears its connections down under another one's feet aborts it."""
     if is_distributed():
+        with suppress(RuntimeError):  # another has gone already, for a reason that it has told
+            distributed.monitored_barrier(_host_group(), timedelta(seconds=10))
+        _host_group.cache_clear()
         distributed.destroy_process_group()
 
 
