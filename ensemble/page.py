@@ -104,7 +104,8 @@ polygon { fill:color-mix(in srgb, var(--accent) var(--mix), var(--card)); stroke
 .notes { margin:0; padding:10px 18px 10px 34px; border:1px solid var(--warm); border-radius:10px }
 footer { color:var(--soft); font-size:.84rem; overflow-wrap:anywhere }
 @media (max-width:720px) { .two { grid-template-columns:minmax(0,1fr) }
-  th,td { padding:4px 5px } .scroll td:first-child { white-space:normal; min-width:104px } .heat th[scope=row] { white-space:normal; min-width:118px; font-weight:400 }
+  th,td { padding:4px 5px } .scroll td:first-child { white-space:normal; min-width:104px }
+  .heat th[scope=row] { white-space:normal; min-width:118px; font-weight:400 }
   .chart,.chart.weights { display:block }
   .chart .row { grid-template-columns:minmax(0,1fr); padding:5px 6px }
   .chart.weights .row { grid-template-columns:minmax(0,1fr) auto }
@@ -123,7 +124,8 @@ Whiskers are 95 % bootstrap intervals over prompt groups.$prior_note</p>$losses<
 <section><h2>Difference to the equal-weight mean</h2><p>Paired, so far narrower than the losses
   themselves: left of the line is
 better than the mean, and an interval that leaves the line out is more than noise.</p>$differences</section>
-<section><h2>All scores</h2><div class="scroll">$table</div><p>Chosen: <strong>$chosen</strong>, $why.</p></section>
+<section><h2>All scores</h2><div class="scroll">$table</div>
+<p>Chosen: <strong>$chosen</strong>, $why.</p></section>
 <div class="two"><section><h2>Fitted weights</h2><p>$weights_note</p>$weights
 <h3>Calibration error</h3><p>Of the equal-weight mean (before) and of $chosen (after). Binned: mean gap
   of 12 bins. Smooth: by a kernel whose width is the error itself (smooth ECE), free of bins.</p>

@@ -168,9 +168,7 @@ def evaluate(
         losses[AVERAGE] = np.mean([row_losses(average(cut.probs, best)) for cut in cuts], axis=0)
         fitted[AVERAGE] = AverageStacker.of([fitted[name] for name in best])
 
-    own = {
-        name: row_losses(method.predict(problem.P, problem.features)) for name, method in fitted.items()
-    }
+    own = {name: row_losses(method.predict(problem.P, problem.features)) for name, method in fitted.items()}
     inside = {name: float(loss.mean()) for name, loss in own.items()}
     note = final_fit_note(chosen, own[chosen], losses[chosen])
     single = {name: row_losses(problem.P[:, m]) for m, name in enumerate(problem.names)}
