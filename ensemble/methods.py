@@ -89,6 +89,7 @@ def fit_methods(
     data = (P, y, sample_weight, groups)
     logit = MultinomialLogit(swap, seed=seed).fit(*data)
     pool = LogOpinionPool(seed=seed).fit(*data)
+    sliced = SlicedPool(seed=seed).fit(*data, start=pool, X=X)
     trees = LightGBMStacker(swap, seed=seed).fit(*data, start=pool, logit=logit, X=X)
     calibrated = CalibratedPool(seed=seed).fit(*data)
     networks = MLPStacker(seed=seed).fit(*data, start=pool)
@@ -103,14 +104,14 @@ def fit_methods(
         SimplexBlend().fit(*data),
         pool,
         calibrated,
-        SlicedPool(seed=seed).fit(*data, start=pool, X=X),
+        sliced,
         logit,
         trees,
         networks,
         average([calibrated, trees]),
         average([logit, trees]),
         average([logit, trees, networks]),
-        average([pool, calibrated, logit, networks, *trees.parted()], True),
+        average([pool, calibrated, sliced, logit, networks, *trees.parted()], True),
     )
     methods: dict[str, Blender] = {}
     for name, method in zip(PLAIN, fitted, strict=True):

@@ -252,7 +252,11 @@ class Path:
 
 
 def choose_strength(
-    problem: SoftmaxProblem, folds: np.ndarray, strengths: tuple[float, ...], score_rows: slice = slice(None)
+    problem: SoftmaxProblem,
+    folds: np.ndarray,
+    strengths: tuple[float, ...],
+    score_rows: slice = slice(None),
+    cautious: bool = False,
 ) -> Path:
     """Choose how strongly to draw to the centre: ``ridge`` is scaled by each strength over the rows.
 
@@ -267,6 +271,9 @@ def choose_strength(
         In units of rows: a ridge of ``strength / n`` on the mean loss.
     score_rows : slice
         Rows whose loss decides, where the design holds a row more than once.
+    cautious : bool
+        Take the strongest penalty whose loss is within a paired standard error of the least (Breiman et al.,
+        1984), for designs of so many parameters that the least of a flat path is luck.
     """
     oof = np.empty((len(strengths), *problem.targets.shape))
     for fold in np.unique(folds):
@@ -279,6 +286,11 @@ def choose_strength(
             theta = minimise(part.penalised(strength), theta, tolerance=1e-8)
             oof[i, test] = softmax(held_out.logits(theta))
     weights = problem.row_weights[score_rows] / problem.row_weights[score_rows].sum()
-    losses = [float(weights @ cross_entropy(p[score_rows], problem.targets[score_rows])) for p in oof]
+    each = np.stack([cross_entropy(p[score_rows], problem.targets[score_rows]) for p in oof])
+    losses = (each @ weights).tolist()
     best = int(np.argmin(losses))
+    if cautious:
+        gaps = each - each[best]
+        errors = np.sqrt((gaps - (gaps @ weights)[:, None]) ** 2 @ weights**2)
+        best = int(np.argmax(gaps @ weights <= errors))
     return Path(strengths[best], losses[best], oof[best][score_rows])

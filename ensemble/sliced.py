@@ -43,8 +43,8 @@ class SlicedPool(Blender):
         What the rows are cut by, or ``none``.
     edges_ : ndarray
         Where the quantity is cut.
-    weights_ : ndarray of shape (slices, members)
-    biases_ : ndarray of shape (slices, K)
+    slice_weights_ : ndarray of shape (slices, members)
+    slice_biases_ : ndarray of shape (slices, K)
     floor_ : float
     oof_ : ndarray of shape (n, K)
 
@@ -55,7 +55,7 @@ class SlicedPool(Blender):
 
     n_folds: int = 3
     seed: int = 0
-    fitted: ClassVar[tuple[str, ...]] = ("cut_", "edges_", "weights_", "biases_", "floor_")
+    fitted: ClassVar[tuple[str, ...]] = ("cut_", "edges_", "slice_weights_", "slice_biases_", "floor_")
 
     def fit(
         self,
@@ -83,7 +83,7 @@ class SlicedPool(Blender):
         if start is None:
             start = LogOpinionPool(None, seed=self.seed).fit(P, y, sample_weight, groups)
         self.floor_, self.cut_, self.edges_, self.oof_ = start.floor_, "none", np.zeros(0), start.oof_
-        self.weights_, self.biases_ = start.weights_[None], start.bias_[None]
+        self.slice_weights_, self.slice_biases_ = start.weights_[None], start.bias_[None]
         folds = inner_folds(targets, groups, self.n_folds, self.seed)
         best = None
         for cut in cuts(X):
@@ -107,7 +107,7 @@ class SlicedPool(Blender):
         self.cut_, self.edges_, self.oof_ = cut, edges, path.oof
         theta = minimise(problem.penalised(path.strength)).reshape(-1, n_members + n_classes)
         own = theta[0] + theta[1:]
-        self.weights_, self.biases_ = own[:, :n_members], own[:, n_members:]
+        self.slice_weights_, self.slice_biases_ = own[:, :n_members], own[:, n_members:]
         return self
 
     @property
@@ -121,7 +121,9 @@ class SlicedPool(Blender):
         if self.cut_ != "none":
             slices = _slices(self.cut_, P, X, self.floor_, np.asarray(self.edges_))
         logs = log_probs(P, self.floor_)
-        return softmax(np.einsum("nmk,nm->nk", logs, self.weights_[slices]) + self.biases_[slices])
+        return softmax(
+            np.einsum("nmk,nm->nk", logs, self.slice_weights_[slices]) + self.slice_biases_[slices]
+        )
 
 
 _ROW_CUTS = {

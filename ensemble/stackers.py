@@ -114,7 +114,8 @@ class MultinomialLogit(Blender):
         def attempt(kind: str, floor: float, symmetric: bool) -> tuple[Path, str, float, bool]:
             problem, _ = self._problem(P, targets, weights, kind, floor, symmetric)
             repeated = np.concatenate([folds, folds]) if symmetric else folds
-            path = choose_strength(problem, repeated, STRENGTHS, slice(0, n))
+            many = kind == "square"  # of so many products no weak penalty was ever the best
+            path = choose_strength(problem, repeated, STRENGTHS[: 3 if many else None], slice(0, n), many)
             return path, kind, floor, symmetric
 
         best = min((attempt("log", floor, False) for floor in useful_floors(P)), key=lambda a: a[0].loss)

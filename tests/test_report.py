@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
-from stack_files import prepared, write_store
+from stack_files import prepared, write_sets, write_store
 
 from data.schema import Classes
 from ensemble.base import Blender, softmax
@@ -106,6 +107,15 @@ def test_shows_its_parts(page: str) -> None:
     assert "Bayes optimum" in page
     assert "length in characters" in page
     assert "nan" not in re.sub(r"[a-z]*nan[a-z]+|[a-z]+nan[a-z]*", "", page)
+
+
+def test_notes_stand_at_the_top_and_are_escaped(tmp_path: Path) -> None:
+    paths, labels = write_sets(tmp_path, n=60)
+    problem = replace(load_problem(paths, Path(labels)), notes=(f"left out: {HOSTILE}",))
+    page = render_report(problem, quick_result(problem))
+    assert 0 < page.index("left out: ") < page.index("<h2>Nested log-loss</h2>")
+    assert HOSTILE not in page
+    assert '<ul class="notes">' not in render_report(replace(problem, notes=()), quick_result(problem))
 
 
 def test_reliability_of_true_probabilities_is_the_diagonal() -> None:

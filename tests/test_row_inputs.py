@@ -11,7 +11,7 @@ from stack_files import CLASSES, competition, prepared, write_csv, write_sets, w
 
 from data.errors import UserError
 from data.schema import PREFERENCE, make_rows
-from ensemble.base import cross_entropy
+from ensemble.base import cross_entropy, softmax
 from ensemble.blend import LogOpinionPool, SimplexBlend
 from ensemble.features import NAMES, row_features
 from ensemble.predict import main as predict
@@ -99,10 +99,9 @@ def test_features_tell_length_turns_scripts_and_code() -> None:
 
 def test_trees_use_features_where_they_help_and_only_there() -> None:
     rng = np.random.default_rng(0)
-    P, _ = competition(1500)
+    P = softmax(1.2 * rng.normal(size=(1500, 2, 3)))
     X = rng.normal(size=(1500, 3))
-    skill = 1 / (1 + np.exp(-3 * X[:, 0]))  # the second member is right where the feature says so
-    truth = (1 - skill)[:, None] * P[:, 0] + skill[:, None] * P[:, 1]
+    truth = np.where(X[:, :1] > 0, P[:, 1], P[:, 0])  # the member that is right is the one the feature says
     y = (rng.random((1500, 1)) > truth.cumsum(axis=1)).sum(axis=1).clip(0, 2)
     fitted = LightGBMStacker().fit(P[:1000], y[:1000], X=X[:1000])
     assert fitted.needs_rows
@@ -112,7 +111,7 @@ def test_trees_use_features_where_they_help_and_only_there() -> None:
     gain = cross_entropy(without.predict(P[1000:], None), targets) - cross_entropy(
         fitted.predict(P[1000:], X[1000:]), targets
     )
-    assert gain.mean() > 0
+    assert gain.mean() > 0.02
     noise = LightGBMStacker().fit(P[:1000], rng.permutation(y[:1000]), X=X[:1000])
     assert not noise.needs_rows
 

@@ -35,8 +35,8 @@ def test_members_count_where_they_are_good() -> None:
     fitted = SlicedPool().fit(P, y, X=X)
     assert fitted.cut_ == "turns"
     assert fitted.needs_rows
-    assert fitted.weights_[0, 0] > fitted.weights_[0, 1] + 0.3
-    assert fitted.weights_[1, 1] > fitted.weights_[1, 0] + 0.3
+    assert fitted.slice_weights_[0, 0] > fitted.slice_weights_[0, 1] + 0.3
+    assert fitted.slice_weights_[1, 1] > fitted.slice_weights_[1, 0] + 0.3
     fresh, truth, features = turning(3000, seed=1)
     plain = LogOpinionPool().fit(P, y)
     ours = loss(fitted.predict(fresh, features), truth)

@@ -12,8 +12,9 @@ from ensemble.base import PROB_FLOOR, cross_entropy, softmax
 from ensemble.blend import GeometricMean
 from ensemble.methods import METHODS, fit_methods, from_dict
 from ensemble.mlp import MLPStacker
+from ensemble.newton import BlockDesign, SoftmaxProblem, choose_strength
 from ensemble.stackers import MultinomialLogit, stack_features, with_swapped
-from ensemble.trees import LightGBMStacker
+from ensemble.trees import LightGBMStacker, _choose
 
 SWAP = (1, 0, 2)
 
@@ -90,6 +91,36 @@ def test_trees_start_from_nothing_where_the_pool_misleads() -> None:
     trees = LightGBMStacker().fit(P, y)
     assert trees.shares_.sum() == pytest.approx(1)
     assert loss(trees.predict_proba(P), y) < loss(trees.start_.predict_proba(P), y) - 0.2
+
+
+def test_kinds_of_trees_that_cannot_be_told_apart_are_averaged() -> None:
+    P, y = task(600, members=3)
+    targets, weights = np.eye(3)[y], np.full(600, 1 / 600)
+    P = softmax(np.log(P) / 2)  # members of the task are too sure
+    alike = {name: np.log(P[:, 1 + m]) for m, name in enumerate(("plain", "scratch"))}
+    wrong = np.random.default_rng(7).normal(size=(600, 3))
+    names, probs = _choose({**alike, "refined": wrong}, targets, weights)
+    assert set(names) == {"plain", "scratch"}  # what is credibly worse stays out
+    np.testing.assert_allclose(probs, softmax((alike["plain"] + alike["scratch"]) / 2), atol=1e-12)
+    assert cross_entropy(probs, targets).mean() < min(loss(P[:, 1], y), loss(P[:, 2], y))
+
+
+def test_caution_takes_the_strongest_penalty_that_rows_cannot_refuse() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(400, 30))
+    folds, strengths = np.arange(400) % 5, (3000.0, 300.0, 30.0, 3.0)
+
+    def chosen(y: np.ndarray, cautious: bool) -> float:
+        design = BlockDesign(features, 2)
+        one = np.ones(60)
+        problem = SoftmaxProblem(design, np.eye(2)[y], np.full(400, 1 / 400), one, 0 * one)
+        return choose_strength(problem, folds, strengths, cautious=cautious).strength
+
+    signal = (features[:, 0] + 0.3 * rng.normal(size=400) > 0).astype(int)
+    assert chosen(signal, True) < 3000  # rows do refuse it
+    for y in (signal, rng.integers(2, size=400)):
+        assert chosen(y, True) >= chosen(y, False)
+    assert chosen(y, True) == 3000
 
 
 def test_weights_of_stackers_follow_the_better() -> None:
