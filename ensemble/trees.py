@@ -62,9 +62,8 @@ class LightGBMStacker(Blender):
     there, at zero trees where none helps. What predicts is grown as long, and a tenth
     longer for its more rows, on all rows by several seeds, whose mean is added to the pool.
     The same is done from the multinomial logit's cross-fitted predictions and from nothing but the class
-    frequencies, which err in other places, and with a ``swap`` on both orders of each pair. The held-out
-    loss chooses among the plain trees, the others and the means of these; what is not plain must win by
-    more than its paired standard error, for choosing costs too.
+    frequencies, which err in other places, and with a ``swap`` on both orders of each pair. The best
+    by held-out loss are averaged, as many as are within a paired standard error of the best number.
 
     Parameters
     ----------
