@@ -146,6 +146,11 @@ def second_order_leak(manifest: Mapping[str, Any]) -> bool:
     }
 
 
+def derived_path(store: Path, kind: str) -> Path:
+    """Where a teacher's labels of another kind stand: a store beside its own."""
+    return store.with_name(f"{store.name}-{kind}")
+
+
 def is_store(path: Path) -> bool:
     """Whether ``path`` is a store's directory."""
     return path.is_dir() and (path / MANIFEST).exists() and (path / OOF).exists()

@@ -18,7 +18,15 @@ import numpy as np
 from data.errors import UserError
 from data.files import read_json, write_json
 from data.schema import Classes
-from data.softlabels import MANIFEST, OOF, SoftLabels, read_logits, read_store, write_logits
+from data.softlabels import (
+    MANIFEST,
+    OOF,
+    SoftLabels,
+    derived_path,
+    read_logits,
+    read_store,
+    write_logits,
+)
 from distill.config import save_resolved
 from distill.crossfit import Run, trained
 from distill.processes import on_first
@@ -30,11 +38,6 @@ ELSEWHERE = "elsewhere.parquet"
 """In ``fold-<k>/``: what the model of fold k predicts for the rows of all other folds."""
 
 
-def derived_path(run: Run, kind: str) -> Path:
-    """Where a teacher's store of another kind of labels stands."""
-    return run.out.parent / f"{run.out.name}-{kind}"
-
-
 def write_derived(run: Run, kind: str, report_to: str = "none") -> SoftLabels:
     """Write a finished teacher's ``in_sample`` or ``fold_mean`` labels as a store; return it.
 
@@ -42,7 +45,7 @@ def write_derived(run: Run, kind: str, report_to: str = "none") -> SoftLabels:
     scored on fold k the prediction of that fold's model alone, which never saw fold k. ``fold_mean``: the
     mean of all fold models, the labels for rows that none was trained on.
     """
-    out = derived_path(run, kind)
+    out = derived_path(run.out, kind)
     manifest = {**run.manifest, "label_kind": kind, "derived_from": os.path.relpath(run.out, out)}
     if on_first((out / OOF).exists):
         found = read_json(out / MANIFEST, "manifest")

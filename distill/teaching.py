@@ -30,6 +30,7 @@ from data.softlabels import (
     OOF,
     SoftLabels,
     check_joinable,
+    derived_path,
     is_store,
     read_logits,
     read_manifest,
@@ -153,7 +154,7 @@ def read_teachers(
 def _in_sample_of(store: SoftLabels, ours: dict[str, Any]) -> SoftLabels:
     """Return the store of in-sample labels that the same teacher left beside its own."""
     home = Path(os.path.normpath(store.path / store.manifest.get("derived_from", ".")))
-    path = home.with_name(f"{home.name}-in_sample")
+    path = derived_path(home, "in_sample")
     if not is_store(path):
         raise UserError(
             f"{path}: missing; run distill.teacher_oof with --labels in_sample first: there the labels for "

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from data import storage
 from data.dataset import load_prepared
 from data.errors import UserError
-from data.softlabels import OOF
+from data.softlabels import OOF, derived_path
 from distill.config import DistillConfig, ModelConfig, StudentConfig
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class ModelSpec:
         for teacher in self.teachers:
             storage.fetch(teacher, skip=WEIGHTS)
             if self.leakage == "apart":
-                storage.fetch(teacher.with_name(f"{teacher.name}-in_sample"), skip=WEIGHTS)
+                storage.fetch(derived_path(teacher, "in_sample"), skip=WEIGHTS)
 
     def plan(self, loaded: tuple[Rows, Folds] | None = None) -> Run:
         """Read the rows, unless they are given, and return the run that all of its units share."""
