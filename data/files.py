@@ -98,13 +98,17 @@ def read_json(path: Path, what: str = "file") -> Any:
 
 
 def read_parquet(path: Path, what: str = "file") -> pa.Table:
-    """Read a Parquet file; a missing or truncated one is a user's mistake."""
+    """Read a Parquet file; a missing or truncated one is a user's mistake.
+
+    Arrow opens the file itself: its readers' threads let go of a Python handle late, and where the
+    interpreter is ending by then the whole process aborts (apache/arrow issue 39862).
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with open(require_file(path, what), "rb") as handle:
-            return pq.read_table(handle)
+        with pq.ParquetFile(str(require_file(path, what))) as file:
+            return file.read()
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: not a readable Parquet file ({error}); it may be truncated, make it again"

@@ -121,7 +121,8 @@ def open_parquet(file: str) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(open_file(file), buffer_size=READ_BUFFER, pre_buffer=False)
+        source = open_file(file) if is_address(file) else file  # see data.files.read_parquet
+        return pq.ParquetFile(source, buffer_size=READ_BUFFER, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{file}: not a readable Parquet file ({brief(error)}); it may be truncated, make it again"

@@ -27,6 +27,7 @@ from data.files import (
     write_parquet,
     write_text,
 )
+from data.shards import open_parquet
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -112,6 +113,20 @@ def test_parquet_cut_at_any_point_is_refused(tmp_path: Path) -> None:
         path.write_bytes(whole[:cut])
         with pytest.raises(UserError, match=r"table\.parquet: not a readable Parquet file"):
             read_parquet(path)
+
+
+def test_arrow_opens_parquet_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow's threads hold on to a Python handle; an interpreter that ends meanwhile aborts, status 134."""
+    path = tmp_path / "rows.parquet"
+    write_parquet(path, pa.table({"row_id": ["a", "b"]}))
+    opened: list[object] = []
+    monkeypatch.setattr("builtins.open", lambda *args, **kwargs: opened.append(args))
+    table = read_parquet(path)
+    with open_parquet(str(path)) as file:
+        assert next(file.iter_batches()).num_rows == 2
+    monkeypatch.undo()
+    assert table.num_rows == 2
+    assert not opened
 
 
 def test_tables_of_every_kind_read_alike(tmp_path: Path) -> None:
