@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from data.errors import UserError
+from data.errors import UserError, brief, is_disk_full
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
@@ -16,6 +16,15 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     except UserError as mistake:
         if not getattr(mistake, "told", False):  # by another process of the same command
             print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)  # a library's may hold lines
+        status = 2
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        reason = " ".join(str(error).split())
+        print(
+            f"error: the disk is full ({brief(reason)}); make room, and the same command continues",
+            file=sys.stderr,
+        )
         status = 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from what is finished", file=sys.stderr)

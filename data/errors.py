@@ -6,11 +6,33 @@ Libraries raise it with a message that names the file, the row or the field and 
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 
 
 class UserError(Exception):
     """A mistake in what the user gave: a file, a column, a value, an option."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No space on the disk, or none that this user may fill, or a file longer than allowed."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that led to it, says that no more could be written.
+
+    Libraries that write in C++ or Rust (torch, safetensors) raise kinds of their own, whose text ends in
+    the system's words.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return True
+        if any(os.strerror(number) in str(cause) for number in FULL):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def listing(items: Iterable[object], limit: int = 5) -> str:

@@ -1,6 +1,9 @@
 """The commands as a user meets them: help, mistakes, and the whole way on shuffled labels."""
 
+import errno
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -10,6 +13,7 @@ import pytest
 
 from data.arena import ArenaConfig, simulate_arena
 from data.dataset import prepare
+from data.errors import is_disk_full
 from data.schema import Rows
 from distill import student, teacher_oof
 from ensemble import stack
@@ -26,8 +30,8 @@ COMMANDS = [
 ]
 
 
-def shell(*words, cwd=None):
-    return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, cwd=cwd)
+def shell(*words, cwd=None, **how):
+    return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, cwd=cwd, **how)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -88,6 +92,48 @@ def test_damaged_inputs_are_named(trained, tmp_path):
     done = shell("distill.teacher_oof", "--data", str(damaged), cwd=tmp_path)
     assert done.returncode == 2
     assert "folds.parquet" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "is_full"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), True),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (OSError(errno.EACCES, os.strerror(errno.EACCES)), False),
+        (RuntimeError("expected scalar type Half"), False),
+    ],
+)
+def test_a_full_disk_is_told_from_other_errors(error, is_full):
+    """Whether it is raised as it is, or a library wraps it in an error of its own."""
+    wrapped = ValueError("cannot save")
+    wrapped.__cause__ = error
+    assert is_disk_full(error) == is_disk_full(wrapped) == is_full
+
+
+def test_a_full_disk_in_training_is_one_message(trained, tiny_recipe, tmp_path):
+    """A file-size limit stands for the full disk; with room again the same command finishes."""
+    for name in ("rows.parquet", "folds.parquet", "manifest.json"):
+        shutil.copy(trained / name, tmp_path / name)
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+    command = (
+        "distill.teacher_oof",
+        "--recipe",
+        str(tiny_recipe),
+        "--data",
+        str(tmp_path),
+        "--only",
+        "llama",
+    )
+    done = shell(*command, cwd=tmp_path, preexec_fn=small_files)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "make room, and the same command continues" in done.stderr
+    assert not (tmp_path / "llama" / "manifest.json").exists()
+    assert shell(*command, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "llama" / "manifest.json").exists()
 
 
 def test_stores_of_other_folds_are_not_stacked(trained, tmp_path):
