@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ensemble.base import Blender, Swap
+from ensemble.base import Blender, Known, Swap
 from ensemble.blend import LogOpinionPool, SimplexBlend
 from ensemble.calibrate import CalibratedPool
 from ensemble.mlp import MLPStacker
@@ -93,8 +93,11 @@ class AverageStacker(Blender):
 
     def predict_proba(self, P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
         """Return the mean of the stackers' probabilities (n, K)."""
+        return self._predict(P, X, {})
+
+    def _predict(self, P: np.ndarray, X: np.ndarray | None, known: Known) -> np.ndarray:
         total = np.zeros((len(P), P.shape[2]))
         for share, member in zip(self.shares_, self.members_, strict=True):
             if share > 0:
-                total += share * member.predict(P, X)
+                total += share * member.predict(P, X, known)
         return total

@@ -21,6 +21,8 @@ LOSS_FLOOR = 1e-15
 """Probabilities below this are taken as this in a log-loss, which stays finite (as scikit-learn's did)."""
 
 Swap = tuple[int, ...] | None
+Known = dict[int, np.ndarray]
+"""What has been predicted of the same rows, by the ``id`` of what predicted it."""
 
 
 class Blender(ABC):
@@ -62,8 +64,19 @@ class Blender(ABC):
         """Whether prediction also needs the rows' own features ``X``, as the second argument."""
         return False
 
-    def predict(self, P: np.ndarray, X: np.ndarray | None) -> np.ndarray:
-        """Return probabilities (n, K), from the rows' own features (n, d) too where the method needs them."""
+    def predict(self, P: np.ndarray, X: np.ndarray | None, known: Known | None = None) -> np.ndarray:
+        """Return probabilities (n, K), from the rows' own features (n, d) too where the method needs them.
+
+        Methods made of others share what these predict of the same rows where they are given the same
+        ``known``, a dictionary that is empty at first.
+        """
+        known = {} if known is None else known
+        if id(self) not in known:
+            known[id(self)] = self._predict(P, X, known)
+        return known[id(self)]
+
+    def _predict(self, P: np.ndarray, X: np.ndarray | None, known: Known) -> np.ndarray:
+        """:meth:`predict` itself; methods made of others override it and take theirs from ``known``."""
         return self.predict_proba(P, X) if self.needs_rows else self.predict_proba(P)  # type: ignore[call-arg]
 
     @abstractmethod
@@ -109,10 +122,19 @@ def useful_floors(P: np.ndarray) -> tuple[float, ...]:
     return (PROB_FLOOR, *(floor for floor in FLOORS if np.mean(lowest < floor) > 1e-3))
 
 
+def over_classes(operation: np.ufunc, values: np.ndarray) -> np.ndarray:
+    """Reduce the last axis class by class, which is 6 times as fast as NumPy's own way for three classes."""
+    found = values[..., 0].copy()
+    for k in range(1, values.shape[-1]):
+        operation(found, values[..., k], out=found)
+    return found
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis."""
-    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exp / exp.sum(axis=-1, keepdims=True)
+    exp = np.exp(logits - over_classes(np.maximum, logits)[..., None])
+    exp /= over_classes(np.add, exp)[..., None]
+    return exp
 
 
 def as_targets(y: np.ndarray, n_classes: int) -> np.ndarray:
@@ -133,4 +155,4 @@ def as_weights(sample_weight: np.ndarray | None, n: int) -> np.ndarray:
 
 def cross_entropy(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Log-loss of each row, shape (n,), in nats; targets are distributions (n, K)."""
-    return -(targets * np.log(np.maximum(probs, LOSS_FLOOR))).sum(axis=1)
+    return -over_classes(np.add, targets * np.log(np.maximum(probs, LOSS_FLOOR)))

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ensemble.base import Blender, as_targets, as_weights, cross_entropy, log_probs, softmax
+from ensemble.base import Blender, Known, as_targets, as_weights, cross_entropy, log_probs, softmax
 from ensemble.blend import LogOpinionPool
 from ensemble.scalings import KINDS, LinearScaling
 from ensemble.splits import inner_folds
@@ -78,7 +78,10 @@ class Calibrated(Blender):
 
     def predict_proba(self, P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
         """Return the calibrated probabilities (n, K)."""
-        return apply_scaling(self.base.predict(P, X), self.temperature_, self.scaling_)
+        return self._predict(P, X, {})
+
+    def _predict(self, P: np.ndarray, X: np.ndarray | None, known: Known) -> np.ndarray:
+        return apply_scaling(self.base.predict(P, X, known), self.temperature_, self.scaling_)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fitted method as JSON values."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data.progress import progress
-from ensemble.base import Blender, as_targets, cross_entropy
+from ensemble.base import Blender, Known, as_targets, cross_entropy
 from ensemble.methods import family, fit_methods
 from ensemble.problem import Problem
 
@@ -85,8 +85,7 @@ def cross_fit(
         X = problem.features
         own = None if X is None else X[~test]
         methods = fit(P, y, groups) if fit else fit_methods(P, y, groups, swap, seed, weight, own)
-        held = None if X is None else X[test]
-        return test, {name: method.predict(problem.P[test], held) for name, method in methods.items()}
+        return test, predict_all(methods, problem.P[test], None if X is None else X[test])
 
     probs: dict[str, np.ndarray] = {}
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
@@ -96,6 +95,12 @@ def cross_fit(
             for name, part in found.items():
                 probs.setdefault(name, np.empty_like(problem.y))[test] = part
     return CrossFit(probs, cross_fitted_prior(problem.y, problem.fold, problem.weight))
+
+
+def predict_all(methods: Mapping[str, Blender], P: np.ndarray, X: np.ndarray | None) -> dict[str, np.ndarray]:
+    """What every method predicts (n, K), each part of a method predicting once."""
+    known: Known = {}
+    return {name: method.predict(P, X, known) for name, method in methods.items()}
 
 
 def cross_fitted_prior(y: np.ndarray, fold: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:

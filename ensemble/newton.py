@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ensemble.base import cross_entropy, softmax
+from ensemble.base import cross_entropy, over_classes, softmax
 
 _NEWTON_LIMIT = 300
 """Parameters beyond which a Hessian costs more than the iterations it saves."""
@@ -97,13 +97,15 @@ class BlockDesign:
     def curvature(self, probs: np.ndarray, row_weights: np.ndarray) -> np.ndarray:
         """Hessian of the cross-entropy (K d, K d)."""
         k, d = self.n_classes, self.features.shape[1]
-        out = np.empty((k, d, k, d))
-        for a in range(k):
-            for b in range(a, k):
-                weight = row_weights * probs[:, a] * ((a == b) - probs[:, b])
-                block = self.features.T @ (self.features * weight[:, None])
-                out[a, :, b, :] = block
-                out[b, :, a, :] = block
+        out = np.zeros((k, d, k, d))
+        for a in range(k):  # as p_a (1 - p_a) is the sum of p_a p_b over the other classes b
+            for b in range(a + 1, k):
+                scale = np.sqrt(row_weights * probs[:, a] * probs[:, b])
+                scaled = self.features * scale[:, None]
+                block = scaled.T @ scaled
+                out[a, :, a, :] += block
+                out[b, :, b, :] += block
+                out[a, :, b, :] = out[b, :, a, :] = -block
         return out.reshape(k * d, k * d)
 
 
@@ -132,10 +134,10 @@ class SoftmaxProblem:
     def value(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the objective and the class probabilities (n, K) at ``theta``."""
         z = self.design.logits(theta)
-        z = z - z.max(axis=1, keepdims=True)
+        z = z - over_classes(np.maximum, z)[:, None]
         exp = np.exp(z)
-        total = exp.sum(axis=1)
-        loss = self.row_weights @ (np.log(total) - (self.targets * z).sum(axis=1))
+        total = over_classes(np.add, exp)
+        loss = self.row_weights @ (np.log(total) - over_classes(np.add, self.targets * z))
         loss += 0.5 * float(self.ridge @ (theta - self.centre) ** 2)
         return float(loss), exp / total[:, None]
 

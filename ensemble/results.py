@@ -27,6 +27,7 @@ from ensemble.evaluate import (
     final_fit_note,
     log_loss,
     near_best,
+    predict_all,
 )
 from ensemble.features import NAMES
 from ensemble.methods import AVERAGE, fit_methods
@@ -168,7 +169,9 @@ def evaluate(
         losses[AVERAGE] = np.mean([row_losses(average(cut.probs, best)) for cut in cuts], axis=0)
         fitted[AVERAGE] = AverageStacker.of([fitted[name] for name in best])
 
-    own = {name: row_losses(method.predict(problem.P, problem.features)) for name, method in fitted.items()}
+    own = {
+        name: row_losses(probs) for name, probs in predict_all(fitted, problem.P, problem.features).items()
+    }
     inside = {name: float(loss.mean()) for name, loss in own.items()}
     note = final_fit_note(chosen, own[chosen], losses[chosen])
     single = {name: row_losses(problem.P[:, m]) for m, name in enumerate(problem.names)}

@@ -27,7 +27,6 @@ from ensemble.newton import BlockDesign, Path, SoftmaxProblem, choose_strength, 
 from ensemble.splits import inner_folds
 
 _FREE_INTERCEPT = 1e-3
-MANY_ROWS = 20_000
 SQUARE_LIMIT = 8
 """Members times classes up to which products of features are worth their number."""
 
@@ -69,7 +68,7 @@ class MultinomialLogit(Blender):
     swap : tuple of int, optional
         The permutation of classes when a pair is swapped; ``None`` where there is none.
     n_folds, seed : int
-        Of the inner cross-validation; three folds do from :data:`MANY_ROWS` on.
+        Of the inner cross-validation.
 
     Attributes
     ----------
@@ -109,7 +108,7 @@ class MultinomialLogit(Blender):
         """Choose and fit; see :meth:`Blender.fit`."""
         n, _, n_classes = P.shape
         targets, weights = as_targets(y, n_classes), as_weights(sample_weight, n)
-        folds = inner_folds(targets, groups, self.n_folds if n < MANY_ROWS else 3, self.seed)
+        folds = inner_folds(targets, groups, self.n_folds, self.seed)
 
         def attempt(kind: str, floor: float, symmetric: bool) -> tuple[Path, str, float, bool]:
             problem, _ = self._problem(P, targets, weights, kind, floor, symmetric)

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from ensemble.base import as_targets, as_weights, log_probs, softmax
+from ensemble.base import as_targets, as_weights, log_probs, over_classes, softmax
 
 LOG_T_BRACKET = (math.log(0.05), math.log(20.0))
 """Where the temperature is sought; an unbounded search once returned T = -1242 (AutoGluon PR #4396)."""
@@ -35,11 +35,11 @@ class TemperatureScaling:
 
         logs = log_probs(probs)
         targets, weights = as_targets(y, probs.shape[1]), as_weights(sample_weight, len(probs))
-        wanted = float(weights @ (targets * logs).sum(axis=1))
+        wanted = float(weights @ over_classes(np.add, targets * logs))
 
         def slope(log_t: float) -> float:
             """Derivative of the loss with respect to 1/T."""
-            expected = (softmax(logs * math.exp(-log_t)) * logs).sum(axis=1)
+            expected = over_classes(np.add, softmax(logs * math.exp(-log_t)) * logs)
             return float(weights @ expected) - wanted
 
         low, high = LOG_T_BRACKET

@@ -11,18 +11,16 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ensemble.base import Blender, Swap, as_targets, as_weights, cross_entropy, log_probs, softmax
+from ensemble.base import Blender, Known, Swap, as_targets, as_weights, cross_entropy, log_probs, softmax
 from ensemble.blend import LogOpinionPool
-from ensemble.splits import inner_folds
-from ensemble.stackers import MultinomialLogit, stack_features, with_swapped
+from ensemble.boosters import Grower, Settings, raw_both_orders, raw_scores, tree_features
+from ensemble.splits import MANY_ROWS, inner_folds
+from ensemble.stackers import MultinomialLogit
 
-MANY_ROWS = 15_000
-SLOW_ROUNDS = 160
-FEATURES = "log+prob"
 TRACKS = ("plain", "symmetric", "scratch", "refined", "rows")
 
 
-Bases = dict[int, tuple[np.ndarray, np.ndarray]]
+Starts = list[tuple[np.ndarray, np.ndarray]]
 """For each inner fold, the logits that its trees start from: on the rows outside it, and on its own."""
 
 
@@ -71,14 +69,14 @@ class LightGBMStacker(Blender):
         The permutation of classes when a pair is swapped.
     num_leaves : int
     learning_rate : float
-        Up to three times as much on more than :data:`MANY_ROWS`; twice as much after :data:`SLOW_ROUNDS`, for
-        where many trees are wanted, their number matters less.
+        Up to three times as much on more than :data:`ensemble.splits.MANY_ROWS`; twice as much after
+        :data:`ensemble.boosters.SLOW_ROUNDS`.
     max_rounds, step, patience : int
         Trees a class at most; looked at every ``step``; given up after ``patience`` looks without gain.
     bag : int
-        Models of different seeds that predict.
+        Models of different seeds that predict; one does from :data:`ensemble.splits.MANY_ROWS` on.
     n_folds, seed : int
-        Of the inner cross-validation; three folds do from :data:`MANY_ROWS` on.
+        Of the inner cross-validation.
     num_threads : int
 
     Attributes
@@ -154,19 +152,20 @@ class LightGBMStacker(Blender):
             logit = MultinomialLogit(self.swap, self.n_folds, self.seed).fit(P, y, sample_weight, groups)
         self.start_, self.logit_ = start, logit
         # Many rows need fewer, larger steps for the same loss.
-        self._rate = self.learning_rate * float(np.clip(len(P) / MANY_ROWS, 1, 3))
-        folds = inner_folds(targets, groups, self.n_folds if len(P) < MANY_ROWS else 3, self.seed)
-        from_pool: Bases = {}
-        from_prior: Bases = {}
-        from_logit: Bases = {}
+        rate = self.learning_rate * float(np.clip(len(P) / MANY_ROWS, 1, 3))
+        settings = Settings(P.shape[2], self.num_leaves, rate, self.num_threads, self.seed)
+        folds = inner_folds(targets, groups, self.n_folds, self.seed)
+        from_pool: Starts = []
+        from_prior: Starts = []
+        from_logit: Starts = []
         refined = log_probs(logit.oof_)
         thirds = inner_folds(targets, groups, 3, self.seed + 1)
         for fold in np.unique(folds):
             train, test = folds != fold, folds == fold
             pool = log_probs(start.refit(P[train], targets[train], weights[train]).predict_proba(P))
-            from_pool[int(fold)] = pool[train], pool[test]
+            from_pool.append((pool[train], pool[test]))
             prior = np.tile(np.log(_prior(targets[train], weights[train])), (len(P), 1))
-            from_prior[int(fold)] = prior[train], prior[test]
+            from_prior.append((prior[train], prior[test]))
             # A logit fits too closely to start from its own training rows: these are cross-fitted again.
             outside = np.empty_like(targets[train])
             rows, third = np.flatnonzero(train), thirds[train]
@@ -175,7 +174,7 @@ class LightGBMStacker(Blender):
                 other = logit.refit(P[rest], targets[rest], weights[rest])
                 outside[third == part] = log_probs(other.predict_proba(P[rows[third == part]]))
             whole = logit.refit(P[train], targets[train], weights[train])
-            from_logit[int(fold)] = outside, log_probs(whole.predict_proba(P[test]))
+            from_logit.append((outside, log_probs(whole.predict_proba(P[test]))))
         self.prior_ = _prior(targets, weights)
         begins = {
             "plain": log_probs(start.predict_proba(P)),
@@ -183,28 +182,23 @@ class LightGBMStacker(Blender):
             "refined": refined,
         }
         begins["symmetric"] = begins["rows"] = begins["plain"]
-        grown = {"plain": self._grow(P, targets, weights, folds, from_pool, False)}
+        plain = Grower(P, targets, weights, folds, settings)
+        growers = dict.fromkeys(("plain", "scratch", "refined"), plain)
+        starts = {"plain": from_pool, "scratch": from_prior, "refined": from_logit}
+        limits = (self.max_rounds, self.step, self.patience)
+        grown = {track: plain.grow(starts[track], *limits) for track in starts}
         if self.swap is not None and grown["plain"][1]:  # else there is nothing to make symmetric
-            grown["symmetric"] = self._grow(P, targets, weights, folds, from_pool, True)
-        grown["scratch"] = self._grow(P, targets, weights, folds, from_prior, False)
-        grown["refined"] = self._grow(P, targets, weights, folds, from_logit, False)
+            growers["symmetric"] = Grower(P, targets, weights, folds, settings, self.swap)
         if X is not None:
-            grown["rows"] = self._grow(P, targets, weights, folds, from_pool, False, X)
+            growers["rows"] = Grower(P, targets, weights, folds, settings, X=X)
+        for track in ("symmetric", "rows"):
+            if track in growers:
+                grown[track] = growers[track].grow(from_pool, *limits)
         chosen, self.oof_ = _choose({name: track[0] for name, track in grown.items()}, targets, weights)
         self.shares_ = np.array([(track in chosen) / len(chosen) for track in TRACKS])
+        size = self.bag if len(P) < MANY_ROWS else 1
         self._grown = {
-            track: (
-                softmax(raw),
-                self._bag(
-                    P,
-                    targets,
-                    weights,
-                    begins[track],
-                    track == "symmetric",
-                    rounds,
-                    X if track == "rows" else None,
-                ),
-            )
+            track: (softmax(raw), growers[track].bag(begins[track], rounds, size))
             for track, (raw, rounds) in grown.items()
         }
         for track in TRACKS:
@@ -220,23 +214,28 @@ class LightGBMStacker(Blender):
 
     def predict_proba(self, P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
         """Return probabilities (n, K)."""
-        plain, symmetric, scratch, refined, rows = self._boosters
+        return self._predict(P, X, {})
+
+    def _predict(self, P: np.ndarray, X: np.ndarray | None, known: Known) -> np.ndarray:
         shares = dict(zip(TRACKS, self.shares_, strict=True))
         logits = np.tile(shares["scratch"] * np.log(self.prior_), (len(P), 1))
         from_pool = shares["plain"] + shares["symmetric"] + shares["rows"]
         if from_pool > 0:
-            logits += from_pool * log_probs(self.start_.predict_proba(P))
+            logits += from_pool * log_probs(self.start_.predict(P, X, known))
         if shares["refined"] > 0:
-            logits += shares["refined"] * log_probs(self.logit_.predict_proba(P))
-        features = stack_features(P, FEATURES)
-        for track, models in (("plain", plain), ("scratch", scratch), ("refined", refined)):
-            if models:
-                logits += shares[track] * _raw(models, features, P.shape[2])
-        if rows:
-            logits += shares["rows"] * _raw(rows, np.concatenate([features, X], axis=1), P.shape[2])
-        if symmetric:
-            logits += shares["symmetric"] * _raw_both_orders(symmetric, P, self.swap)
+            logits += shares["refined"] * log_probs(self.logit_.predict(P, X, known))
+        for track, boosters in zip(TRACKS, self._boosters, strict=True):
+            if boosters:
+                models = id(getattr(self, f"{track}_"))  # those of parted trees are the same list
+                if models not in known:
+                    known[models] = self._raw(track, boosters, P, X)
+                logits += shares[track] * known[models]
         return softmax(logits)
+
+    def _raw(self, track: str, boosters: list[Any], P: np.ndarray, X: np.ndarray | None) -> np.ndarray:
+        if track == "symmetric":
+            return raw_both_orders(boosters, P, self.swap)
+        return raw_scores(boosters, tree_features(P, X if track == "rows" else None), P.shape[2])
 
     def parted(self) -> list[LightGBMStacker]:
         """Each kind of trees alone, with its own ``oof_``, where it has any trees; after :meth:`fit`."""
@@ -260,139 +259,3 @@ class LightGBMStacker(Blender):
             return [lightgbm.Booster(model_str=text) for text in texts]
 
         return tuple(load(getattr(self, f"{track}_")) for track in TRACKS)
-
-    def _grow(
-        self,
-        P: np.ndarray,
-        targets: np.ndarray,
-        weights: np.ndarray,
-        folds: np.ndarray,
-        bases: Bases,
-        symmetric: bool,
-        X: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, int]:
-        """Grow a model a fold in step; return the held-out logits (n, K) and the rounds."""
-        n_classes = P.shape[2]
-        boosters, held_out = [], []
-        base = np.empty_like(targets)
-        features = stack_features(P, FEATURES)
-        if X is not None:
-            features = np.concatenate([features, X], axis=1)
-        for fold, (outside, inside) in bases.items():
-            train = np.flatnonzero(folds != fold)
-            own = None if X is None else X[train]
-            boosters.append(
-                self._booster(P[train], targets[train], weights[train], outside, symmetric, 0, own)
-            )
-            held_out.append(np.flatnonzero(folds == fold))
-            base[held_out[-1]] = inside
-        raw = np.zeros_like(base)
-        best, best_loss, best_rounds, waited = raw.copy(), np.inf, 0, 0
-        for rounds in range(0, self.max_rounds + 1, self.step):
-            if rounds:
-                for booster, test in zip(boosters, held_out, strict=True):
-                    self._add(booster, rounds - self.step, self.step)
-                    window = {"start_iteration": rounds - self.step, "num_iteration": self.step}
-                    if symmetric:
-                        raw[test] += _raw_both_orders([booster], P[test], self.swap, **window)
-                    else:
-                        raw[test] += _raw([booster], features[test], n_classes, **window)
-            loss = float(weights @ cross_entropy(softmax(base + raw), targets))
-            if loss < best_loss:
-                best, best_loss, best_rounds, waited = raw.copy(), loss, rounds, 0
-            else:
-                waited += 1
-                if waited >= self.patience:
-                    break
-        return base + best, best_rounds
-
-    def _bag(
-        self,
-        P: np.ndarray,
-        targets: np.ndarray,
-        weights: np.ndarray,
-        base: np.ndarray,
-        symmetric: bool,
-        rounds: int,
-        X: np.ndarray | None = None,
-    ) -> list[str]:
-        """Models grown on all rows, as text."""
-        models = []
-        for number in range(self.bag if rounds else 0):
-            booster = self._booster(P, targets, weights, base, symmetric, number + 1, X)
-            self._add(booster, 0, rounds + rounds // 10)
-            models.append(booster.model_to_string())
-        return models
-
-    def _add(self, booster: Any, done: int, rounds: int) -> None:
-        for number in range(done, done + rounds):
-            if number == SLOW_ROUNDS:
-                booster.reset_parameter({"learning_rate": 2 * self._rate})
-            booster.update()
-
-    def _booster(
-        self,
-        P: np.ndarray,
-        targets: np.ndarray,
-        weights: np.ndarray,
-        base: np.ndarray,
-        symmetric: bool,
-        number: int = 0,
-        X: np.ndarray | None = None,
-    ) -> Any:
-        import lightgbm
-
-        if symmetric:
-            base = np.concatenate([base, base[:, list(self.swap or ())]])
-            P, targets, weights = with_swapped(P, targets, weights, self.swap)
-        features = stack_features(P, FEATURES)
-        if X is not None:
-            features = np.concatenate([features, X], axis=1)
-        row, label = np.nonzero(targets)  # a soft target counts as a row for each class it gives weight to
-        row_weights = weights[row] * targets[row, label]
-        params = {
-            "objective": "multiclass",
-            "num_class": P.shape[2],
-            "num_leaves": self.num_leaves,
-            "learning_rate": self._rate,
-            "min_data_in_leaf": int(np.clip(len(row) // 180, 10, 100)),
-            "lambda_l2": 10.0,
-            "bagging_fraction": 0.7,
-            "bagging_freq": 1,
-            "feature_fraction": 0.5,
-            "extra_trees": True,  # random thresholds: the best single guard against noise on such features
-            "max_bin": 127,
-            "seed": self.seed + 1000 * number,
-            "deterministic": True,
-            "force_row_wise": True,
-            "num_threads": self.num_threads,
-            "verbosity": -1,
-        }
-        data = lightgbm.Dataset(
-            features[row],
-            label=label,
-            weight=row_weights / row_weights.mean(),
-            init_score=base[row].ravel(order="F"),
-            params=params,
-        )
-        return lightgbm.Booster(params, data)
-
-
-def _raw(boosters: list[Any], features: np.ndarray, n_classes: int, **window: int) -> np.ndarray:
-    """Mean of the boosters' raw scores (n, K), without their initial score.
-
-    One thread must be said here too: a prediction with the default number leaves LightGBM's global
-    setting at it, and training thereafter spins on a busy machine.
-    """
-    total = np.zeros((len(features), n_classes))
-    for booster in boosters:
-        total += booster.predict(features, raw_score=True, num_threads=1, **window)
-    return total / len(boosters)
-
-
-def _raw_both_orders(boosters: list[Any], P: np.ndarray, swap: Swap, **window: int) -> np.ndarray:
-    """Mean of the raw scores over both orders of each pair, in the row's own class order."""
-    order = list(swap or ())
-    given = _raw(boosters, stack_features(P, FEATURES), P.shape[2], **window)
-    swapped = _raw(boosters, stack_features(P[:, :, order], FEATURES), P.shape[2], **window)
-    return (given + swapped[:, order]) / 2
