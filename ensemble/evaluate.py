@@ -20,9 +20,12 @@ from ensemble.methods import family, fit_methods
 from ensemble.problem import Problem
 
 DRAWS = 1000
-KEPT_BYTES = 64 << 20
+FITTED_ROWS = 60_000
+PREDICTED_ROWS = 50_000
+"""Rows that methods are fitted on at most, and that they predict at once."""
+DRAWN_GROUPS = 60_000
 CHUNK_BYTES = 1 << 20
-"""Counts kept between uses, and held as floating point at once."""
+"""Counts held as floating point at once."""
 
 
 @dataclass(frozen=True)
@@ -75,32 +78,49 @@ def cross_fit(
     workers : int, optional
         Folds fitted at once; the number of processors by default. The result does not depend on it.
     """
-    swap = problem.classes.swap
     numbers = [int(number) for number in np.unique(problem.fold)]
-
-    def one(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        test = problem.fold == number
-        P, y, groups = problem.P[~test], problem.y[~test], problem.groups[~test]
-        weight = None if problem.weight is None else problem.weight[~test]
-        X = problem.features
-        own = None if X is None else X[~test]
-        methods = fit(P, y, groups) if fit else fit_methods(P, y, groups, swap, seed, weight, own)
-        return test, predict_all(methods, problem.P[test], None if X is None else X[test])
-
     probs: dict[str, np.ndarray] = {}
+
+    def one(number: int) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        test = np.flatnonzero(problem.fold == number)
+        methods = fit_on(problem, np.flatnonzero(problem.fold != number), seed, fit)
+        return list(predict_all(methods, problem, test))
+
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for test, found in progress(
-            pool.map(one, numbers), "scoring methods, fold by fold", len(numbers), "fold"
-        ):
-            for name, part in found.items():
-                probs.setdefault(name, np.empty_like(problem.y))[test] = part
+        for parts in progress(pool.map(one, numbers), "scoring methods, fold by fold", len(numbers), "fold"):
+            for rows, found in parts:
+                for name, part in found.items():
+                    probs.setdefault(name, np.empty_like(problem.y))[rows] = part
     return CrossFit(probs, cross_fitted_prior(problem.y, problem.fold, problem.weight))
 
 
-def predict_all(methods: Mapping[str, Blender], P: np.ndarray, X: np.ndarray | None) -> dict[str, np.ndarray]:
-    """What every method predicts (n, K), each part of a method predicting once."""
-    known: Known = {}
-    return {name: method.predict(P, X, known) for name, method in methods.items()}
+def fit_on(
+    problem: Problem, rows: np.ndarray, seed: int = 0, fit: Fitter | None = None
+) -> Mapping[str, Blender]:
+    """Fit every method on some rows of a problem: all of them, or of very many a sample of whole groups.
+
+    Some hundreds of parameters gain nothing that could be seen from more than :data:`FITTED_ROWS`.
+    """
+    if len(rows) > FITTED_ROWS:
+        drawn = np.random.default_rng(seed).random(int(problem.groups.max()) + 1)
+        rows = rows[drawn[problem.groups[rows]] < FITTED_ROWS / len(rows)]
+    data = problem.P[rows], problem.y[rows], problem.groups[rows]
+    if fit is not None:
+        return fit(*data)
+    weight = None if problem.weight is None else problem.weight[rows]
+    X = None if problem.features is None else problem.features[rows]
+    return fit_methods(*data, problem.classes.swap, seed, weight, X)
+
+
+def predict_all(
+    methods: Mapping[str, Blender], problem: Problem, rows: np.ndarray
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Yield, some rows at a time, these rows and what every method predicts of them (rows, K)."""
+    for begin in range(0, len(rows), PREDICTED_ROWS):
+        part = rows[begin : begin + PREDICTED_ROWS]
+        P, X = problem.P[part], None if problem.features is None else problem.features[part]
+        known: Known = {}  # what methods have in common is predicted once
+        yield part, {name: method.predict(P, X, known) for name, method in methods.items()}
 
 
 def cross_fitted_prior(y: np.ndarray, fold: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
@@ -116,28 +136,24 @@ def cross_fitted_prior(y: np.ndarray, fold: np.ndarray, weight: np.ndarray | Non
 class Bootstrap:
     """Bootstrap draws of group weights, shared by every comparison so that all are paired.
 
-    Memory does not grow with draws times groups: beyond :data:`KEPT_BYTES` the draws are made again from
-    their seed, chunk by chunk, whenever they are needed.
-
     Attributes
     ----------
-    draws : int
-    n_groups : int
-    seed : int
+    counts : ndarray of shape (draws, groups)
+        How often each group was drawn.
     groups : ndarray of shape (n,)
         Group codes from 0.
-    kept : ndarray of shape (draws, n_groups) or None
-        How often each group was drawn, where that is small enough to keep.
     weight : ndarray of shape (n,) or None
         What each row counts for; ``values`` are then already multiplied by it.
     """
 
-    draws: int
-    n_groups: int
-    seed: int
+    counts: np.ndarray
     groups: np.ndarray
-    kept: np.ndarray | None
     weight: np.ndarray | None = None
+
+    @property
+    def draws(self) -> int:
+        """How many."""
+        return len(self.counts)
 
     def interval(self, values: np.ndarray) -> Interval:
         """95 % percentile interval of the mean of ``values`` (n,), resampling whole groups."""
@@ -145,11 +161,14 @@ class Bootstrap:
 
     def intervals(self, values: np.ndarray) -> list[Interval]:
         """Intervals of the mean of each column of ``values`` (n, columns)."""
-        count = np.bincount(self.groups, weights=self.weight, minlength=self.n_groups)
+        n_groups = self.counts.shape[1]
+        count = np.bincount(self.groups, weights=self.weight, minlength=n_groups)
         columns: list[np.ndarray] = [count.astype(np.float64)]
-        columns += [np.bincount(self.groups, weights=c, minlength=self.n_groups) for c in values.T]
+        columns += [np.bincount(self.groups, weights=c, minlength=n_groups) for c in values.T]
         totals = np.stack(columns, axis=1)
-        sums = np.concatenate([chunk.astype(np.float64) @ totals for chunk in self._chunks()])
+        size = max(1, CHUNK_BYTES // n_groups)
+        chunks = (self.counts[begin : begin + size] for begin in range(0, self.draws, size))
+        sums = np.concatenate([chunk.astype(np.float64) @ totals for chunk in chunks])
         means = sums[:, 1:] / np.maximum(sums[:, :1], 1 if self.weight is None else 1e-9)
         low, high = np.percentile(means, [2.5, 97.5], axis=0)
         return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
@@ -160,35 +179,26 @@ class Bootstrap:
             self, groups=self.groups[rows], weight=None if self.weight is None else self.weight[rows]
         )
 
-    def _chunks(self) -> Iterator[np.ndarray]:
-        """The counts, some draws at a time."""
-        size = max(1, CHUNK_BYTES // self.n_groups)
-        if self.kept is not None:
-            for begin in range(0, self.draws, size):
-                yield self.kept[begin : begin + size]
-            return
-        rng = np.random.default_rng(self.seed)
-        for begin in range(0, self.draws, size):
-            yield _draw(rng, min(size, self.draws - begin), self.n_groups)
-
 
 def bootstrap(
     groups: np.ndarray, draws: int = DRAWS, seed: int = 0, weight: np.ndarray | None = None
 ) -> Bootstrap:
-    """Draw groups with replacement, ``draws`` times."""
+    """Draw groups with replacement, ``draws`` times.
+
+    More than :data:`DRAWN_GROUPS` are first put together at random into as many, which the variance of a
+    mean over them does not feel.
+    """
+    rng = np.random.default_rng(seed)
     codes = np.unique(groups, return_inverse=True)[1]
     n_groups = int(codes.max()) + 1
-    small = draws * n_groups <= KEPT_BYTES
-    kept = _draw(np.random.default_rng(seed), draws, n_groups) if small else None
-    return Bootstrap(draws, n_groups, seed, codes, kept, weight)
-
-
-def _draw(rng: np.random.Generator, draws: int, n_groups: int) -> np.ndarray:
+    if n_groups > DRAWN_GROUPS:
+        codes = (rng.permutation(n_groups) % DRAWN_GROUPS)[codes]
+        n_groups = DRAWN_GROUPS
     counts = np.empty((draws, n_groups), dtype=np.uint8)
     for row in counts:
         drawn = np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups)
         row[:] = np.minimum(drawn, 255)
-    return counts
+    return Bootstrap(counts, codes, weight)
 
 
 def choose(losses: Mapping[str, np.ndarray]) -> str:

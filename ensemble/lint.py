@@ -61,7 +61,7 @@ def in_sample_suspects(P: np.ndarray, y: np.ndarray, names: Sequence[str]) -> li
     if n < _MIN_ROWS or n_members < 2:
         return []
     losses = np.array([cross_entropy(P[:, m], y).mean() for m in range(n_members)])
-    truth = (P * y[:, None, :]).sum(axis=2)
+    truth = np.einsum("nmk,nk->nm", P, y)
     order = np.argsort(losses, kind="stable")
     found: list[Suspect] = []
     for place in range(n_members - 1, 0, -1):  # where members below are to be judged by those above
@@ -119,11 +119,13 @@ def leave_out_suspects(problem: Problem, trust: Sequence[str] = ()) -> Problem:
                 f"{suspect.name} looks in-sample and is left out: {suspect.evidence}; "
                 f"keep it with --trust {suspect.name}"
             )
+    if not left_out:
+        return replace(problem, notes=tuple(notes))
     kept = [m for m, name in enumerate(problem.names) if name not in left_out]
     return replace(
         problem,
         P=problem.P[:, kept],
         names=tuple(problem.names[m] for m in kept),
-        members=tuple(problem.members[m] for m in kept) if problem.members else (),
+        sources=tuple(problem.sources[m] for m in kept) if problem.sources else (),
         notes=tuple(notes),
     )

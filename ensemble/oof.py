@@ -30,6 +30,21 @@ SUM_TOLERANCE = 5e-3
 
 
 @dataclass(frozen=True)
+class Source:
+    """What a stack remembers of where a member came from.
+
+    Attributes
+    ----------
+    path : Path
+    content_hash : str
+        Of its ids and probabilities.
+    """
+
+    path: Path
+    content_hash: str
+
+
+@dataclass(frozen=True)
 class Member:
     """One model's predictions.
 
@@ -57,9 +72,9 @@ class Member:
     manifest: dict[str, Any] | None = None
 
     @property
-    def content_hash(self) -> str:
-        """Hash of ids and probabilities."""
-        return sha256_text("\x01".join(self.row_ids), self.probs.tobytes().hex())
+    def source(self) -> Source:
+        """Where these came from."""
+        return Source(self.path, sha256_text("\x01".join(self.row_ids), self.probs.tobytes().hex()))
 
 
 @dataclass(frozen=True)

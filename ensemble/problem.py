@@ -18,7 +18,7 @@ from data.files import sha256_text
 from data.folds import Folds, read_folds
 from data.schema import Classes, Rows
 from ensemble.features import row_features
-from ensemble.oof import Labels, Member, load_labels, load_member, split_name
+from ensemble.oof import Labels, Member, Source, load_labels, load_member, split_name
 from ensemble.splits import group_folds
 
 N_FOLDS = 5
@@ -43,7 +43,7 @@ class Problem:
     classes : Classes
     names : tuple of str
         Members, in order.
-    members : tuple of Member
+    sources : tuple of Source
     rows : Rows or None
         The row table in the same order, where known.
     folds_from : str
@@ -65,7 +65,7 @@ class Problem:
     groups: np.ndarray
     classes: Classes
     names: tuple[str, ...]
-    members: tuple[Member, ...] = ()
+    sources: tuple[Source, ...] = ()
     rows: Rows | None = None
     folds_from: str = "given"
     notes: tuple[str, ...] = ()
@@ -153,6 +153,8 @@ def load_members(arguments: list[str]) -> list[Member]:
                 f"{same.path} and {member.path} are both named {member.name}; tell them apart with "
                 f"--oof NAME={member.path}"
             )
+        if members and member.row_ids == members[0].row_ids:  # a million ids are held once
+            member = replace(member, row_ids=members[0].row_ids)
         members.append(member)
     stores = [member for member in members if member.manifest is not None]
     for store in stores[1:]:
@@ -248,8 +250,10 @@ def align(
 
     P = np.empty((len(ids), len(members), first.classes.n))
     for m, member in enumerate(members):
-        place = {row_id: i for i, row_id in enumerate(member.row_ids)}
-        P[:, m] = member.probs[[place[row_id] for row_id in ids]]
+        if m == 0 or member.row_ids is not members[m - 1].row_ids:
+            place = {row_id: i for i, row_id in enumerate(member.row_ids)}
+            order = np.array([place[row_id] for row_id in ids])
+        P[:, m] = member.probs[order]
     y = labels.targets[[truth[row_id] for row_id in ids]]
     weight = None
     if labels.weights is not None:
@@ -286,7 +290,7 @@ def align(
         groups,
         first.classes,
         tuple(member.name for member in members),
-        tuple(members),
+        tuple(member.source for member in members),
         rows,
         folds_from,
         tuple(notes),
@@ -341,6 +345,8 @@ def dealt_again(problem: Problem, seed: int, repeat: int) -> Problem:
 
 
 def _refuse_other_rows(first: Member, other: Member, index: dict[str, int]) -> None:
+    if other.row_ids is first.row_ids:
+        return
     missing = set(index) - set(other.row_ids)
     surplus = [row_id for row_id in other.row_ids if row_id not in index]
     if not missing and not surplus:

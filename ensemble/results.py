@@ -25,16 +25,18 @@ from ensemble.evaluate import (
     choose,
     cross_fit,
     final_fit_note,
+    fit_on,
     log_loss,
     near_best,
     predict_all,
 )
 from ensemble.features import NAMES
-from ensemble.methods import AVERAGE, fit_methods
+from ensemble.methods import AVERAGE
 from ensemble.problem import Problem, dealt_again
 from ensemble.saved import save_stack
 
 FORMAT = 1
+AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,12 @@ def evaluate(
         over these. The predictions kept are those of the folds given.
     """
     # One BLAS thread: small matrices gain nothing from more, and the result is the same on any machine.
-    with threadpool_limits(limits=1, user_api="blas"):
-        arguments = (problem.P, problem.y, problem.groups, problem.classes.swap, seed, problem.weight)
-        with ThreadPoolExecutor(1) as beside:  # the last fold alone would leave a processor idle
-            everything = beside.submit(fit_methods, *arguments, problem.features)
-            deals = [problem, *(dealt_again(problem, seed, repeat) for repeat in range(1, repeats))]
-            cuts = [cross_fit(deal, seed + i, workers=workers) for i, deal in enumerate(deals)]
-            fitted = everything.result()
+    # All rows are fitted beside the folds, of which the last alone would leave a processor idle.
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(1) as beside:
+        everything = beside.submit(fit_on, problem, np.arange(len(problem)), seed)
+        deals = [problem, *(dealt_again(problem, seed, repeat) for repeat in range(1, repeats))]
+        cuts = [cross_fit(deal, seed + i, workers=workers) for i, deal in enumerate(deals)]
+        fitted = dict(everything.result())
     found = cuts[0]
 
     def row_losses(probs: np.ndarray) -> np.ndarray:
@@ -169,9 +170,11 @@ def evaluate(
         losses[AVERAGE] = np.mean([row_losses(average(cut.probs, best)) for cut in cuts], axis=0)
         fitted[AVERAGE] = AverageStacker.of([fitted[name] for name in best])
 
-    own = {
-        name: row_losses(probs) for name, probs in predict_all(fitted, problem.P, problem.features).items()
-    }
+    own = {name: np.empty(len(problem)) for name in fitted}
+    for rows, probs in predict_all(fitted, problem, np.arange(len(problem))):
+        for name, part in probs.items():
+            own[name][rows] = log_loss(part, problem.y[rows])
+    own = {name: problem.weighted(loss) for name, loss in own.items()}
     inside = {name: float(loss.mean()) for name, loss in own.items()}
     note = final_fit_note(chosen, own[chosen], losses[chosen])
     single = {name: row_losses(problem.P[:, m]) for m, name in enumerate(problem.names)}
@@ -184,8 +187,13 @@ def evaluate(
     boot = bootstrap(problem.groups, draws, seed, problem.weight)
 
     def scores(table: dict[str, np.ndarray]) -> list[Score]:
-        """Score every column of per-row losses, by the same draws."""
-        names, columns = list(table), np.stack(list(table.values()), axis=1)
+        """Score per-row losses by name, all by the same draws; some at a time, for the memory they take."""
+        names = list(table)
+        some = (names[begin : begin + AT_ONCE] for begin in range(0, len(names), AT_ONCE))
+        return [score for part in some for score in scores_of(part, table)]
+
+    def scores_of(names: list[str], table: dict[str, np.ndarray]) -> list[Score]:
+        columns = np.stack([table[name] for name in names], axis=1)
         to_mean = columns - losses["mean"][:, None]
         to_single = columns - single[best_single][:, None]
         intervals = boot.intervals(np.concatenate([columns, to_mean, to_single], axis=1))
@@ -313,8 +321,8 @@ def describe(problem: Problem, result: Result) -> dict[str, Any]:
         "bayes": _plain(result.bayes) if result.bayes else None,
         "best_single": result.best_single,
         "member_scores": [
-            {**_plain(score), "source": str(member.path), "content_hash": member.content_hash}
-            for score, member in zip(result.members, problem.members, strict=True)
+            {**_plain(score), "source": str(source.path), "content_hash": source.content_hash}
+            for score, source in zip(result.members, problem.sources, strict=True)
         ],
         "rows": {
             "n": len(problem),

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_stackers import task
 
-from data.schema import PREFERENCE
+from data.schema import PREFERENCE, Classes
+from ensemble.base import Blender
 from ensemble.blend import EqualMean
 from ensemble.evaluate import (
     Bootstrap,
@@ -132,7 +133,7 @@ def test_the_draws_of_a_subset_are_the_same_draws() -> None:
     rows = np.array([True, False, True, True, True, False])
     part = draws.subset(rows)
     assert isinstance(part, Bootstrap)
-    assert part.kept is draws.kept
+    assert part.counts is draws.counts
 
 
 def draw_methods(seed: int, n_methods: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -181,14 +182,39 @@ def test_log_loss_takes_labels_and_soft_targets_and_stays_finite() -> None:
     assert np.isfinite(log_loss(probs, np.array([0, 2]))).all()
 
 
-def test_draws_too_many_to_keep_are_made_again_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = np.repeat(np.arange(150), 2)
-    values = np.random.default_rng(0).normal(size=(300, 2))
-    kept = bootstrap(groups, 200, seed=3)
-    monkeypatch.setattr("ensemble.evaluate.KEPT_BYTES", 0)
-    monkeypatch.setattr("ensemble.evaluate.CHUNK_BYTES", 1000)
-    again = bootstrap(groups, 200, seed=3)
-    assert kept.kept is not None
-    assert again.kept is None
-    for a, b in zip(again.intervals(values), kept.intervals(values), strict=True):
-        assert a.as_list() == pytest.approx(b.as_list(), abs=1e-12)
+def test_very_many_groups_are_drawn_in_bunches_of_the_same_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(6000), 2)
+    values = np.repeat(rng.normal(size=6000), 2)[:, None] + 0.3 * rng.normal(size=(12000, 20))
+    each = bootstrap(groups, 400, seed=3)
+    monkeypatch.setattr("ensemble.evaluate.DRAWN_GROUPS", 500)
+    bunched = bootstrap(groups, 400, seed=3)
+    assert bunched.counts.shape == (400, 500)
+    assert all(len(set(codes)) == 1 for codes in bunched.groups.reshape(-1, 2).tolist())  # none is parted
+    widths = [np.array([i.high - i.low for i in draws.intervals(values)]) for draws in (each, bunched)]
+    assert widths[1].mean() == pytest.approx(widths[0].mean(), rel=0.1)
+
+
+def test_of_very_many_rows_a_sample_of_whole_groups_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ensemble.evaluate.FITTED_ROWS", 150)
+    monkeypatch.setattr("ensemble.evaluate.PREDICTED_ROWS", 70)
+    rng = np.random.default_rng(0)
+    P, y, groups = (
+        rng.dirichlet([1, 1], size=(600, 2)),
+        np.eye(2)[rng.integers(2, size=600)],
+        np.arange(600) // 3,
+    )
+    problem = Problem(
+        [str(i) for i in range(600)], P, y, groups % 3, groups, Classes(("a", "b")), ("m1", "m2")
+    )
+    seen: list[np.ndarray] = []
+
+    def fit(P: np.ndarray, y: np.ndarray, groups: np.ndarray) -> dict[str, Blender]:
+        seen.append(groups)
+        return {"mean": EqualMean().fit(P, y)}
+
+    found = cross_fit(problem, fit=fit, workers=1)
+    np.testing.assert_allclose(found.probs["mean"], P.mean(axis=1))
+    for sample in seen:
+        assert 75 < len(sample) < 225
+        assert set(np.bincount(sample)) == {0, 3}

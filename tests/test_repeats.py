@@ -37,7 +37,6 @@ def problem_of(n: int = 240, classes: tuple[str, ...] = ("a", "b", "c")) -> Prob
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ensemble.evaluate.fit_methods", few_methods)
-    monkeypatch.setattr("ensemble.results.fit_methods", few_methods)
 
 
 def test_folds_dealt_again_are_others_and_part_no_group() -> None:

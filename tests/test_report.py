@@ -188,7 +188,6 @@ def quick_result(problem: Problem) -> Result:
         }
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ensemble.results.fit_methods", few, raising=False)
         patch.setattr("ensemble.evaluate.fit_methods", few, raising=False)
         return evaluate(problem, draws=50)
 
