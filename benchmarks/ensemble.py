@@ -8,6 +8,10 @@ predictions are given. Markdown, to be kept in ``benchmarks/ensemble.md``.
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -136,12 +140,38 @@ def score(title: str, problem: Problem, autogluon: Path | None) -> None:
         print(f"\nLeft out: {line}.", flush=True)
 
 
+def time_command(rows: int, m: int, n_classes: int = 3) -> None:
+    """The whole command in a process of its own: nested scores, a thousand bootstrap draws, the report."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    P, labels = correlated(rows, m, n_classes)
+    ids = pa.array([f"r{i}" for i in range(rows)])
+    with tempfile.TemporaryDirectory() as folder:
+        names = [f"class {k}" for k in range(n_classes)]
+        for j in range(m):
+            columns = {name: P[:, j, k] for k, name in enumerate(names)}
+            pq.write_table(pa.table({"id": ids, **columns}), f"{folder}/m{j}.parquet")
+        pq.write_table(pa.table({"id": ids, "label": np.array(names)[labels]}), f"{folder}/labels.parquet")
+        del P, labels, ids
+        files = [f"{folder}/m{j}.parquet" for j in range(m)]
+        command = [sys.executable, "-m", "ensemble.stack", "--oof", *files]
+        command += ["--labels", f"{folder}/labels.parquet", "--out", f"{folder}/stack"]
+        start = time.perf_counter()
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(running.pid, 0)
+        wall = time.perf_counter() - start
+    cells = f"{wall:.0f} | {used.ru_utime + used.ru_stime:.0f} | {used.ru_maxrss / 2**20:.2f}"
+    print(f"| {rows:,} x {m} | {cells} |" + (f" exit status {status}" if status else ""), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--lmsys", type=Path, metavar="DIR", help="teacher_m1, teacher_m2 and labels as CSV")
     parser.add_argument("--rows", type=int, default=55_000, help="of the simplex solver's timing")
     parser.add_argument("--autogluon", type=Path, metavar="PYTHON", help="of an environment with AutoGluon")
-    parser.add_argument("--only", choices=("solver", "table", "lmsys"), help="one part of it")
+    parser.add_argument("--only", choices=("solver", "command", "table", "lmsys"), help="one part of it")
+    parser.add_argument("--large", action="store_true", help="the command on a million rows too, 20 minutes")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     with threadpool_limits(limits=1, user_api="blas"):
@@ -149,6 +179,12 @@ def main() -> None:
             for kind in ("correlated", "independent"):
                 time_simplex(args.rows, 20, args.autogluon, kind)
             time_simplex(1_000_000, 10, None, "correlated")
+        if args.only in (None, "command"):
+            print("\n### The whole command\n")
+            print("| rows x members | seconds | of CPU | peak GiB |\n|---|---|---|---|")
+            time_command(55_000, 10)
+            if args.large:
+                time_command(1_000_000, 20)
         if args.only in (None, "table"):
             for seed in (0, 1):
                 title = f"Ten scikit-learn models, simulated table, seed {seed}"

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -23,6 +24,9 @@ DRAWS = 1000
 FITTED_ROWS = 60_000
 PREDICTED_ROWS = 50_000
 """Rows that methods are fitted on at most, and that they predict at once."""
+CHANCE = 3.0
+AVERAGED = 5
+"""Methods within so many standard errors of the best are averaged with it, and so many in all."""
 DRAWN_GROUPS = 60_000
 CHUNK_BYTES = 1 << 20
 """Counts held as floating point at once."""
@@ -207,10 +211,12 @@ def choose(losses: Mapping[str, np.ndarray]) -> str:
 
 
 def near_best(losses: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """The method of least mean loss, and those within one paired standard error of it, best first.
+    """The method of least mean loss, and those whose lag behind it may be chance, best first.
 
     Between methods that the rows cannot tell apart a choice is a throw of dice, and their mean is better
-    than the one thrown. Of one method with and without a calibration only the better counts.
+    than the one thrown: those within :data:`CHANCE` paired standard errors of the least, but no more than
+    :data:`AVERAGED`, for more are more of the same. Of one method with and without a calibration only the
+    better counts.
 
     Parameters
     ----------
@@ -219,15 +225,16 @@ def near_best(losses: Mapping[str, np.ndarray]) -> tuple[str, ...]:
 
     Notes
     -----
-    The one-standard-error rule of Breiman et al., *Classification and Regression Trees* (1984), with the
-    standard error of the paired difference, and averaging in place of the simplest.
+    After the one-standard-error rule of Breiman et al., *Classification and Regression Trees* (1984), with
+    the error of the paired difference, and averaging in place of the simplest, which may reach further.
     """
     families: dict[str, str] = {}
     for name in sorted(losses, key=lambda name: float(losses[name].mean())):
         families.setdefault(family(name), name)
     best, *others = families.values()
     gaps = {name: losses[name] - losses[best] for name in others}
-    return best, *(name for name, gap in gaps.items() if gap.mean() < gap.std() / np.sqrt(len(gap)))
+    near = (name for name, gap in gaps.items() if gap.mean() < CHANCE * gap.std() / np.sqrt(len(gap)))
+    return best, *islice(near, AVERAGED - 1)
 
 
 def final_fit_note(name: str, inside: np.ndarray, nested: np.ndarray) -> str | None:

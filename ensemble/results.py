@@ -252,8 +252,8 @@ def _why(best: tuple[str, ...], chosen: str, methods: list[Score], best_single: 
     scores = {score.name: score for score in methods}
     least, score, n = scores[best[0]], scores[chosen], len(methods) - (chosen == AVERAGE)
     if len(best) > 1:
-        text = f"mean of the {len(best)} of {n} methods within one standard error of the least nested "
-        text += f"log-loss, {least.loss:.4f}: {', '.join(best)}"
+        text = f"mean of the best {len(best)} of {n} methods, of which chance may have made one the first; "
+        text += f"least nested log-loss {least.loss:.4f}: {', '.join(best)}"
     else:
         rival = min((other for other in methods if other.name != chosen), key=lambda other: other.loss)
         text = f"least nested log-loss of {n} methods, {least.loss:.4f}; next {rival.name} {rival.loss:.4f}"
