@@ -72,7 +72,8 @@ class LightGBMStacker(Blender):
         Up to three times as much on more than :data:`ensemble.splits.MANY_ROWS`; twice as much after
         :data:`ensemble.boosters.SLOW_ROUNDS`.
     max_rounds, step, patience : int
-        Trees a class at most; looked at every ``step``; given up after ``patience`` looks without gain.
+        Trees a class at most; looked at every ``step``; given up after ``patience`` looks without gain, from
+        :data:`ensemble.splits.MANY_ROWS` on after two.
     bag : int
         Models of different seeds that predict; one does from :data:`ensemble.splits.MANY_ROWS` on.
     n_folds, seed : int
@@ -185,7 +186,8 @@ class LightGBMStacker(Blender):
         plain = Grower(P, targets, weights, folds, settings)
         growers = dict.fromkeys(("plain", "scratch", "refined"), plain)
         starts = {"plain": from_pool, "scratch": from_prior, "refined": from_logit}
-        limits = (self.max_rounds, self.step, self.patience)
+        many = len(P) >= MANY_ROWS
+        limits = (self.max_rounds, self.step, min(self.patience, 2) if many else self.patience)
         grown = {track: plain.grow(starts[track], *limits) for track in starts}
         if self.swap is not None and grown["plain"][1]:  # else there is nothing to make symmetric
             growers["symmetric"] = Grower(P, targets, weights, folds, settings, self.swap)
@@ -196,7 +198,7 @@ class LightGBMStacker(Blender):
                 grown[track] = growers[track].grow(from_pool, *limits)
         chosen, self.oof_ = _choose({name: track[0] for name, track in grown.items()}, targets, weights)
         self.shares_ = np.array([(track in chosen) / len(chosen) for track in TRACKS])
-        size = self.bag if len(P) < MANY_ROWS else 1
+        size = 1 if many else self.bag
         self._grown = {
             track: (softmax(raw), growers[track].bag(begins[track], rounds, size))
             for track, (raw, rounds) in grown.items()
