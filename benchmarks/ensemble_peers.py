@@ -125,11 +125,11 @@ def _of_features(model: object) -> Fit:
 
 
 def _networks(P: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Ten small networks of different seeds, stopped early, averaged."""
+    """Ten small networks of different seeds, strongly regularised, averaged."""
     bag = [
-        make_pipeline(
-            StandardScaler(), MLPClassifier((16,), alpha=1.0, early_stopping=True, random_state=seed)
-        ).fit(stack_features(P), y)
+        make_pipeline(StandardScaler(), MLPClassifier((16,), alpha=3.0, max_iter=100, random_state=seed)).fit(
+            stack_features(P), y
+        )
         for seed in range(10)
     ]
     return lambda fresh: np.mean([m.predict_proba(stack_features(fresh)) for m in bag], axis=0)
@@ -151,7 +151,7 @@ def _netcal(P: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 def _probmetrics(P: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     from probmetrics.calibrators import get_calibrator
 
-    scaling = get_calibrator("smatrix")
+    scaling = get_calibrator("sms")
     scaling.fit(P.mean(axis=1), y)
     return lambda fresh: scaling.predict_proba(fresh.mean(axis=1))
 
@@ -171,17 +171,22 @@ def fits(autogluon: Path | None = None) -> dict[str, Fit]:
     small = lightgbm.LGBMClassifier(
         num_threads=1, verbosity=-1, num_leaves=4, learning_rate=0.03, n_estimators=200, reg_lambda=10.0
     )
+    logit = LogisticRegressionCV(cv=5, scoring="neg_log_loss", max_iter=2000)
+
+    def blended(P: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        kinds = [fit(P, y) for fit in (_of_features(logit), _of_features(small), _networks)]
+        return lambda fresh: np.mean([predict(fresh) for predict in kinds], axis=0)
+
     found: dict[str, Fit] = {
         "equal mean": lambda P, y: _mix(np.full(P.shape[1], 1 / P.shape[1])),
         "SLSQP blend": lambda P, y: _mix(slsqp(likelihoods_of(P, y))),
         "greedy selection, 100 picks": lambda P, y: _mix(GreedySelection().fit(P, y).weights_),
-        "LogisticRegressionCV on log-probabilities": _of_features(
-            LogisticRegressionCV(cv=5, scoring="neg_log_loss", max_iter=2000)
-        ),
+        "LogisticRegressionCV on log-probabilities": _of_features(logit),
         "LightGBM, defaults": _of_features(lightgbm.LGBMClassifier(num_threads=1, verbosity=-1)),
         "LightGBM, small trees": _of_features(small),
         "XGBoost, small trees": boosted,
         "ten scikit-learn MLPs": _networks,
+        "equal blend of LogisticRegressionCV, small LightGBM and MLPs": blended,
         "netcal temperature on the mean": _netcal,
         "probmetrics structured matrix on the mean": _probmetrics,
     }
