@@ -22,7 +22,8 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.ensemble_peers import autogluon_greedy, likelihoods_of, nested, slsqp
 from data.schema import Classes
-from ensemble.base import softmax
+from ensemble.base import Blender, softmax
+from ensemble.blend import EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
 from ensemble.evaluate import choice_included, cross_fit, log_loss
 from ensemble.greedy import GreedySelection
 from ensemble.problem import Problem, load_problem
@@ -165,6 +166,28 @@ def time_command(rows: int, m: int, n_classes: int = 3) -> None:
     print(f"| {rows:,} x {m} | {cells} |" + (f" exit status {status}" if status else ""), flush=True)
 
 
+def time_first_methods(rows: int, m: int) -> None:
+    """From equal weights to the log-opinion pool: what one needs to explore blend weights by hand."""
+    P, labels = correlated(rows, m)
+    y = np.eye(3)[labels]
+    fold, groups = group_folds(y, None, 5, 0), np.arange(rows)
+    names = tuple(f"m{j}" for j in range(m))
+    problem = Problem([str(i) for i in range(rows)], P, y, fold, groups, Classes(("a", "b", "c")), names)
+
+    def fit(P: np.ndarray, y: np.ndarray, groups: np.ndarray) -> dict[str, Blender]:
+        return {
+            "mean": EqualMean().fit(P, y),
+            "geometric mean": GeometricMean().fit(P, y),
+            "simplex": SimplexBlend().fit(P, y),
+            "log-pool": LogOpinionPool().fit(P, y, groups=groups),
+        }
+
+    start, busy = time.perf_counter(), time.process_time()
+    cross_fit(problem, fit=fit)
+    seconds = f"{time.perf_counter() - start:.1f} | {time.process_time() - busy:.1f}"
+    print(f"| {rows:,} x {m}, equal weights to log-pool, nested | {seconds} | |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--lmsys", type=Path, metavar="DIR", help="teacher_m1, teacher_m2 and labels as CSV")
@@ -182,6 +205,7 @@ def main() -> None:
         if args.only in (None, "command"):
             print("\n### The whole command\n")
             print("| rows x members | seconds | of CPU | peak GiB |\n|---|---|---|---|")
+            time_first_methods(55_000, 10)
             time_command(55_000, 10)
             if args.large:
                 time_command(1_000_000, 20)

@@ -260,13 +260,16 @@ def watched(title: str) -> Iterator[dict[str, float]]:
         thread.join()
 
 
+STUDENT_RATE = 266_028.0
+"""Tokens a second of Llama-3.2-1B's shape in prediction, bf16, on one H200 (``gpu_training.md``)."""
+
+
 def plan(rows: float = 100e6, row_tokens: float = 640.0) -> None:
     """Reckon labelling of many rows by an 8B teacher, a 1B student and a cascade, from measured rates."""
     from distill.estimate import MEASURED, _linear
 
     teacher = MEASURED["llama", "bf16"]
     small = _linear(16, 2048, 8192, 32, 8, 64)  # Llama-3.2-1B
-    student_rate = teacher.predict * teacher.linear / small
     tokens = rows * row_tokens * 2
     train_rows, epochs = 2e6, 1
     lines = [
@@ -276,7 +279,7 @@ def plan(rows: float = 100e6, row_tokens: float = 640.0) -> None:
             "1B student learns from these, both orders, one epoch",
             train_rows * row_tokens * 2 * epochs / (teacher.train * teacher.linear / small),
         ),
-        ("1B student labels every row", tokens / student_rate),
+        ("1B student labels every row", tokens / STUDENT_RATE),
         ("cascade: 10 % of the teacher's cost on the rows that gain most", 0.1 * tokens / teacher.predict),
     ]
     hours = [seconds / 3600 for _, seconds in lines]
@@ -294,7 +297,7 @@ def plan(rows: float = 100e6, row_tokens: float = 640.0) -> None:
         ]
     )
     print(f"{rows:,.0f} rows of {row_tokens:.0f} tokens in both orders: {tokens / 1e9:,.0f} billion tokens")
-    print(f"teacher {teacher.predict:,.0f} tokens/s, student {student_rate:,.0f} tokens/s (scaled by size)")
+    print(f"teacher {teacher.predict:,.0f} tokens/s, student {STUDENT_RATE:,.0f} tokens/s, measured")
     print(format_table(["", "GPU hours", "hours on 8", "hours on 64"], body))
 
 
