@@ -116,6 +116,13 @@ def fit_on(
     return fit_methods(*data, problem.classes.swap, seed, weight, X)
 
 
+def sample_note(problem: Problem) -> str | None:
+    """What to tell the user where :func:`fit_on` takes a sample, else ``None``."""
+    if len(problem) <= FITTED_ROWS:
+        return None
+    return f"methods are fitted on about {FITTED_ROWS:,} of the {len(problem):,} rows, drawn by whole groups"
+
+
 def predict_all(
     methods: Mapping[str, Blender], problem: Problem, rows: np.ndarray
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:

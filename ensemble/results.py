@@ -29,6 +29,7 @@ from ensemble.evaluate import (
     log_loss,
     near_best,
     predict_all,
+    sample_note,
 )
 from ensemble.features import NAMES
 from ensemble.methods import AVERAGE
@@ -176,7 +177,7 @@ def evaluate(
             own[name][rows] = log_loss(part, problem.y[rows])
     own = {name: problem.weighted(loss) for name, loss in own.items()}
     inside = {name: float(loss.mean()) for name, loss in own.items()}
-    note = final_fit_note(chosen, own[chosen], losses[chosen])
+    notes = [final_fit_note(chosen, own[chosen], losses[chosen]), sample_note(problem)]
     single = {name: row_losses(problem.P[:, m]) for m, name in enumerate(problem.names)}
     best_single = choose(single)
     others = {"prior": row_losses(found.prior)}
@@ -232,7 +233,7 @@ def evaluate(
         boot,
         seed,
         repeats,
-        () if note is None else (note,),
+        tuple(note for note in notes if note is not None),
     )
 
 

@@ -20,6 +20,7 @@ from ensemble.evaluate import (
     cross_fit,
     log_loss,
     near_best,
+    sample_note,
 )
 from ensemble.problem import Problem
 from ensemble.results import evaluate
@@ -215,6 +216,7 @@ def test_of_very_many_rows_a_sample_of_whole_groups_is_fitted(monkeypatch: pytes
         seen.append(groups)
         return {"mean": EqualMean().fit(P, y)}
 
+    assert sample_note(problem) == "methods are fitted on about 150 of the 600 rows, drawn by whole groups"
     found = cross_fit(problem, fit=fit, workers=1)
     np.testing.assert_allclose(found.probs["mean"], P.mean(axis=1))
     for sample in seen:
