@@ -26,6 +26,7 @@ from ensemble.base import Blender, softmax
 from ensemble.blend import EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
 from ensemble.evaluate import choice_included, cross_fit, log_loss
 from ensemble.greedy import GreedySelection
+from ensemble.methods import family
 from ensemble.problem import Problem, load_problem
 from ensemble.simplex import solve_simplex
 from ensemble.splits import group_folds
@@ -133,7 +134,7 @@ def score(title: str, problem: Problem, autogluon: Path | None) -> None:
     print(f"All our methods, nested, in {seconds:.0f} s of CPU.\n\n| method | nested log-loss |\n|---|---|")
     print(f"| **ours, by default, choice cross-fitted** | **{log_loss(chosen, problem.y).mean():.4f}** |")
     for name, loss in losses.items():
-        if "+" not in name or name.startswith("logit+"):
+        if family(name) == name:  # the same with a calibration differs in the fourth digit
             print(f"| {name} | {loss.mean():.4f} |")
     for name, probs in others.items():
         print(f"| peer: {name} | {log_loss(probs, problem.y).mean():.4f} |")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -21,8 +22,8 @@ LOSS_FLOOR = 1e-15
 """Probabilities below this are taken as this in a log-loss, which stays finite (as scikit-learn's did)."""
 
 Swap = tuple[int, ...] | None
-Known = dict[int, np.ndarray]
-"""What has been predicted of the same rows, by the ``id`` of what predicted it."""
+Known = dict[Hashable, np.ndarray]
+"""What has been predicted of the same rows: by the ``id`` of a method, or by trees as text."""
 
 
 class Blender(ABC):

@@ -30,9 +30,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--repeats {args.repeats}: the rows must be dealt at least once")
 
     from ensemble.lint import leave_out_suspects
+    from ensemble.output import write_result
     from ensemble.problem import declare_swap, load_problem
     from ensemble.report import write_report
-    from ensemble.results import evaluate, write_result
+    from ensemble.results import evaluate
 
     problem = load_problem(oof, args.labels, data, args.folds, args.seed)
     if args.swap:

@@ -6,7 +6,7 @@ They start from the log-opinion pool, from the logit or from nothing; held-out l
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -206,7 +206,6 @@ class LightGBMStacker(Blender):
         for track in TRACKS:
             setattr(self, f"{track}_", self._grown[track][1] if track in chosen else [])
         self.rounds_ = {name: track[1] for name, track in grown.items()}
-        self.__dict__.pop("_boosters", None)
         return self
 
     @property
@@ -226,15 +225,16 @@ class LightGBMStacker(Blender):
             logits += from_pool * log_probs(self.start_.predict(P, X, known))
         if shares["refined"] > 0:
             logits += shares["refined"] * log_probs(self.logit_.predict(P, X, known))
-        for track, boosters in zip(TRACKS, self._boosters, strict=True):
-            if boosters:
-                models = id(getattr(self, f"{track}_"))  # those of parted trees are the same list
+        for track in TRACKS:
+            models = tuple(getattr(self, f"{track}_"))  # parted trees, or the same read again, are equal
+            if models:
                 if models not in known:
-                    known[models] = self._raw(track, boosters, P, X)
+                    known[models] = self._raw(track, models, P, X)
                 logits += shares[track] * known[models]
         return softmax(logits)
 
-    def _raw(self, track: str, boosters: list[Any], P: np.ndarray, X: np.ndarray | None) -> np.ndarray:
+    def _raw(self, track: str, models: tuple[str, ...], P: np.ndarray, X: np.ndarray | None) -> np.ndarray:
+        boosters = _boosters(models)
         if track == "symmetric":
             return raw_both_orders(boosters, P, self.swap)
         return raw_scores(boosters, tree_features(P, X if track == "rows" else None), P.shape[2])
@@ -253,11 +253,9 @@ class LightGBMStacker(Blender):
                 parts.append(part)
         return parts
 
-    @cached_property
-    def _boosters(self) -> tuple[list[Any], ...]:
-        import lightgbm
 
-        def load(texts: list[str]) -> list[Any]:
-            return [lightgbm.Booster(model_str=text) for text in texts]
+@lru_cache(maxsize=16)
+def _boosters(models: tuple[str, ...]) -> list[Any]:
+    import lightgbm
 
-        return tuple(load(getattr(self, f"{track}_")) for track in TRACKS)
+    return [lightgbm.Booster(model_str=text) for text in models]

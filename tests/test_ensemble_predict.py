@@ -14,9 +14,10 @@ from data.errors import UserError
 from data.schema import PREFERENCE
 from ensemble.methods import METHODS, fit_methods
 from ensemble.oof import load_member
+from ensemble.output import write_result
 from ensemble.predict import load_fresh, main
 from ensemble.problem import load_problem
-from ensemble.results import evaluate, write_result
+from ensemble.results import evaluate
 from ensemble.saved import load_stack, save_stack
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ensemble.average import AverageStacker
-from ensemble.base import PROB_FLOOR, cross_entropy, softmax
+from ensemble.base import PROB_FLOOR, Known, cross_entropy, softmax
 from ensemble.blend import GeometricMean
+from ensemble.boosters import raw_scores
 from ensemble.methods import METHODS, fit_methods, from_dict
 from ensemble.mlp import MLPStacker
 from ensemble.newton import BlockDesign, SoftmaxProblem, choose_strength
@@ -152,6 +154,25 @@ def test_symmetric_choices_predict_symmetrically() -> None:
     if trees.symmetric_ and not trees.plain_:
         probs, swapped = trees.predict_proba(P), trees.predict_proba(P[:, :, list(SWAP)])
         np.testing.assert_allclose(probs, swapped[:, list(SWAP)], atol=1e-4)
+
+
+def test_trees_that_methods_share_predict_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    P, y = task(300, seed=1)
+    methods = fit_methods(P, y, None, SWAP)
+    shares = methods["lightgbm"].shares_  # type: ignore[attr-defined]
+    alone = {name: method.predict(P, None) for name, method in methods.items()}
+    calls = []
+
+    def counted(boosters: list[Any], *args: Any, **window: int) -> np.ndarray:
+        calls.append(boosters)
+        return raw_scores(boosters, *args, **window)
+
+    monkeypatch.setattr("ensemble.trees.raw_scores", counted)
+    known: Known = {}
+    for name, method in methods.items():
+        np.testing.assert_array_equal(method.predict(P, None, known), alone[name])
+    assert np.count_nonzero(shares) >= 1
+    assert 1 <= len(calls) <= len(shares)
 
 
 def test_every_method_survives_json_exactly_and_repeats_itself() -> None:
