@@ -140,7 +140,7 @@ class Results:
 
 def draws(groups: np.ndarray) -> np.ndarray:
     """How often each bootstrap draw takes each group, (draws, groups)."""
-    return np.concatenate([chunk.astype(np.float32) for chunk in bootstrap(groups, DRAWS)._chunks()])
+    return bootstrap(groups, DRAWS).counts.astype(np.float32)
 
 
 def difference(values: np.ndarray, groups: np.ndarray, drawn: np.ndarray) -> Difference:

@@ -14,9 +14,10 @@ from data.schema import PREFERENCE, make_rows
 from ensemble.base import cross_entropy, softmax
 from ensemble.blend import LogOpinionPool, SimplexBlend
 from ensemble.features import NAMES, row_features
+from ensemble.output import write_result
 from ensemble.predict import main as predict
 from ensemble.problem import load_problem
-from ensemble.results import evaluate, write_result
+from ensemble.results import evaluate
 from ensemble.stack import main
 from ensemble.trees import LightGBMStacker
 
