@@ -21,9 +21,10 @@ from ensemble.methods import family, fit_methods
 from ensemble.problem import Problem
 
 DRAWS = 1000
-FITTED_ROWS = 60_000
+FITTED_ROWS, FITTED_GROUPS = 60_000, 100
+"""About so many rows are fitted at most, unless they are of fewer groups."""
 PREDICTED_ROWS = 50_000
-"""Rows that methods are fitted on at most, and that they predict at once."""
+"""Rows that are predicted at once."""
 CHANCE = 3.0
 AVERAGED = 5
 """Methods within so many standard errors of the best are averaged with it, and so many in all."""
@@ -106,8 +107,10 @@ def fit_on(
     Some hundreds of parameters gain nothing that could be seen from more than :data:`FITTED_ROWS`.
     """
     if len(rows) > FITTED_ROWS:
-        drawn = np.random.default_rng(seed).random(int(problem.groups.max()) + 1)
-        rows = rows[drawn[problem.groups[rows]] < FITTED_ROWS / len(rows)]
+        sizes = np.bincount(problem.groups[rows])
+        order = np.random.default_rng(seed).permutation(np.flatnonzero(sizes))
+        enough = int(np.searchsorted(sizes[order].cumsum(), FITTED_ROWS)) + 1
+        rows = rows[np.isin(problem.groups[rows], order[: max(enough, FITTED_GROUPS)])]
     data = problem.P[rows], problem.y[rows], problem.groups[rows]
     if fit is not None:
         return fit(*data)

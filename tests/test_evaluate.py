@@ -220,5 +220,9 @@ def test_of_very_many_rows_a_sample_of_whole_groups_is_fitted(monkeypatch: pytes
     found = cross_fit(problem, fit=fit, workers=1)
     np.testing.assert_allclose(found.probs["mean"], P.mean(axis=1))
     for sample in seen:
-        assert 75 < len(sample) < 225
+        assert len(sample) == 300  # a hundred groups, which are more than 150 rows
         assert set(np.bincount(sample)) == {0, 3}
+    monkeypatch.setattr("ensemble.evaluate.FITTED_GROUPS", 1)
+    seen.clear()
+    cross_fit(problem, fit=fit, workers=1)
+    assert [len(sample) for sample in seen] == [150] * 3
