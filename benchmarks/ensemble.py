@@ -28,8 +28,10 @@ from ensemble.evaluate import choice_included, cross_fit, log_loss
 from ensemble.greedy import GreedySelection
 from ensemble.methods import family
 from ensemble.problem import Problem, load_problem
+from ensemble.scalings import KINDS, LinearScaling
 from ensemble.simplex import solve_simplex
 from ensemble.splits import group_folds
+from ensemble.temperature import TemperatureScaling
 
 
 def members(n: int, m: int, k: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -142,6 +144,34 @@ def score(title: str, problem: Problem, autogluon: Path | None) -> None:
         print(f"\nLeft out: {line}.", flush=True)
 
 
+def calibrations(title: str, problem: Problem) -> None:
+    """Every calibration of the mean and of two members, and probmetrics' structured matrix, nested."""
+    from probmetrics.calibrators import get_calibrator
+
+    def structured(probs: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        scaling = get_calibrator("sms")
+        scaling.fit(probs, y.argmax(axis=1))
+        return scaling.predict_proba
+
+    def ours(kind: str) -> Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]]:
+        return lambda probs, y: LinearScaling(kind).fit(probs, y).transform
+
+    ways = {"none": lambda probs, y: lambda fresh: fresh}
+    ways["temperature"] = lambda probs, y: TemperatureScaling().fit(probs, y).transform
+    ways |= {kind: ours(kind) for kind in KINDS} | {"probmetrics' structured matrix": structured}
+    given = {"mean": problem.P.mean(axis=1), "first member": problem.P[:, 0], "second": problem.P[:, 1]}
+    print(f"\n### Calibration: {title}\n\n| calibration | {' | '.join(given)} |\n|---|---|---|---|")
+    for name, fit in ways.items():
+        losses = []
+        for probs in given.values():
+            held_out = np.empty_like(probs)
+            for fold in np.unique(problem.fold):
+                train, test = problem.fold != fold, problem.fold == fold
+                held_out[test] = fit(probs[train], problem.y[train])(probs[test])
+            losses.append(f"{log_loss(held_out, problem.y).mean():.4f}")
+        print(f"| {name} | {' | '.join(losses)} |", flush=True)
+
+
 def time_command(rows: int, m: int, n_classes: int = 3) -> None:
     """The whole command in a process of its own: nested scores, a thousand bootstrap draws, the report."""
     import pyarrow as pa
@@ -194,7 +224,9 @@ def main() -> None:
     parser.add_argument("--lmsys", type=Path, metavar="DIR", help="teacher_m1, teacher_m2 and labels as CSV")
     parser.add_argument("--rows", type=int, default=55_000, help="of the simplex solver's timing")
     parser.add_argument("--autogluon", type=Path, metavar="PYTHON", help="of an environment with AutoGluon")
-    parser.add_argument("--only", choices=("solver", "command", "table", "lmsys"), help="one part of it")
+    parser.add_argument(
+        "--only", choices=("solver", "command", "table", "lmsys", "calibration"), help="one part of it"
+    )
     parser.add_argument("--large", action="store_true", help="the command on a million rows too, 20 minutes")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -214,13 +246,14 @@ def main() -> None:
             for seed in (0, 1):
                 title = f"Ten scikit-learn models, simulated table, seed {seed}"
                 score(title, tabular(seed), args.autogluon)
-        if args.lmsys and args.only in (None, "lmsys"):
+        if args.lmsys:
             files = [str(args.lmsys / f"teacher_m{m}_predictions.csv") for m in (1, 2)]
-            score(
-                "Two real language models",
-                load_problem(files, args.lmsys / "teacher_labels.csv"),
-                args.autogluon,
-            )
+            problem = load_problem(files, args.lmsys / "teacher_labels.csv")
+            if args.only in (None, "lmsys"):
+                score("Two real language models", problem, args.autogluon)
+            if args.only in (None, "calibration"):
+                calibrations("two real language models", problem)
+                calibrations("ten scikit-learn models, seed 0", tabular(0))
 
 
 if __name__ == "__main__":
