@@ -20,11 +20,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        reason = " ".join(str(error).split())
-        print(
-            f"error: the disk is full ({brief(reason)}); make room, and the same command continues",
-            file=sys.stderr,
-        )
+        told = f"error: the disk is full ({brief(error)}); make room, and the same command continues"
+        print(told, file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from what is finished", file=sys.stderr)
