@@ -14,13 +14,11 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from data.schema import Classes
+from benchmarks.ensemble import as_problem
 from ensemble.base import Blender, softmax
 from ensemble.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
 from ensemble.calibrate import Calibrated
 from ensemble.evaluate import average, bootstrap, choice_included, cross_fit, log_loss, near_best
-from ensemble.problem import Problem
-from ensemble.splits import group_folds
 
 FRESH = 20_000
 FOLDS = 10
@@ -55,16 +53,10 @@ def judge(seed: int, n: int = 500) -> tuple[float, float, float, bool]:
     """One competition: fresh loss, nested score, least in-sample score, and whether the interval held."""
     rng = np.random.default_rng(seed)
     P, labels = competition(rng, n)
-    k = P.shape[2]
-    y, ids = np.eye(k)[labels], [str(i) for i in range(n)]
-    names = tuple(f"m{m}" for m in range(P.shape[1]))
-    fold = group_folds(y[:n], None, FOLDS, seed)
-    problem = Problem(
-        ids, P[:n], y[:n], fold, np.arange(n), Classes(tuple(f"class {c}" for c in range(k))), names
-    )
+    y, problem = np.eye(P.shape[2])[labels], as_problem(P[:n], labels[:n], seed, FOLDS)
     nested = cross_fit(problem, fit=fit, workers=1).probs
     losses = {name: log_loss(probs, y[:n]) for name, probs in nested.items()}
-    included = log_loss(choice_included(losses, nested, fold), y[:n])
+    included = log_loss(choice_included(losses, nested, problem.fold), y[:n])
     interval = bootstrap(problem.groups, 1000, seed).interval(included)
     fitted = fit(P[:n], y[:n], problem.groups)
     inside = min(float(log_loss(m.predict_proba(P[:n]), y[:n]).mean()) for m in fitted.values())

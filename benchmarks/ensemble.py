@@ -44,8 +44,18 @@ def members(n: int, m: int, k: int = 3, seed: int = 0) -> tuple[np.ndarray, np.n
     return softmax(noise * rng.uniform(0.6, 1.6, size=(1, m, 1))), labels
 
 
-def tabular(seed: int) -> Problem:
-    """Out-of-fold predictions by ten scikit-learn models on 2,000 rows that linear models cannot part."""
+def as_problem(P: np.ndarray, labels: np.ndarray, seed: int = 0, n_folds: int = 5) -> Problem:
+    """A problem of nothing but predictions and labels."""
+    n, m, k = P.shape
+    y, names = np.eye(k)[labels], tuple(f"m{j}" for j in range(m))
+    classes = Classes(tuple(f"class {c}" for c in range(k)))
+    return Problem(
+        [str(i) for i in range(n)], P, y, group_folds(y, None, n_folds, seed), np.arange(n), classes, names
+    )
+
+
+def tabular(seed: int, n: int = 2000) -> Problem:
+    """Out-of-fold predictions by ten scikit-learn models on rows that linear models cannot part."""
     from sklearn.datasets import make_gaussian_quantiles
     from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
@@ -58,9 +68,9 @@ def tabular(seed: int) -> Problem:
     from sklearn.tree import DecisionTreeClassifier
 
     rng = np.random.default_rng(seed)
-    X, y = make_gaussian_quantiles(n_samples=2000, n_features=6, n_classes=3, random_state=seed)
-    X = np.c_[X, rng.normal(size=(2000, 4))]
-    y = np.where(rng.random(2000) < 0.05, rng.integers(3, size=2000), y)
+    X, y = make_gaussian_quantiles(n_samples=n, n_features=6, n_classes=3, random_state=seed)
+    X = np.c_[X, rng.normal(size=(n, 4))]
+    y = np.where(rng.random(n) < 0.05, rng.integers(3, size=n), y)
     models = [
         make_pipeline(StandardScaler(), LogisticRegression()),
         KNeighborsClassifier(5),
@@ -75,11 +85,7 @@ def tabular(seed: int) -> Problem:
     ]
     cv = StratifiedKFold(5, shuffle=True, random_state=seed)
     P = np.stack([cross_val_predict(model, X, y, cv=cv, method="predict_proba") for model in models], axis=1)
-    targets, names = np.eye(3)[y], tuple(f"m{i}" for i in range(len(models)))
-    fold = group_folds(targets, None, 5, seed)
-    return Problem(
-        [str(i) for i in range(2000)], P, targets, fold, np.arange(2000), Classes(("a", "b", "c")), names
-    )
+    return as_problem(P, y, seed)
 
 
 def correlated(n: int, m: int, k: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -172,20 +178,21 @@ def calibrations(title: str, problem: Problem) -> None:
         print(f"| {name} | {' | '.join(losses)} |", flush=True)
 
 
-def time_command(rows: int, m: int, n_classes: int = 3) -> None:
+def time_command(problem: Problem, what: str = "") -> None:
     """The whole command in a process of its own: nested scores, a thousand bootstrap draws, the report."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    P, labels = correlated(rows, m, n_classes)
-    ids = pa.array([f"r{i}" for i in range(rows)])
+    names, (rows, m, _) = problem.classes.names, problem.P.shape
+    ids = pa.array(problem.row_ids)
     with tempfile.TemporaryDirectory() as folder:
-        names = [f"class {k}" for k in range(n_classes)]
         for j in range(m):
-            columns = {name: P[:, j, k] for k, name in enumerate(names)}
+            columns = {name: problem.P[:, j, k] for k, name in enumerate(names)}
             pq.write_table(pa.table({"id": ids, **columns}), f"{folder}/m{j}.parquet")
-        pq.write_table(pa.table({"id": ids, "label": np.array(names)[labels]}), f"{folder}/labels.parquet")
-        del P, labels, ids
+        pq.write_table(
+            pa.table({"id": ids, "label": np.array(names)[problem.labels]}), f"{folder}/labels.parquet"
+        )
+        del ids
         files = [f"{folder}/m{j}.parquet" for j in range(m)]
         command = [sys.executable, "-m", "ensemble.stack", "--oof", *files]
         command += ["--labels", f"{folder}/labels.parquet", "--out", f"{folder}/stack"]
@@ -194,16 +201,11 @@ def time_command(rows: int, m: int, n_classes: int = 3) -> None:
         _, status, used = os.wait4(running.pid, 0)
         wall = time.perf_counter() - start
     cells = f"{wall:.0f} | {used.ru_utime + used.ru_stime:.0f} | {used.ru_maxrss / 2**20:.2f}"
-    print(f"| {rows:,} x {m} | {cells} |" + (f" exit status {status}" if status else ""), flush=True)
+    print(f"| {rows:,} x {m}{what} | {cells} |" + (f" exit status {status}" if status else ""), flush=True)
 
 
-def time_first_methods(rows: int, m: int) -> None:
+def time_first_methods(problem: Problem) -> None:
     """From equal weights to the log-opinion pool: what one needs to explore blend weights by hand."""
-    P, labels = correlated(rows, m)
-    y = np.eye(3)[labels]
-    fold, groups = group_folds(y, None, 5, 0), np.arange(rows)
-    names = tuple(f"m{j}" for j in range(m))
-    problem = Problem([str(i) for i in range(rows)], P, y, fold, groups, Classes(("a", "b", "c")), names)
 
     def fit(P: np.ndarray, y: np.ndarray, groups: np.ndarray) -> dict[str, Blender]:
         return {
@@ -216,6 +218,7 @@ def time_first_methods(rows: int, m: int) -> None:
     start, busy = time.perf_counter(), time.process_time()
     cross_fit(problem, fit=fit)
     seconds = f"{time.perf_counter() - start:.1f} | {time.process_time() - busy:.1f}"
+    rows, m, _ = problem.P.shape
     print(f"| {rows:,} x {m}, equal weights to log-pool, nested | {seconds} | |", flush=True)
 
 
@@ -238,10 +241,12 @@ def main() -> None:
         if args.only in (None, "command"):
             print("\n### The whole command\n")
             print("| rows x members | seconds | of CPU | peak GiB |\n|---|---|---|---|")
-            time_first_methods(55_000, 10)
-            time_command(55_000, 10)
+            usual = as_problem(*correlated(55_000, 10))
+            time_first_methods(usual)
+            time_command(usual)
             if args.large:
-                time_command(1_000_000, 20)
+                time_command(tabular(0, 55_000), ", where trees matter")
+                time_command(as_problem(*correlated(1_000_000, 20)))
         if args.only in (None, "table"):
             for seed in (0, 1):
                 title = f"Ten scikit-learn models, simulated table, seed {seed}"

@@ -57,18 +57,24 @@ BEST_SECONDS = 60
 """What AutoGluon is given a fold; the whole of ours takes about as long for all folds together."""
 
 
+def in_autogluon(python: Path, code: str, *words: str, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+    """Run code in AutoGluon's environment: from arrays to arrays, both as files, with a folder for models."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, found, models = (str(Path(folder) / name) for name in ("given.npz", "found.npz", "models"))
+        np.savez(given, **arrays)
+        command = [str(python), "-c", code, given, found, models, *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise ImportError(f"AutoGluon failed: {done.stderr.strip().splitlines()[-1]}")
+        return dict(np.load(found))
+
+
 def autogluon_best(python: Path, P: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """AutoGluon's ``best_quality`` on log-probabilities, in its own environment."""
 
     def predict(fresh: np.ndarray) -> np.ndarray:
-        with tempfile.TemporaryDirectory() as folder:
-            given, found, models = (str(Path(folder) / name) for name in ("given.npz", "found.npz", "models"))
-            np.savez(given, X=stack_features(P), y=y, fresh=stack_features(fresh))
-            command = [str(python), "-c", _BEST, given, found, models, str(BEST_SECONDS)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise ImportError(f"AutoGluon failed: {done.stderr.strip().splitlines()[-1]}")
-            return np.load(found)["probs"]
+        arrays = {"X": stack_features(P), "y": y, "fresh": stack_features(fresh)}
+        return in_autogluon(python, _BEST, str(BEST_SECONDS), **arrays)["probs"]
 
     return predict
 
@@ -97,12 +103,8 @@ def slsqp(likelihoods: np.ndarray, tolerance: float = 1e-10) -> np.ndarray:
 
 def autogluon_greedy(python: Path, P: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
     """Weights of AutoGluon's greedy ensemble selection, 100 picks, and the seconds of its fit."""
-    with tempfile.TemporaryDirectory() as folder:
-        given, found = Path(folder) / "given.npz", Path(folder) / "found.npz"
-        np.savez(given, P=P, y=y)
-        subprocess.run([str(python), "-c", _GREEDY, str(given), str(found)], check=True, capture_output=True)
-        result = np.load(found)
-        return result["weights"], float(result["seconds"])
+    result = in_autogluon(python, _GREEDY, P=P, y=y)
+    return result["weights"], float(result["seconds"])
 
 
 def likelihoods_of(P: np.ndarray, y: np.ndarray) -> np.ndarray:
