@@ -154,6 +154,12 @@ def as_weights(sample_weight: np.ndarray | None, n: int) -> np.ndarray:
     return weights / weights.sum()
 
 
+def with_error(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Mean of ``values`` (n,) and its standard error, under weights that sum to 1."""
+    mean = float(weights @ values)
+    return mean, float(np.sqrt(np.sum((weights * (values - mean)) ** 2)))
+
+
 def cross_entropy(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Log-loss of each row, shape (n,), in nats; targets are distributions (n, K)."""
     return -over_classes(np.add, targets * np.log(np.maximum(probs, LOSS_FLOOR)))

@@ -58,57 +58,7 @@ class Settings:
         }
 
 
-class BinnedRows:
-    """Training rows, their features binned once for every booster that grows on them.
-
-    Parameters
-    ----------
-    P : ndarray of shape (n, members, K)
-    targets : ndarray of shape (n, K)
-    weights : ndarray of shape (n,)
-    settings : Settings
-    swap : tuple of int, optional
-        Hold both orders of each pair.
-    X : ndarray of shape (n, d), optional
-        Features of the rows themselves; not with ``swap``.
-    """
-
-    def __init__(
-        self,
-        P: np.ndarray,
-        targets: np.ndarray,
-        weights: np.ndarray,
-        settings: Settings,
-        swap: Swap = None,
-        X: np.ndarray | None = None,
-    ):
-        import lightgbm
-
-        self.settings, self.swap = settings, swap
-        if swap is not None:
-            P, targets, weights = with_swapped(P, targets, weights, swap)
-        features = tree_features(P, X)
-        self.row, label = np.nonzero(targets)  # a soft target counts as a row for each class it gives weight
-        if not np.array_equal(self.row, np.arange(len(features))):
-            features = features[self.row]
-        row_weights = weights[self.row] * targets[self.row, label]
-        self.data = lightgbm.Dataset(
-            features,
-            label=label,
-            weight=row_weights / row_weights.mean(),
-            params=settings.params(len(self.row)),
-        )
-
-    def booster(self, base: np.ndarray, number: int = 0) -> Any:
-        """A booster that starts from the logits ``base`` (n, K) and has no trees yet."""
-        import lightgbm
-
-        if self.swap is not None:
-            base = np.concatenate([base, base[:, list(self.swap)]])
-        self.data.set_init_score(base[self.row].ravel(order="F"))  # a booster copies it when it is made
-        return lightgbm.Booster(self.settings.params(len(self.row), number), self.data)
-
-
+@dataclass
 class Grower:
     """Grows boosters on the same rows from one start or another: a booster a fold, then a bag on all rows.
 
@@ -124,24 +74,18 @@ class Grower:
         Features of the rows themselves; not with ``swap``.
     """
 
-    def __init__(
-        self,
-        P: np.ndarray,
-        targets: np.ndarray,
-        weights: np.ndarray,
-        folds: np.ndarray,
-        settings: Settings,
-        swap: Swap = None,
-        X: np.ndarray | None = None,
-    ):
-        self.P, self.targets, self.weights, self.X = P, targets, weights, X
-        self.settings, self.swap = settings, swap
-        self.held_out = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
-        self.parts = [self._binned(folds != fold) for fold in np.unique(folds)]
+    P: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    folds: np.ndarray
+    settings: Settings
+    swap: Swap = None
+    X: np.ndarray | None = None
 
-    def _binned(self, rows: np.ndarray | slice) -> BinnedRows:
-        own = None if self.X is None else self.X[rows]
-        return BinnedRows(self.P[rows], self.targets[rows], self.weights[rows], self.settings, self.swap, own)
+    def __post_init__(self) -> None:
+        numbers = np.unique(self.folds)
+        self.held_out = [np.flatnonzero(self.folds == fold) for fold in numbers]
+        self.parts = [BinnedRows(self, self.folds != fold) for fold in numbers]
 
     def grow(
         self, starts: list[tuple[np.ndarray, np.ndarray]], max_rounds: int, step: int, patience: int
@@ -190,7 +134,7 @@ class Grower:
         """Models of different seeds grown on all rows from the logits ``base`` (n, K), as text."""
         if not rounds:
             return []
-        rows = self._binned(slice(None))
+        rows = BinnedRows(self, slice(None))
         models = []
         for number in range(size):
             booster = rows.booster(base, number + 1)
@@ -203,6 +147,38 @@ class Grower:
             if number == SLOW_ROUNDS:  # where many trees are wanted, their number matters less
                 booster.reset_parameter({"learning_rate": 2 * self.settings.learning_rate})
             booster.update()
+
+
+class BinnedRows:
+    """Some rows of a grower, their features binned once for every booster that grows on them."""
+
+    def __init__(self, of: Grower, rows: np.ndarray | slice):
+        import lightgbm
+
+        self.settings, self.swap = of.settings, of.swap
+        P, targets, weights = of.P[rows], of.targets[rows], of.weights[rows]
+        if of.swap is not None:
+            P, targets, weights = with_swapped(P, targets, weights, of.swap)
+        features = tree_features(P, None if of.X is None else of.X[rows])
+        self.row, label = np.nonzero(targets)  # a soft target counts as a row for each class it gives weight
+        if not np.array_equal(self.row, np.arange(len(features))):
+            features = features[self.row]
+        row_weights = weights[self.row] * targets[self.row, label]
+        self.data = lightgbm.Dataset(
+            features,
+            label=label,
+            weight=row_weights / row_weights.mean(),
+            params=self.settings.params(len(self.row)),
+        )
+
+    def booster(self, base: np.ndarray, number: int = 0) -> Any:
+        """A booster that starts from the logits ``base`` (n, K) and has no trees yet."""
+        import lightgbm
+
+        if self.swap is not None:
+            base = np.concatenate([base, base[:, list(self.swap)]])
+        self.data.set_init_score(base[self.row].ravel(order="F"))  # a booster copies it when it is made
+        return lightgbm.Booster(self.settings.params(len(self.row), number), self.data)
 
 
 def tree_features(P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:

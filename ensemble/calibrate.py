@@ -7,7 +7,16 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ensemble.base import Blender, Known, as_targets, as_weights, cross_entropy, log_probs, softmax
+from ensemble.base import (
+    Blender,
+    Known,
+    as_targets,
+    as_weights,
+    cross_entropy,
+    log_probs,
+    softmax,
+    with_error,
+)
 from ensemble.blend import LogOpinionPool
 from ensemble.scalings import KINDS, LinearScaling
 from ensemble.splits import inner_folds
@@ -137,8 +146,7 @@ def best_scaling(
         return None
     best = min(tried, key=lambda scaling: scaling.loss_)
     gain = cross_entropy(plain, targets) - cross_entropy(best.oof_, targets)
-    mean = float(weights @ gain)
-    error = float(np.sqrt(np.sum((weights * (gain - mean)) ** 2)))
+    mean, error = with_error(gain, weights)
     return best if mean > error else None
 
 

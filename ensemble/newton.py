@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ensemble.base import cross_entropy, over_classes, softmax
+from ensemble.base import cross_entropy, over_classes, softmax, with_error
 
 _NEWTON_LIMIT = 300
 """Parameters beyond which a Hessian costs more than the iterations it saves."""
@@ -292,7 +292,6 @@ def choose_strength(
     losses = (each @ weights).tolist()
     best = int(np.argmin(losses))
     if cautious:
-        gaps = each - each[best]
-        errors = np.sqrt((gaps - (gaps @ weights)[:, None]) ** 2 @ weights**2)
-        best = int(np.argmax(gaps @ weights <= errors))
+        gaps = (with_error(loss - each[best], weights) for loss in each)
+        best = next(i for i, (mean, error) in enumerate(gaps) if mean <= error)
     return Path(strengths[best], losses[best], oof[best][score_rows])

@@ -13,7 +13,15 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ensemble.base import Blender, as_targets, as_weights, cross_entropy, log_probs, softmax
+from ensemble.base import (
+    Blender,
+    as_targets,
+    as_weights,
+    cross_entropy,
+    log_probs,
+    softmax,
+    with_error,
+)
 from ensemble.blend import LogOpinionPool
 from ensemble.features import NAMES
 from ensemble.newton import SharedDesign, SoftmaxProblem, choose_strength, minimise
@@ -101,8 +109,8 @@ class SlicedPool(Blender):
             return self
         path, cut, edges, problem = best
         gain = cross_entropy(start.oof_, targets) - cross_entropy(path.oof, targets)
-        mean = float(weights @ gain)
-        if mean <= float(np.sqrt(np.sum((weights * (gain - mean)) ** 2))):
+        mean, error = with_error(gain, weights)
+        if mean <= error:
             return self
         self.cut_, self.edges_, self.oof_ = cut, edges, path.oof
         theta = minimise(problem.penalised(path.strength)).reshape(-1, n_members + n_classes)

@@ -11,7 +11,17 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ensemble.base import Blender, Known, Swap, as_targets, as_weights, cross_entropy, log_probs, softmax
+from ensemble.base import (
+    Blender,
+    Known,
+    Swap,
+    as_targets,
+    as_weights,
+    cross_entropy,
+    log_probs,
+    softmax,
+    with_error,
+)
 from ensemble.blend import LogOpinionPool
 from ensemble.boosters import Grower, Settings, raw_both_orders, raw_scores, tree_features
 from ensemble.splits import MANY_ROWS, inner_folds
@@ -44,9 +54,8 @@ def _choose(
     least = losses[int(np.argmin([weights @ loss for loss in losses]))]
     kept = 0
     for place, loss in enumerate(losses):
-        gap = loss - least
-        mean = float(weights @ gap)
-        if mean <= float(np.sqrt(np.sum((weights * (gap - mean)) ** 2))):
+        mean, error = with_error(loss - least, weights)
+        if mean <= error:
             kept = place
     return tuple(order[: kept + 1]), means[kept]
 
