@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig
 
 import distill.inference
 import distill.packing
 import distill.trainer
-from benchmarks import gpu_training as one
+from benchmarks import gpu_model as one
 from data.command import format_table
 from distill.config import TrainConfig
 from distill.inference import predict_logits
@@ -46,11 +45,6 @@ SHARDED_ROWS, SHARDED_STEPS = 6, 3
 PREDICTED = 640 if CUDA else 24
 WANTED = {2: 0.93, 4: 0.9, 8: 0.88}
 FILE = "multi_gpu.jsonl"
-one.SHAPES["llama70"] = LlamaConfig(
-    vocab_size=128256, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
-    num_attention_heads=64, num_key_value_heads=8, head_dim=128, max_position_embeddings=131072,
-    rms_norm_eps=1e-5, pad_token_id=2, bos_token_id=0, eos_token_id=1, num_labels=3,
-)  # fmt: skip
 
 
 class Watch(one.Clock):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import gpu_training as one
+from benchmarks import gpu_model as one
 from data.arena import ArenaConfig, simulate_arena
 from data.command import format_table
 from data.encode import Encoder, Truncation, pad_token_id

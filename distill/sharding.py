@@ -53,7 +53,7 @@ class Shards:
             own.append(
                 tensor.contiguous().view(-1).view(torch.uint8).chunk(world)[rank].clone() if cut else None
             )
-            whole.append(torch.empty_like(tensor, device="meta") if cut else tensor)
+            whole.append(torch.empty_like(tensor, device="meta") if cut else tensor.detach())
         module.weight.data = module.weight.data.new_empty(0)
         if getattr(module, "turned", None) is not None:
             module.turned = None  # type: ignore[assignment]
@@ -64,11 +64,10 @@ class Shards:
     def furnish(self, layers: nn.ModuleList) -> None:
         """Make the rooms, and let every module find its tensors there."""
         self.numbers = {id(layer): number for number, layer in enumerate(layers)}
-        device = next(part.device for part in self._parts(0))
         world = process()[1]
         for parity in range(min(2, len(self.layers))):
-            sizes = [part.numel() * world for part in self._parts(parity)]
-            self.rooms.append([torch.empty(size, dtype=torch.uint8, device=device) for size in sizes])
+            own = self._parts(parity)
+            self.rooms.append([part.new_empty(part.numel() * world) for part in own])
         for number, modules in enumerate(self.layers):
             places = iter(self.rooms[number % 2])
             for module, kind, shape, whole, own in modules:

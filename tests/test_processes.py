@@ -16,7 +16,7 @@ from data.errors import UserError
 from data.softlabels import read_store
 from distill import export, race
 
-SHARDED = ["sharded-fp32", "sharded-nf4"]
+SHARDED = ["sharded-uncut", "sharded-fp32", "sharded-nf4"]
 HERE = Path(__file__).parent
 
 

@@ -112,6 +112,7 @@ def main(out: Path) -> None:
     assert (out / "killed" / "checkpoint-2").exists()
     fit("killed", config=twice)
 
+    fit("sharded-uncut", shard=True)  # every tensor of this base is small enough to keep whole
     sharding.SMALLEST = 2**10
     for precision in ("fp32", "nf4"):
         sharded = fit(f"sharded-{precision}", precision=precision, shard=True)
