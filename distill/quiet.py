@@ -12,6 +12,11 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 # PEFT asks every model by the old name of a property; nothing a user could change.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
+# Autograd's thread meets a GPU for the first time in a backward pass; torch then does what it warns of.
+warnings.filterwarnings(
+    "ignore", "Attempting to run cuBLAS, but there was no current CUDA context", UserWarning
+)
+
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
