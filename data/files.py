@@ -82,6 +82,11 @@ def require_file(path: Path, what: str = "file") -> Path:
             raise UserError(f"{path}: is a directory where a {what} was expected")
         if not path.exists():
             raise UserError(f"{path}: no such {what}")
+        if not path.is_file():
+            raise UserError(
+                f"{path}: is a pipe, a socket or a device where a {what} was expected; files are read more "
+                "than once, so write its content to one first"
+            )
     except (OSError, ValueError) as error:  # a name too long, a directory that may not be entered
         raise UserError(f"{brief(path)}: cannot be opened ({_reason(error)})") from error
     return path

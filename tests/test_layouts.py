@@ -198,12 +198,12 @@ def test_packed_files_read_like_plain_ones(tmp_path: Path) -> None:
 
 
 def test_batches_and_scratch_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import data.load
+    import data.text_files
 
     records = [{"id": f"r{i}", "prompt": f"p{i}", "label": "xyz"[i % 3] if i else None} for i in range(50)]
     source = write_jsonl(tmp_path / "t.jsonl", records)
     whole, _ = read_source(source)
-    monkeypatch.setattr(data.load, "BATCH_ROWS", 7)
+    monkeypatch.setattr(data.text_files, "BATCH_ROWS", 7)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     for kept in (None, scratch):
