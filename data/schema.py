@@ -28,6 +28,8 @@ CLASSES_KEY = b"distillstack.classes"
 SWAP_KEY = b"distillstack.swap"
 PROB_SUM_TOLERANCE = 1e-3
 HASH_ROWS = 4096
+MAX_CLASSES = 127
+"""A label is an int8."""
 HASHED = ["row_id", "prompt", "response_a", "response_b", "label"]
 
 
@@ -50,6 +52,11 @@ class Classes:
     def __post_init__(self) -> None:
         if len(self.names) < 2 or len(set(self.names)) != len(self.names):
             raise UserError(f"classes must be two or more distinct names, not {listing(self.names)}")
+        if len(self.names) > MAX_CLASSES:
+            raise UserError(f"{len(self.names)} classes are more than the {MAX_CLASSES} that labels can have")
+        bad = [name for name in self.names if not str(name).strip() or not str(name).isprintable()]
+        if bad:
+            raise UserError(f"class name {bad[0]!r} is empty or holds control characters; give another")
         if self.swap is not None:
             k = len(self.names)
             if sorted(self.swap) != list(range(k)) or any(self.swap[self.swap[c]] != c for c in range(k)):

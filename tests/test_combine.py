@@ -113,3 +113,18 @@ def test_the_content_hash_is_that_of_the_whole_columns_as_json(n: int, soft: boo
         *rows.classes.names, *names, *(json.dumps(table[name].to_pylist()) for name in names)
     )
     assert rows.content_hash == expected
+
+
+def test_a_label_is_not_dropped_for_an_unlabelled_row() -> None:
+    test = rows_of(("t1", "p", "a", "b", None), ("t2", "q", "a", "b", None))
+    more = rows_of(("m1", "p", "b", "a", 0), ("m2", "z", "a", "b", 1), source="more")
+    again = rows_of(("n1", "p", "a", "b", 1), ("n2", "q", "a", "b", None), source="again")
+    joined, repeats = combine([("test", test), ("more", more), ("again", again)])
+    assert joined.row_ids == ["t1", "t2", "m1", "m2"]
+    assert joined.labels.tolist() == [-1, -1, 0, 1]
+    assert repeats.between == {"again": ["n1", "n2"]}
+    assert repeats.labelling == ["m1"]
+    assert (
+        "1 rows repeat an unlabelled pair of an earlier source, kept for their label: m1" in repeats.lines()
+    )
+    assert repeats.counts()["labelling"] == 1

@@ -187,7 +187,9 @@ def test_pair_classes_are_inferred_from_the_labels(tmp_path: Path, labels: list,
 def test_pair_with_unknown_class_names_asks_for_their_order(tmp_path: Path) -> None:
     records = [{"id": 1, "prompt": "p", "response_a": "a", "response_b": "b", "label": "first"}]
     source = write_jsonl(tmp_path / "t.jsonl", records)
-    with pytest.raises(UserError, match="labels first means that response A wins; give --classes"):
+    with pytest.raises(
+        UserError, match=r"labels first means .* \(first is first in row 0, counted from 0\); .*--classes"
+    ):
         read_source(source)
     rows, _ = read_source(source, SourceOptions(classes=("first", "second")))
     assert rows.classes == Classes(("first", "second"), (1, 0))
