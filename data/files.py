@@ -6,6 +6,7 @@ missing or damaged file raises into a :class:`~data.errors.UserError` that names
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -45,6 +46,25 @@ def make_directory(path: Path) -> None:
         raise UserError(f"{path}: cannot be made a directory, a file of that name is in the way") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be made a directory ({_reason(error)})") from error
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory for one command; refuse one that another holds. A killed command holds nothing."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory}: another command is writing there; wait until it has ended, or choose another "
+                "directory"
+            ) from None
+        except OSError:
+            pass  # a network's file system may know no locks
+        yield
+    finally:
+        os.close(handle)
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
