@@ -51,7 +51,10 @@ def make_directory(path: Path) -> None:
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold a directory for one command; refuse one that another holds. A killed command holds nothing."""
-    handle = os.open(directory, os.O_RDONLY)
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be opened ({_reason(error)})") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,6 +7,7 @@ own strict readers; of a CSV on the hub every cell is asked for as text, for pan
 
 from __future__ import annotations
 
+import glob
 import itertools
 import logging
 from collections.abc import Callable, Iterator
@@ -62,8 +63,9 @@ def open_dataset(source: str, split: str, saved: bool, streaming: bool, read_tex
                 texts = [read_text(Path(file)) for file in files]
                 if all(texts):
                     return _joined([text for text in texts if text is not None], files)
+                patterns = [glob.escape(file) for file in files]
                 found = datasets.load_dataset(
-                    source, data_files={split: files}, split=split, streaming=streaming
+                    source, data_files={split: patterns}, split=split, streaming=streaming
                 )
             elif files:
                 found = csv_as_text(files, split, builder.config.sep, streaming)

@@ -7,6 +7,7 @@ an id such as ``007`` and an answer such as ``NA`` survive. No file is ever held
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -103,7 +104,11 @@ def open_csv(path: Path, delimiter: str) -> Opened:
 
 
 def open_json(path: Path) -> Opened:
-    """Open a JSON file that holds one list of objects."""
+    """Open a JSON file that holds one list of objects; or one a line, for many sets have that in a .json."""
+    with unpacked(path) as raw:
+        start = next((piece.lstrip() for piece in iter(lambda: raw.read(4096), b"") if piece.strip()), b"")
+    if start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
+        return open_json_lines(path)
     return _open_records(lambda: _list_of(path), path)
 
 
@@ -135,8 +140,7 @@ def _list_of(path: Path) -> Iterator[Any]:
                 element = elements.next()
             except _NotAList as error:
                 raise UserError(
-                    f"{path}: expected a list of objects, one a row; a file of one object a line is named "
-                    ".jsonl"
+                    f"{path}: expected a list of objects, one a row, or one object a line"
                 ) from error
             except (ValueError, RecursionError) as error:
                 raise _bad_json(f"{path}: row {number} (counted from 0)", error) from error

@@ -275,7 +275,7 @@ def test_rows_are_numbered_on_request_and_limited(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("t.json", b'[{"idx": 1, "instr', r"t\.json: row 0 .* not valid JSON"),
-        ("t.json", b'{"idx": 1}', r"t\.json: expected a list of objects"),
+        ("t.json", b"null", r"t\.json: expected a list of objects, one a row, or one object a line"),
         ("t.jsonl", b'{"id": 1, "prompt": "p"}\n{"id": 2, "pro', r"t\.jsonl: line 2: not valid JSON"),
         ("t.parquet", b"PAR1", r"t\.parquet: not a readable Parquet file"),
         ("t.csv", b"id,prompt\n", r"t\.csv: holds no rows"),
@@ -331,12 +331,13 @@ def test_a_directory_of_csv_files_keeps_its_text(tmp_path: Path) -> None:
 
 def test_a_directory_of_parquet_files_is_read_one_split_alone(tmp_path: Path) -> None:
     pq.write_table(
-        pa.table({"id": ["1", "2"], "prompt": ["p", "q"], "label": [0, 1]}), tmp_path / "train.parquet"
+        pa.table({"id": ["1", "2"], "prompt": ["p", "q"], "label": [0, 1]}),
+        tmp_path / "train [1] #2%20.parquet",
     )
     pq.write_table(pa.table({"id": ["1"], "scored": [True]}), tmp_path / "test.parquet")
     for streaming in (False, True):
         assert len(read_source(str(tmp_path), SourceOptions(streaming=streaming))[0]) == 2
-    (tmp_path / "train.parquet").write_bytes(b"PAR1 cut off")
+    (tmp_path / "train [1] #2%20.parquet").write_bytes(b"PAR1 cut off")
     with pytest.raises(UserError, match=r"data set \(split train\): .*[Pp]arquet.*; give one of its"):
         read_source(str(tmp_path))
 

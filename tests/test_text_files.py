@@ -78,3 +78,9 @@ def test_csv_batches_are_of_the_stated_size(tmp_path: Path, monkeypatch: pytest.
     path.write_text("id\ttext\n" + "".join(f"{i}\t\n" for i in range(8)))
     _, batches = open_csv(path, "\t")
     assert [batch["id"] for batch in batches()] == [["0", "1", "2"], ["3", "4", "5"], ["6", "7"]]
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf", b" \n\n"])
+def test_a_json_file_of_one_object_a_line_is_read_as_such(tmp_path: Path, start: bytes) -> None:
+    (tmp_path / "t.json").write_bytes(start + b'{"id": 1}\n{"id": 2, "x": null}\n')
+    assert rows_of(tmp_path / "t.json") == [{"id": 1, "x": None}, {"id": 2, "x": None}]
