@@ -125,7 +125,8 @@ def require(columns: Columns | list[str], names: list[str], where: str) -> None:
 def read_lmsys(columns: Columns, place: Place) -> Rows:
     """Read the LMSYS layout: texts as JSON lists of turns, the label one-hot over three winner columns.
 
-    Without winner columns, as in the competition's test file, the rows are unlabelled.
+    Labels may also be in a ``winner`` or ``label``, soft ones in ``label_probs``; without any, as in the
+    competition's test file, the rows are unlabelled.
     """
     where = place.where
     require(columns, ["id", *TEXTS], where)
@@ -136,12 +137,7 @@ def read_lmsys(columns: Columns, place: Place) -> Rows:
         out[name] = [
             _json_turns(cell, place.cleaning, f"{where}: row {key}, column {name}") for key, cell in cells
         ]
-    if any(name in columns for name in PREFERENCE.names):
-        require(columns, list(PREFERENCE.names), where)
-        votes = zip(*(columns[name] for name in PREFERENCE.names), strict=True)
-        out["label"] = [_one_hot(row, key, where) for key, row in zip(ids, votes, strict=True)]
-    else:
-        _copy_labels(columns, out, PREFERENCE, where)
+    _copy_labels(columns, out, PREFERENCE, where)
     place.copy_models(columns, out)
     return make_rows(out, PREFERENCE, where)
 
@@ -160,9 +156,15 @@ def read_wsdm(columns: Columns, place: Place) -> Rows:
 
 
 def _copy_labels(columns: Columns, out: Columns, classes: Classes, where: str) -> None:
-    """Read the labels that a source has as a ``winner``, or as classes or their numbers in ``label``."""
+    """Read a source's labels, one-hot, as a ``winner`` or in ``label``, and the soft ones beside them."""
+    if "label_probs" in columns:
+        out["label_probs"] = soft_label_cells(columns, "label_probs", out["row_id"], classes, where)
     winners = {**WINNERS, "tie": 2} if classes.n == 3 else WINNERS
-    if "winner" in columns:
+    if classes.n == 3 and any(name in columns for name in PREFERENCE.names):
+        require(columns, list(PREFERENCE.names), where)
+        votes = zip(*(columns[name] for name in PREFERENCE.names), strict=True)
+        out["label"] = [_one_hot(row, key, where) for key, row in zip(out["row_id"], votes, strict=True)]
+    elif "winner" in columns:
         cells = zip(out["row_id"], columns["winner"], strict=True)
         out["label"] = [winner_index(cell, winners, key, where) for key, cell in cells]
     elif "label" in columns:
@@ -182,6 +184,28 @@ def label_index(label: str | None, classes: Classes, row_id: str, where: str) ->
         f"{where}: row {row_id} has label {brief(label)}; a label is a class name ({listing(classes.names)}) "
         f"or an index from 0 to {classes.n - 1}"
     )
+
+
+def soft_label_cells(columns: Columns, names: str, ids: list, classes: Classes, where: str) -> list:
+    """Distributions from one column of lists or from K columns; a row with all cells empty has none."""
+    theirs = names.split(",")
+    cells = columns[theirs[0]] if len(theirs) == 1 else list(zip(*(columns[n] for n in theirs), strict=True))
+    out: list[list[float] | None] = []
+    for row_id, cell in zip(ids, cells, strict=True):
+        if cell in (None, "") or (len(theirs) > 1 and all(value in (None, "") for value in cell)):
+            out.append(None)
+            continue
+        try:
+            values = [float(value) for value in (json.loads(cell) if isinstance(cell, str) else cell)]
+        except (TypeError, ValueError, RecursionError, OverflowError):
+            values = []
+        if len(values) != classes.n:
+            raise UserError(
+                f"{where}: row {row_id}, column {names} holds {brief(cell)}, not {classes.n} numbers, one "
+                "a class"
+            )
+        out.append(values)
+    return out
 
 
 def winner_index(value: object, winners: dict[str, int], row_id: str, where: str) -> int | None:
@@ -208,7 +232,7 @@ def read_pandalm(columns: Columns, place: Place) -> Rows:
     inputs = columns.get("input", [None] * len(ids))
     for key, instruction, given in zip(ids, columns["instruction"], inputs, strict=True):
         turns = clean_turns(instruction, cleaning, f"{where}: row {key}, column instruction")
-        extra = clean_turns(given or "", cleaning, f"{where}: row {key}, column input")
+        extra = clean_turns("" if given is None else given, cleaning, f"{where}: row {key}, column input")
         out["prompt"].append(["\n\n".join(text for text in turns + extra if text.strip())])
     for name, theirs in (("response_a", "response1"), ("response_b", "response2")):
         out[name] = place.turns(columns, ids, theirs)
@@ -227,10 +251,9 @@ def read_pandalm(columns: Columns, place: Place) -> Rows:
         out["label"] = np.where(majority, votes.argmax(axis=1), 2).tolist()
         out["label_probs"] = (votes / len(annotators)).tolist()
     if "cmp_key" in columns:  # "<first model>_<second model>"
-        pairs = [str(key).split("_") for key in columns["cmp_key"]]
-        if all(len(pair) == 2 for pair in pairs):
-            models = {"model_a": [a for a, _ in pairs], "model_b": [b for _, b in pairs]}
-            place.copy_models(models, out)
+        parts = [str(key).split("_") for key in columns["cmp_key"]]
+        pairs = [part if len(part) == 2 else (None, None) for part in parts]  # a name with an underscore
+        place.copy_models({"model_a": [a for a, _ in pairs], "model_b": [b for _, b in pairs]}, out)
     return make_rows(out, PREFERENCE, where)
 
 

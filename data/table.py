@@ -6,12 +6,11 @@ are looked through once before any row is made, so that the first batch and the 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 
 from data.errors import UserError, brief, listing
-from data.layouts import MODELS, Place, cell_text, label_index, require
+from data.layouts import MODELS, Place, cell_text, label_index, require, soft_label_cells
 from data.load import Columns, Table
 from data.schema import MAX_CLASSES, PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows, make_rows
 
@@ -71,7 +70,7 @@ class TableReader:
             cells = zip(ids, columns[chosen["label"]], strict=True)
             out["label"] = [label_index(cell_text(cell), self.classes, key, where) for key, cell in cells]
         if "label_probs" in chosen:
-            out["label_probs"] = _soft_labels(columns, chosen["label_probs"], ids, self.classes, where)
+            out["label_probs"] = soft_label_cells(columns, chosen["label_probs"], ids, self.classes, where)
         place.copy_models(columns, out, {name: chosen[name] for name in MODELS if name in chosen})
         return make_rows(out, self.classes, where)
 
@@ -159,25 +158,3 @@ def _classes(
     if swap is not None and not pair:
         raise UserError(f"{where}: a swap was given, but the rows have no two responses to swap")
     return Classes(names, swap)
-
-
-def _soft_labels(columns: Columns, names: str, ids: list, classes: Classes, where: str) -> list:
-    """Distributions from one column of lists or from K columns; a row with all cells empty has none."""
-    theirs = names.split(",")
-    cells = columns[theirs[0]] if len(theirs) == 1 else list(zip(*(columns[n] for n in theirs), strict=True))
-    out: list[list[float] | None] = []
-    for row_id, cell in zip(ids, cells, strict=True):
-        if cell in (None, "") or (len(theirs) > 1 and all(value in (None, "") for value in cell)):
-            out.append(None)
-            continue
-        try:
-            values = [float(value) for value in (json.loads(cell) if isinstance(cell, str) else cell)]
-        except (TypeError, ValueError, RecursionError, OverflowError):
-            values = []
-        if len(values) != classes.n:
-            raise UserError(
-                f"{where}: row {row_id}, column {names} holds {brief(cell)}, not {classes.n} numbers, one "
-                "a class"
-            )
-        out.append(values)
-    return out

@@ -223,6 +223,7 @@ def lists(i: int, **more: Any) -> dict[str, Any]:
         ([{"label": 1}, {"label": "winner_tie"}, {"label": None}], [1, 2, -1]),
         ([{"winner": "model_b"}, {"winner": "tie"}, {"winner": ""}], [1, 2, -1]),
         ([{}, {}, {}], [-1, -1, -1]),
+        ([{"label_probs": [0, 0.5, 0.5]}, {"label_probs": None}, {}], [-1, -1, -1]),
     ],
 )
 def test_lists_of_turns_keep_the_label_they_have(tmp_path: Path, more: list, labels: list[int]) -> None:
@@ -230,6 +231,8 @@ def test_lists_of_turns_keep_the_label_they_have(tmp_path: Path, more: list, lab
     rows, _ = read_source(write_jsonl(tmp_path / "t.jsonl", [lists(i, **m) for i, m in enumerate(more)]))
     assert rows.table.column("prompt").to_pylist() == [["q0"], ["q1"], ["q2"]]
     assert rows.labels.tolist() == labels
+    if "label_probs" in more[0]:
+        assert rows.targets[0].tolist() == [0, 0.5, 0.5]
 
 
 def test_votes_written_as_floats_are_votes(tmp_path: Path) -> None:
@@ -291,3 +294,17 @@ def test_a_row_table_given_as_a_file_keeps_its_classes(tmp_path: Path) -> None:
     again, _ = read_source(str(tmp_path / "kept.parquet"))
     assert again.classes == rows.classes
     assert again.content_hash == rows.content_hash
+
+
+def test_models_that_cannot_be_told_apart_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches with and without model columns once could not be joined."""
+    import data.text_files
+
+    monkeypatch.setattr(data.text_files, "BATCH_ROWS", 1)
+    record = {"instruction": "i", "input": 0, "response1": "a", "response2": "b"}
+    keys = ["opt-7b_llama-7b", "my_model_llama-7b"]
+    records = [{"idx": i, "cmp_key": key, **record} for i, key in enumerate(keys)]
+    (tmp_path / "scratch").mkdir()
+    rows, _ = read_source(write_jsonl(tmp_path / "t.jsonl", records), scratch=tmp_path / "scratch")
+    assert rows.table.column("model_a").to_pylist() == ["opt-7b", None]
+    assert rows.table.column("prompt").to_pylist() == [["i\n\n0"]] * 2
