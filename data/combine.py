@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.errors import UserError, listing
-from data.schema import PREFERENCE, Classes, Rows
+from data.errors import UserError, brief, listing
+from data.schema import PREFERENCE, Classes, Rows, with_usual_types
 from data.sources import refuse_repeated_ids
 
 if TYPE_CHECKING:
@@ -114,13 +114,20 @@ def combine(
         raise UserError(
             f"sources {listing(names)}: two have the same name; name them apart in a sources file"
         )
+    if len(parts) > 1:
+        parts = [(name, with_usual_types(part)) for name, part in parts]
     classes = common_classes(parts)
     tables = [_with_source(part.table, name, prefix_ids) for name, part in parts]
     if len(tables) > 1 or classes != parts[0][1].classes:
         tables = [
             _fit_classes(table, part.classes, classes) for table, (_, part) in zip(tables, parts, strict=True)
         ]
-    table = tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
+    try:
+        table = tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowTypeError as error:
+        raise UserError(
+            f"sources {listing(names)}: a column has another type in each ({brief(error)}); rename or drop it"
+        ) from error
     rows = Rows(table, classes)
     part_of_row = np.repeat(np.arange(len(parts)), [len(part) for _, part in parts])
     rows, repeats = _settle(rows, part_of_row, names, keep_repeats)
