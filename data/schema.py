@@ -258,7 +258,7 @@ def validate(rows: Rows, where: str | Path) -> Rows:
         raise UserError(f"{where}: holds no rows")
     _validate_types(rows.table, where)
     ids = rows.row_ids
-    missing = [i for i, row_id in enumerate(ids) if not (row_id and row_id.strip())]
+    missing = [i for i, row_id in enumerate(ids) if not row_id]
     if missing:
         raise UserError(f"{where}: row {missing[0]} (counted from 0) has no row_id")
     repeated = [key for key, count in Counter(ids).items() if count > 1]
