@@ -15,11 +15,17 @@ BOTH_BAD = "rows judged both bad labelled a tie (kept in column both_bad)"
 IMAGES = "images left out of conversations"
 UNANSWERED = "questions without an answer given an empty one"
 RATED_TIES = "pairs rated within the margin labelled a tie"
+UNPAIRED = "instructions left out that have no two completions to compare"
 
 MAX_TEXT = 4 << 20
 """A text of more characters (4,194,304) is refused: no prompt or answer is that long, a broken file is."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it holds no lone surrogate."""
+    return text.isascii() or _SURROGATE.search(text) is None
 
 
 class Cleaning:

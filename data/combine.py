@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.errors import UserError, listing
-from data.schema import PREFERENCE, Classes, Rows
+from data.errors import UserError, brief, listing
+from data.schema import PREFERENCE, Classes, Rows, with_usual_types
 from data.sources import refuse_repeated_ids
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Repeats:
         Rows of a source that repeat a pair of an earlier one, by the source's name.
     contradicting : list of list of str
         Rows of each pair whose labels contradict each other.
+    labelling : list of str
+        Rows that repeat an unlabelled pair of an earlier source and have a label: kept, for the label.
     kept : bool
         Whether rows repeated between sources were kept.
     """
@@ -45,6 +47,7 @@ class Repeats:
     within: list[str] = field(default_factory=list)
     between: dict[str, list[str]] = field(default_factory=dict)
     contradicting: list[list[str]] = field(default_factory=list)
+    labelling: list[str] = field(default_factory=list)
     kept: bool = False
 
     def lines(self) -> list[str]:
@@ -56,6 +59,11 @@ class Repeats:
             fate = "kept" if self.kept else "left out"
             out.append(
                 f"{len(ids):,} rows of {name} repeat a pair of an earlier source, {fate}: {listing(ids)}"
+            )
+        if self.labelling:
+            out.append(
+                f"{len(self.labelling):,} rows repeat an unlabelled pair of an earlier source, kept for "
+                f"their label: {listing(self.labelling)}"
             )
         if self.contradicting:
             shown = listing(("=".join(ids[:4]) for ids in self.contradicting), 3)
@@ -70,6 +78,7 @@ class Repeats:
             "within_source": len(self.within),
             "between_sources": {name: len(ids) for name, ids in self.between.items()},
             "contradicting": len(self.contradicting),
+            **({"labelling": len(self.labelling)} if self.labelling else {}),
             "kept": self.kept,
         }
 
@@ -105,13 +114,20 @@ def combine(
         raise UserError(
             f"sources {listing(names)}: two have the same name; name them apart in a sources file"
         )
+    if len(parts) > 1:
+        parts = [(name, with_usual_types(part)) for name, part in parts]
     classes = common_classes(parts)
     tables = [_with_source(part.table, name, prefix_ids) for name, part in parts]
     if len(tables) > 1 or classes != parts[0][1].classes:
         tables = [
             _fit_classes(table, part.classes, classes) for table, (_, part) in zip(tables, parts, strict=True)
         ]
-    table = tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="default")
+    try:
+        table = tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowTypeError as error:
+        raise UserError(
+            f"sources {listing(names)}: a column has another type in each ({brief(error)}); rename or drop it"
+        ) from error
     rows = Rows(table, classes)
     part_of_row = np.repeat(np.arange(len(parts)), [len(part) for _, part in parts])
     rows, repeats = _settle(rows, part_of_row, names, keep_repeats)
@@ -207,7 +223,13 @@ def _settle(
         contradicting.append([ids[i] for i in members[known]])
         for i in members[known]:
             soft[int(i)] = mean[swap] if turned[i] else mean
+    labelled = np.isfinite(targets).all(axis=1)
+    earliest = part_of_row[first[pair]]
+    first_labelled = np.full(len(first), len(rows))
+    np.minimum.at(first_labelled, pair[labelled], np.flatnonzero(labelled))
+    first = np.where(first_labelled < len(rows), first_labelled, first)  # where one has a label
     home = part_of_row[first[pair]]
+    labelling = [ids[i] for i in np.flatnonzero((part_of_row == home) & (home > earliest))]
     between = np.flatnonzero(part_of_row > home)
     within = copies[(copies != first[pair[copies]]) & (part_of_row[copies] == home[copies])]
     repeated = {
@@ -220,7 +242,7 @@ def _settle(
         kept = np.ones(len(rows), dtype=bool)
         kept[between] = False
         rows = Rows(rows.table.filter(kept), rows.classes)
-    return rows, Repeats([ids[i] for i in within], repeated, contradicting, keep_repeats)
+    return rows, Repeats([ids[i] for i in within], repeated, contradicting, labelling, keep_repeats)
 
 
 def pair_keys(rows: Rows) -> tuple[np.ndarray, np.ndarray]:

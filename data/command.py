@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from data.errors import UserError, brief, is_disk_full
+from data.errors import UserError, brief, is_disk_full, printable
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Run a command's ``main`` and exit: 0 or its own status, 2 on a user's mistake, 130 on Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for prompts that the output's encoding cannot say
     try:
         status = main(sys.argv[1:]) or 0
+        sys.stdout.flush()
     except UserError as mistake:
         if not getattr(mistake, "told", False):  # by another process of the same command
-            print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)  # a library's may hold lines
+            # A library's message may hold line breaks.
+            print(f"error: {printable(' '.join(str(mistake).split()))}", file=sys.stderr)
         status = 2
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does: there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
     except Exception as error:
         if not is_disk_full(error):
             raise

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 
-from data.clean import BOTH_BAD, IMAGES, RATED_TIES, UNANSWERED, clean_text
+from data.clean import BOTH_BAD, IMAGES, RATED_TIES, UNANSWERED, UNPAIRED, clean_text
 from data.errors import UserError, brief
 from data.layouts import WINNERS, Place, cell_text, require, winner_index
 from data.load import Columns
@@ -52,7 +52,7 @@ def read_arena(columns: Columns, place: Place) -> Rows:
         ]
         out["both_bad"] = [cell_text(value) in BOTH_BAD_NAMES for value in verdicts]
         place.cleaning.note(BOTH_BAD, sum(out["both_bad"]))
-    place.copy_models(columns, out, ("model_a", "model_b"))
+    place.copy_models(columns, out)
     return make_rows(out, PREFERENCE, where)
 
 
@@ -84,6 +84,8 @@ def _turns(cell: object, place: Place, at: str) -> tuple[list[str], list[str]]:
             opening += text + "\n\n"
         else:
             raise UserError(f"{where} has a message of role {brief(role, 40)!r} out of turn")
+    if opening or not questions:
+        raise UserError(f"{where} has no question, or a system message after the last; each turn needs one")
     place.cleaning.note(UNANSWERED, sum(not answer for answer in answers))
     return questions, ["\n\n".join(answer) for answer in answers]
 
@@ -152,13 +154,15 @@ class UltraFeedbackReader:
             if not isinstance(completions, Sequence) or isinstance(completions, str):
                 raise UserError(f"{where}: row {key}, column completions holds {brief(completions, 40)}")
             prompt = [_content(instruction, place, f"{where}: row {key}, column instruction")]
+            place.cleaning.note(UNPAIRED, int(len(completions) < 2))
             rated = []
             for completion in completions:
                 if not isinstance(completion, dict) or "response" not in completion:
                     raise UserError(f"{where}: row {key} has a completion without response")
                 text = _content(completion["response"], place, f"{where}: row {key}, column completions")
                 rating = _rating(completion.get("overall_score", completion.get("score")), key, where)
-                rated.append((text, rating, completion.get("model")))
+                model = place.model_name(completion.get("model"), key, "completions")
+                rated.append((text, rating, model))
             for (j, one), (k, two) in combinations(enumerate(rated), 2):
                 self._add(f"{key}-{j}-{k}", prompt, one, two, place, out)
 
@@ -201,7 +205,7 @@ class UltraFeedbackReader:
 
 def _rating(value: object, key: str, where: str) -> float:
     try:
-        rating = float(value)  # type: ignore[arg-type]
+        rating = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         rating = math.nan
     if not math.isfinite(rating):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import UserError, brief, listing
-from data.files import read_json, require_file, write_json
+from data.files import read_json, require_file, sha256_files, write_json
 from data.folds import (
     FOLDS,
     PINNED,
@@ -32,6 +32,7 @@ from data.schema import Rows, describe_file, read_rows, write_rows
 ROWS = "rows.parquet"
 MANIFEST = "manifest.json"
 FORMAT = 1
+CHANGED = "was changed after it was written; restore it, or delete the directory and prepare the data again"
 
 
 def prepare(
@@ -79,10 +80,41 @@ def prepare(
         if not (out / ROWS).exists():
             write_rows(out / ROWS, rows)
         write_folds(out, folds)
-    manifest = {**describe(rows, folds, near, pin), **(details or {})}
-    if not (out / MANIFEST).exists() or read_json(out / MANIFEST, "manifest") != manifest:
+    manifest = {**describe(rows, folds, near, pin), **(details or {}), "files": _file_hashes(out)}
+    if _read_manifest(out) != manifest:
         write_json(out / MANIFEST, manifest)
     return folds
+
+
+def _file_hashes(out: Path) -> dict[str, str]:
+    return {name: sha256_files([out / name]) for name in (ROWS, FOLDS)}
+
+
+def _read_manifest(out: Path) -> dict[str, Any] | None:
+    """Read the manifest of a directory, if one is there."""
+    file = out / MANIFEST
+    if not file.exists():
+        return None
+    manifest = read_json(file, "manifest")
+    if not isinstance(manifest, dict) or manifest.get("kind") != "data":
+        raise UserError(
+            f"{file}: is not the manifest of prepared data; delete it, and prepare the data again"
+        )
+    return manifest
+
+
+def _stated_near(manifest: dict[str, Any], file: Path) -> Near | None:
+    try:
+        stated = manifest["near"]
+        return None if stated is None else Near(float(stated["threshold"]))
+    except (TypeError, KeyError, ValueError, UserError) as error:
+        raise UserError(f"{file}: its near-duplicate threshold is damaged ({error})") from error
+
+
+def _stated_files(manifest: dict[str, Any] | None) -> dict[str, Any]:
+    """The files' hashes that a manifest names; an earlier version named none."""
+    stated = (manifest or {}).get("files", {})
+    return stated if isinstance(stated, dict) else {ROWS: stated}
 
 
 def load_prepared(path: Path) -> tuple[Rows, Folds]:
@@ -118,6 +150,9 @@ def load_prepared(path: Path) -> tuple[Rows, Folds]:
 def _refuse_other_rows(wanted: Rows, out: Path) -> None:
     classes, n, content = describe_file(out / ROWS)
     if content == wanted.content_hash and classes == wanted.classes:
+        stated = _stated_files(_read_manifest(out)).get(ROWS)
+        if stated is not None and stated != sha256_files([out / ROWS]):
+            raise UserError(f"{out / ROWS}: {CHANGED}")
         return
     differs = "classes" if classes != wanted.classes else "rows"
     raise UserError(
@@ -143,11 +178,11 @@ def _refuse_other_folds(
             "there and "
             f"not by this command's --pin, or the reverse, {remedy}"
         )
-    stands = where.parent / MANIFEST
-    stated = read_json(stands, "manifest").get("near") if stands.exists() else None
-    if stated is not None and (near is None or stated["threshold"] != near.threshold):
+    manifest = _read_manifest(where.parent)
+    stated = None if manifest is None else _stated_near(manifest, where.parent / MANIFEST)
+    if stated is not None and stated != near:
         raise UserError(
-            f"{where}: was made with near-duplicates from {stated['threshold']}, not "
+            f"{where}: was made with near-duplicates from {stated.threshold}, not "
             f"{near.threshold if near else 'off'}, {remedy}"
         )
     if near is not None and stated is None:
@@ -203,18 +238,22 @@ def check_prepared(path: Path) -> tuple[Rows, Folds, dict[str, Any]]:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such directory of prepared data")
-    manifest = read_json(path / MANIFEST, "manifest")
-    if not isinstance(manifest, dict) or manifest.get("kind") != "data":
-        raise UserError(f"{path / MANIFEST}: is not the manifest of prepared data")
+    manifest = _read_manifest(path)
+    if manifest is None:
+        raise UserError(f"{path / MANIFEST}: no such manifest; prepare the data again to finish them")
     rows, folds = load_prepared(path)
-    stated = manifest.get("near")
-    try:
-        near = None if stated is None else Near(float(stated["threshold"]))
-    except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{path / MANIFEST}: its near-duplicate threshold is damaged ({error})") from error
+    near = _stated_near(manifest, path / MANIFEST)
     if near is not None:
         check_near(folds, rows, near, path / FOLDS)
-    found = describe(rows, folds, near, manifest.get("pin") or ())
+    pin = manifest.get("pin")
+    if not isinstance(pin, list) or not all(isinstance(name, str) for name in pin):
+        raise UserError(f"{path / MANIFEST}: its list of pinned sources is damaged ({brief(pin, 60)})")
+    if (folds.pinned != expected_pins(rows, folds.group_ids, pin)).any():
+        raise UserError(
+            f"{path / FOLDS}: pins other rows to every training than those of the sources that the manifest "
+            f"names ({listing(pin) or 'none'}); prepare the data again"
+        )
+    found = describe(rows, folds, near, pin)
     for name, value in found.items():
         if manifest.get(name) != value:
             raise UserError(
@@ -222,6 +261,9 @@ def check_prepared(path: Path) -> tuple[Rows, Folds, dict[str, Any]]:
                 f"{brief(value, 60)} in the "
                 "files; they do not belong together, prepare the data again"
             )
+    for name, stated in _stated_files(manifest).items():
+        if stated != _file_hashes(path).get(name):
+            raise UserError(f"{path / name}: {CHANGED}")
     return rows, folds, manifest
 
 

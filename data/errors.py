@@ -37,13 +37,18 @@ def is_disk_full(error: BaseException) -> bool:
 
 def listing(items: Iterable[object], limit: int = 5) -> str:
     """Join ``items`` for a message, naming at most ``limit`` of them and counting the rest."""
-    values = [str(item) for item in items]
+    values = [printable(str(item)) for item in items]
     shown = ", ".join(values[:limit])
     rest = len(values) - limit
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with control characters replaced: a row's must not command the terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 def brief(value: object, limit: int = 200) -> str:
     """Return ``value`` as one line of text that is short enough for a message."""
-    text = " ".join(str(value)[: 4 * limit].split())
+    text = printable(" ".join(str(value)[: 4 * limit].split()))
     return text if len(text) <= limit else text[: limit - 3] + "..."

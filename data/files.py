@@ -6,6 +6,7 @@ missing or damaged file raises into a :class:`~data.errors.UserError` that names
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -47,6 +48,28 @@ def make_directory(path: Path) -> None:
         raise UserError(f"{path}: cannot be made a directory ({_reason(error)})") from error
 
 
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory for one command; refuse one that another holds. A killed command holds nothing."""
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be opened ({_reason(error)})") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{directory}: another command is writing there; wait until it has ended, or choose another "
+                "directory"
+            ) from None
+        except OSError:
+            pass  # a network's file system may know no locks
+        yield
+    finally:
+        os.close(handle)
+
+
 def unwritable(path: Path, error: OSError) -> UserError:
     """Return what to say of a file that cannot be written: the disk is full, or not ours to write."""
     return UserError(f"{path}: cannot be written ({_reason(error)}); nothing was left there half-written")
@@ -82,6 +105,11 @@ def require_file(path: Path, what: str = "file") -> Path:
             raise UserError(f"{path}: is a directory where a {what} was expected")
         if not path.exists():
             raise UserError(f"{path}: no such {what}")
+        if not path.is_file():
+            raise UserError(
+                f"{path}: is a pipe, a socket or a device where a {what} was expected; files are read more "
+                "than once, so write its content to one first"
+            )
     except (OSError, ValueError) as error:  # a name too long, a directory that may not be entered
         raise UserError(f"{brief(path)}: cannot be opened ({_reason(error)})") from error
     return path

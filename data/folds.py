@@ -116,15 +116,17 @@ def make_folds(
     """
     if n_folds < 2:
         raise UserError(f"{n_folds} folds cannot be cross-validated; give 2 or more")
+    if seed < 0:
+        raise UserError(f"a seed of {seed} is negative; give 0 or more")
     to_pin = _rows_of(rows, pin)
     groups = group_rows(rows, near)
     names, group_of_row = np.unique(np.array(groups), return_inverse=True)
     validated = np.bincount(group_of_row, weights=~to_pin, minlength=len(names)) > 0
     if validated.sum() < n_folds:
+        alike = f" (those of a similarity from {near.threshold} on are one: --near)" if near else ""
         raise UserError(
-            f"{int((~to_pin).sum())} rows hold {int(validated.sum())} distinct prompts, too few for "
-            f"{n_folds} "
-            "folds: rows of one prompt share a fold; give fewer folds or more prompts"
+            f"{int((~to_pin).sum())} rows hold {int(validated.sum())} distinct prompts{alike}, too few for "
+            f"{n_folds} folds: rows of one prompt share a fold; give fewer folds or more prompts"
         )
     strata, n_strata = _strata(rows)
     counts = np.zeros((len(names), n_strata), dtype=np.int32)

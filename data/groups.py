@@ -31,6 +31,8 @@ MAX_COMPARED = 16
 """Within one bucket a prompt is compared with this many of the groups met last: keeps time linear."""
 
 _SPACE = re.compile(r"\s+")
+_UNSEEN = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]")
+"""Characters that show nothing: soft hyphens, zero-width spaces and joiners, directions, variants."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,10 @@ class Near:
 def normalise_prompt(turns: Sequence[str]) -> str:
     """Join a prompt's turns into the text by which prompts are compared.
 
-    Unicode compatibility forms, letter case and runs of white space make no difference.
+    Unicode compatibility forms, letter case, runs of white space and characters that show nothing make no
+    difference.
     """
-    text = unicodedata.normalize("NFKC", "\n".join(turns)).casefold()
+    text = unicodedata.normalize("NFKC", _UNSEEN.sub("", "\n".join(turns))).casefold()
     return _SPACE.sub(" ", unicodedata.normalize("NFKC", text)).strip()
 
 

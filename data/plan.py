@@ -16,6 +16,7 @@ from data.files import require_file
 from data.sources import SourceOptions
 
 REPEATS = ("drop", "keep")
+IDS = ("column", "row-number")
 _SOURCE_KEYS = ("path", "pin", *(entry.name for entry in fields(SourceOptions)))
 
 
@@ -98,7 +99,7 @@ def read_plan(sources: list[str], options: SourceOptions, given: dict[str, Any])
         plan = replace(plan, **content)
     plan = replace(plan, **given, sources=found)
     plan.pin.extend(_name(source) for source in found if source.pin)
-    return _checked(plan, ", ".join(sources))
+    return checked(plan, ", ".join(sources))
 
 
 def _source(entry: Any, where: Path) -> Source:
@@ -119,6 +120,15 @@ def _source(entry: Any, where: Path) -> Source:
     options = {name: value for name, value in entry.items() if name not in {"path", "pin"}}
     if "columns" in options:
         options["columns"] = column_map(options["columns"], where)
+    for name in ("classes", "swap"):
+        bad = [value for value in options.get(name, []) if isinstance(value, (bool, list, dict, type(None)))]
+        if bad:
+            raise UserError(
+                f"{where}: {name} of source {entry['path']} holds {brief(bad[0], 40)}; write names, in "
+                "quotes where YAML takes them for something else, and class indices for a swap"
+            )
+    if options.get("ids", "column") not in IDS:
+        raise UserError(f"{where}: ids of source {entry['path']} must be one of {listing(IDS)}")
     if "classes" in options:
         options["classes"] = tuple(str(value) for value in options["classes"])
     if "swap" in options:
@@ -146,11 +156,14 @@ def _known(mapping: dict, keys: tuple[str, ...], where: Path) -> None:
         raise UserError(f"{where}: unknown key {listing(unknown)}; there are {listing(keys, 20)}")
 
 
-def _checked(plan: Plan, where: str) -> Plan:
+def checked(plan: Plan, where: str) -> Plan:
+    """Return a plan whose values are of their kind, or say which is not."""
     for name, kinds in (("folds", int), ("seed", int), ("prefix_ids", bool)):
         value = getattr(plan, name)
         if not isinstance(value, kinds) or (kinds is int and isinstance(value, bool)):
             raise UserError(f"{where}: {name} is {brief(value, 40)!r}, of the wrong type")
+    if plan.seed < 0:
+        raise UserError(f"{where}: a seed of {plan.seed} is negative; give 0 or more")
     if plan.repeats not in REPEATS:
         raise UserError(
             f"{where}: repeats is {brief(plan.repeats, 40)!r}; it must be one of {listing(REPEATS)}"

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,22 +168,27 @@ def _tokens(args: argparse.Namespace, encoder: Encoder, rows: Rows, out: Path) -
 @contextmanager
 def _nothing_left_behind(out: Path) -> Iterator[Path]:
     """Yield a scratch directory in ``out``; after a mistake, a directory that was not there is gone again."""
-    from data.files import make_directory
+    from data.files import locked, make_directory
 
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file where a directory is to be written; choose another --out")
-    made = next((parent for parent in reversed([out, *out.parents]) if not parent.exists()), None)
-    scratch = out / SCRATCH
-    shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
-    try:
-        make_directory(scratch)
-        yield scratch
-    except BaseException as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if isinstance(error, UserError) and made is not None and not (out / "manifest.json").exists():
-            shutil.rmtree(made, ignore_errors=True)
-        raise
-    shutil.rmtree(scratch, ignore_errors=True)
+    made = [parent for parent in [out, *out.parents] if not parent.exists()]
+    make_directory(out)
+    with locked(out):
+        scratch = out / SCRATCH
+        shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
+        try:
+            make_directory(scratch)
+            yield scratch
+        except UserError:
+            if made and not (out / "manifest.json").exists():
+                shutil.rmtree(out, ignore_errors=True)
+                with suppress(OSError):  # another command may have put something into a parent by now
+                    for parent in made[1:]:
+                        parent.rmdir()
+            raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -281,7 +286,7 @@ def _encoder(args: argparse.Namespace) -> Encoder | None:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    from data.plan import Plan, read_plan
+    from data.plan import Plan, checked, read_plan
 
     given = {name: getattr(args, name) for name in ("folds", "seed", "repeats", "prefix_ids")}
     given = {name: value for name, value in given.items() if value is not None}
@@ -294,16 +299,29 @@ def _plan(args: argparse.Namespace) -> Plan:
     if ARENA in args.source:
         if len(args.source) > 1:
             raise UserError(f"--source {ARENA} stands alone; prepare it in a directory of its own")
-        return Plan([], **{"near": None, **given})  # its prompts come from a grammar: near ones are not equal
+        # Its prompts come from a grammar: near ones are not equal.
+        return checked(Plan([], **{"near": None, **given}), f"--source {ARENA}")
     return read_plan(args.source, _source_options(args), given)
 
 
 def _simulate(args: argparse.Namespace) -> Rows:
     from data.arena import ArenaConfig, simulate_arena
 
-    for name in ("columns", "classes", "swap", "limit", "streaming", "margin"):
-        if getattr(args, name):
-            raise UserError(f"--{name} has no meaning with --source {ARENA}; leave it out")
+    usual = {"format": "auto", "ids": "column", "split": "train"}
+    for name in (
+        *usual,
+        "columns",
+        "classes",
+        "swap",
+        "limit",
+        "streaming",
+        "margin",
+        "repeats",
+        "prefix_ids",
+    ):
+        value = getattr(args, name)
+        if value and value != usual.get(name):
+            raise UserError(f"--{name.replace('_', '-')} has no meaning with --source {ARENA}; leave it out")
     seed = args.seed or 0
     if args.rows is None:
         return simulate_arena(ArenaConfig(seed=seed))

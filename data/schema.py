@@ -28,6 +28,8 @@ CLASSES_KEY = b"distillstack.classes"
 SWAP_KEY = b"distillstack.swap"
 PROB_SUM_TOLERANCE = 1e-3
 HASH_ROWS = 4096
+MAX_CLASSES = 127
+"""A label is an int8."""
 HASHED = ["row_id", "prompt", "response_a", "response_b", "label"]
 
 
@@ -50,6 +52,11 @@ class Classes:
     def __post_init__(self) -> None:
         if len(self.names) < 2 or len(set(self.names)) != len(self.names):
             raise UserError(f"classes must be two or more distinct names, not {listing(self.names)}")
+        if len(self.names) > MAX_CLASSES:
+            raise UserError(f"{len(self.names)} classes are more than the {MAX_CLASSES} that labels can have")
+        bad = [name for name in self.names if not str(name).strip() or not str(name).isprintable()]
+        if bad:
+            raise UserError(f"class name {bad[0]!r} is empty or holds control characters; give another")
         if self.swap is not None:
             k = len(self.names)
             if sorted(self.swap) != list(range(k)) or any(self.swap[self.swap[c]] != c for c in range(k)):
@@ -179,6 +186,42 @@ def soft_labels(table: pa.Table, n_classes: int) -> tuple[np.ndarray, np.ndarray
     return probs, given
 
 
+def column_types(classes: Classes) -> dict[str, pa.DataType]:
+    """Return the types of a row table's columns."""
+    import pyarrow as pa
+
+    text, turns = pa.string(), pa.list_(pa.string())
+    return {
+        "row_id": text,
+        "prompt": turns,
+        "response_a": turns,
+        "response_b": turns,
+        "label": pa.int8(),
+        "label_probs": pa.list_(pa.float32(), classes.n),
+        "model_a": text,
+        "model_b": text,
+        "source": text,
+    }
+
+
+def with_usual_types(rows: Rows) -> Rows:
+    """Return rows whose columns have the types that ours have: a table made elsewhere may have wider ones."""
+    import pyarrow as pa
+
+    table = rows.table
+    for name, kind in column_types(rows.classes).items():
+        if name not in table.column_names or table.schema.field(name).type == kind:
+            continue
+        if name == "label_probs":
+            probs, given = soft_labels(table, rows.classes.n)
+            pairs = zip(probs.tolist(), given.tolist(), strict=True)
+            column = pa.array([row if has else None for row, has in pairs], kind)
+        else:
+            column = table.column(name).cast(kind)
+        table = table.set_column(table.column_names.index(name), name, column)
+    return Rows(table, rows.classes)
+
+
 def make_rows(columns: dict[str, list], classes: Classes, where: str) -> Rows:
     """Build and validate a row table from Python columns; ``where`` names the source in messages.
 
@@ -187,18 +230,7 @@ def make_rows(columns: dict[str, list], classes: Classes, where: str) -> Rows:
     import pyarrow as pa
 
     n = len(columns["row_id"])
-    turns = pa.list_(pa.string())
-    types = {
-        "row_id": pa.string(),
-        "prompt": turns,
-        "response_a": turns,
-        "response_b": turns,
-        "label": pa.int8(),
-        "label_probs": pa.list_(pa.float32(), classes.n),
-        "model_a": pa.string(),
-        "model_b": pa.string(),
-        "source": pa.string(),
-    }
+    types = column_types(classes)
     defaults: dict[str, object] = {"response_a": [], "response_b": [], "label": None, "source": where}
     arrays = {}
     for name, kind in types.items():
@@ -314,8 +346,14 @@ def read_rows(path: Path) -> Rows:
 
     A file without our metadata is taken as a preference table: A wins, B wins, tie.
     """
+    import pyarrow as pa
+
     file = path / "rows.parquet" if path.is_dir() else path
     table = read_parquet(file, "row table")
+    try:
+        table.validate(full=True)  # text that is not UTF-8 would only be met where it is used
+    except pa.ArrowException as error:
+        raise UserError(f"{file}: is damaged ({brief(error)}); make it again") from error
     return validate(Rows(table, classes_of(table.schema, file)), file)
 
 

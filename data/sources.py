@@ -8,6 +8,7 @@ so that a set larger than memory can be prepared.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,13 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.clean import Cleaning
+from data.clean import Cleaning, is_utf8
 from data.conversations import UltraFeedbackReader, read_arena
 from data.errors import UserError, listing
 from data.layouts import TEXTS, Place, read_lmsys, read_pandalm, read_wsdm, source_name
 from data.load import Columns, Table, open_table
 from data.progress import progress
-from data.schema import PREFERENCE, Rows, read_rows
+from data.schema import CLASSES_KEY, PREFERENCE, Rows, read_rows
 from data.table import TableReader
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def read_source(
     if options.limit is not None and options.limit < 1:
         raise UserError(f"a limit of {options.limit} rows leaves none; give 1 or more")
     cleaning = Cleaning()
-    if _is_prepared(source):
+    if options.format == "auto" and _is_prepared(source):
         _only_for_tables(options, source, "row table")
         rows = read_rows(Path(source))
         if options.limit is not None:
@@ -120,7 +121,10 @@ def read_source(
     table = open_table(source, options.split, options.streaming)
     if not any(any(batch.values()) for batch in table.batches()):  # stops at the first batch with a row
         raise UserError(f"{source}: holds no rows")
-    place = Place(source, options.name or source_name(source), cleaning)
+    name = options.name or source_name(source)
+    if not is_utf8(name) or "\x00" in name:
+        raise UserError(f"{source}: its name is no UTF-8 text; rename the file, or name it in a sources file")
+    place = Place(source, name, cleaning)
     reader = choose_reader(table, source, options)
     first: list[Rows] = []
 
@@ -171,12 +175,21 @@ def _detect(table: Table) -> str:
     if {"id", *TEXTS} <= names:
         if set(PREFERENCE.names) & names:
             return "lmsys"
+        first = next((batch for batch in table.batches() if batch["prompt"]), None)
+        if first is not None and all(_is_json_list(first[name][0]) for name in TEXTS):
+            return "lmsys"
         if "winner" in names and "label" not in names:
             return "wsdm"
-        first = next((batch["prompt"][0] for batch in table.batches() if batch["prompt"]), None)
-        if isinstance(first, str) and first.startswith("[") and first.endswith("]"):
-            return "lmsys"
     return "table"
+
+
+def _is_json_list(cell: object) -> bool:
+    if not isinstance(cell, str) or not cell.startswith("["):
+        return False
+    try:
+        return isinstance(json.loads(cell), list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def join_parts(parts: Iterator[pa.Table], scratch: Path | None, name: str) -> pa.Table:
@@ -210,9 +223,18 @@ def refuse_repeated_ids(ids: list[str], where: str) -> None:
 
 
 def _is_prepared(source: str) -> bool:
+    """Whether a source is a row table of our own: a directory that holds one, or a file that says so."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(source)
     try:
-        return (Path(source) / "rows.parquet").is_file()
-    except (OSError, ValueError):
+        if (path / "rows.parquet").is_file():
+            return True
+        if path.suffix != ".parquet" or not path.is_file():
+            return False
+        return CLASSES_KEY in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError, ValueError):
         return False
 
 

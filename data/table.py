@@ -6,14 +6,13 @@ are looked through once before any row is made, so that the first batch and the 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 
 from data.errors import UserError, brief, listing
-from data.layouts import Place, cell_text, require
+from data.layouts import MODELS, Place, cell_text, label_index, require, soft_label_cells
 from data.load import Columns, Table
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows, make_rows
+from data.schema import MAX_CLASSES, PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows, make_rows
 
 FIELDS = ("row_id", "prompt", "response_a", "response_b", "label", "label_probs", "model_a", "model_b")
 
@@ -49,16 +48,9 @@ class TableReader:
                 "--columns row_id=COLUMN, or number the rows with --ids row-number"
             )
         self.pair = "response_a" in self.chosen
-        seen: set[str] = set()
+        seen: dict[str, int] = {}
         if "label" in self.chosen and classes is None:
-            for batch in table.batches():
-                texts = {cell_text(value) for value in batch[self.chosen["label"]]}
-                seen.update(text for text in texts if text is not None)
-                if len(seen) > 1000:
-                    raise UserError(
-                        f"{where}: column {self.chosen['label']} holds more than 1,000 different labels; "
-                        "is it the label's column?"
-                    )
+            seen = _first_rows(table, self.chosen["label"], where)
         self.classes = _classes(seen, where, classes, swap, self.pair)
 
     def __call__(self, columns: Columns, place: Place) -> Rows:
@@ -76,13 +68,29 @@ class TableReader:
                 out[name] = place.turns(columns, ids, chosen[name])
         if "label" in chosen:
             cells = zip(ids, columns[chosen["label"]], strict=True)
-            out["label"] = [_label_index(cell_text(cell), self.classes, key, where) for key, cell in cells]
+            out["label"] = [label_index(cell_text(cell), self.classes, key, where) for key, cell in cells]
         if "label_probs" in chosen:
-            out["label_probs"] = _soft_labels(columns, chosen["label_probs"], ids, self.classes, where)
-        for name in ("model_a", "model_b"):
-            if name in chosen:
-                out[name] = [None if value is None else str(value) for value in columns[chosen[name]]]
+            out["label_probs"] = soft_label_cells(columns, chosen["label_probs"], ids, self.classes, where)
+        place.copy_models(columns, out, {name: chosen[name] for name in MODELS if name in chosen})
         return make_rows(out, self.classes, where)
+
+
+def _first_rows(table: Table, column: str, where: str) -> dict[str, int]:
+    """The labels of a column and the first row of each, counted from 0."""
+    seen: dict[str, int] = {}
+    start = 0
+    for batch in table.batches():
+        for i, value in enumerate(batch[column]):
+            text = cell_text(value)
+            if text is not None and text not in seen:
+                seen[text] = start + i
+        start += len(batch[column])
+        if len(seen) > MAX_CLASSES:
+            raise UserError(
+                f"{where}: column {column} holds more than {MAX_CLASSES} different labels; is it the label's "
+                "column?"
+            )
+    return seen
 
 
 def _choose_columns(names: list[str], where: str, columns: Mapping[str, str]) -> dict[str, str]:
@@ -96,6 +104,11 @@ def _choose_columns(names: list[str], where: str, columns: Mapping[str, str]) ->
         chosen["row_id"] = "id"
     chosen.update(columns)
     for name, theirs in chosen.items():
+        other = next((field for field in chosen if field != name and chosen[field] == theirs), None)
+        if other is not None:
+            raise UserError(
+                f"{where}: column {theirs} is to be both {name} and {other}; name another for one"
+            )
         require(names, theirs.split(",") if name == "label_probs" else [theirs], where)
     if "prompt" not in chosen:
         raise UserError(
@@ -111,18 +124,21 @@ def _choose_columns(names: list[str], where: str, columns: Mapping[str, str]) ->
 
 
 def _classes(
-    seen: set[str], where: str, names: tuple[str, ...] | None, swap: tuple[int, ...] | None, pair: bool
+    seen: dict[str, int], where: str, names: tuple[str, ...] | None, swap: tuple[int, ...] | None, pair: bool
 ) -> Classes:
     """The classes as the options name them, else as the labels show them."""
     if names is None:
         if pair:
-            if not seen or seen <= {"0", "1", "2"} or seen <= set(PREFERENCE.names):
-                two = bool(seen) and not seen & {"2", PREFERENCE.names[2]}
+            usual: set[str] = {"0", "1", "2"} if seen.keys() & {"0", "1", "2"} else set(PREFERENCE.names)
+            odd = [label for label in seen if label not in usual]
+            if not odd:
+                two = bool(seen) and not seen.keys() & {"2", PREFERENCE.names[2]}
                 names = (PREFERENCE_NO_TIE if two else PREFERENCE).names
             else:
                 raise UserError(
                     f"{where}: cannot tell which of the labels {listing(sorted(seen))} means that response A "
-                    "wins; give --classes in the order A wins, B wins, tie"
+                    f"wins ({brief(odd[0], 40)} is first in row {seen[odd[0]]}, counted from 0); correct the "
+                    "label, or give --classes in the order A wins, B wins, tie"
                 )
         else:
             if len(seen) < 2:
@@ -142,38 +158,3 @@ def _classes(
     if swap is not None and not pair:
         raise UserError(f"{where}: a swap was given, but the rows have no two responses to swap")
     return Classes(names, swap)
-
-
-def _label_index(label: str | None, classes: Classes, row_id: str, where: str) -> int | None:
-    if label is None:
-        return None
-    if label in classes.names:
-        return classes.names.index(label)
-    if label.isdecimal() and int(label) < classes.n:
-        return int(label)
-    raise UserError(
-        f"{where}: row {row_id} has label {brief(label)}; a label is a class name ({listing(classes.names)}) "
-        f"or an index from 0 to {classes.n - 1}"
-    )
-
-
-def _soft_labels(columns: Columns, names: str, ids: list, classes: Classes, where: str) -> list:
-    """Distributions from one column of lists or from K columns; a row with all cells empty has none."""
-    theirs = names.split(",")
-    cells = columns[theirs[0]] if len(theirs) == 1 else list(zip(*(columns[n] for n in theirs), strict=True))
-    out: list[list[float] | None] = []
-    for row_id, cell in zip(ids, cells, strict=True):
-        if cell is None or (len(theirs) > 1 and all(value in (None, "") for value in cell)):
-            out.append(None)
-            continue
-        try:
-            values = [float(value) for value in (json.loads(cell) if isinstance(cell, str) else cell)]
-        except (TypeError, ValueError, RecursionError, OverflowError):
-            values = []
-        if len(values) != classes.n:
-            raise UserError(
-                f"{where}: row {row_id}, column {names} holds {brief(cell)}, not {classes.n} numbers, one "
-                "a class"
-            )
-        out.append(values)
-    return out

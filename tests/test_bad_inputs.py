@@ -60,17 +60,40 @@ def arena(**changes: Any) -> dict[str, Any]:
     }
 
 
+MANY_CLASSES = ",".join(map(str, range(128)))
 DEEP = "[" * 100_000 + "]" * 100_000
 
 # name of the file, its content (or what makes it), what the one message must say, further arguments
 CASES: dict[str, tuple[str, Any, str, list[str]]] = {
     "empty file": ("t.csv", b"", "is empty", []),
     "header alone": ("t.csv", TABLE, "holds no rows", []),
-    "latin-1": ("t.csv", (TABLE + "1,caf\xe9,a,b,0\n").encode("latin-1"), "cannot be read as CSV", []),
-    "utf-16": ("t.csv", (TABLE + GOOD).encode("utf-16"), "cannot be read as CSV|no column", []),
-    "ragged row": ("t.csv", TABLE + "1,p,a,b\n", "cannot be read as CSV.*Expected 5 columns", []),
-    "too many cells": ("t.csv", TABLE + "1,p,a,b,0,9\n", "Expected 5 columns, got 6", []),
-    "quote left open": ("t.csv", TABLE + '1,"p,a,b,0\n' * 3, "t.csv", []),
+    "latin-1": (
+        "t.csv", (TABLE + "1,caf\xe9,a,b,0\n").encode("latin-1"), "not UTF-8 text .* save it as UTF-8", [],
+    ),
+    "utf-16": ("t.csv", (TABLE + GOOD).encode("utf-16"), "not UTF-8 text soon after line 1", []),
+    "ragged row": ("t.csv", TABLE + "1,p,a,b\n", "line 2 on has 4 cells where the header names 5", []),
+    "too many cells": ("t.csv", TABLE + "1,p,a,b,0,9\n", "has 6 cells where the header names 5 columns", []),
+    "quote left open": (
+        "t.csv", TABLE + GOOD + 'z,"p,a,b,0\n' + GOOD, "row from line 14 on: unexpected end .* quote", [],
+    ),
+    "quote left open in the last column": ("t.csv", TABLE + GOOD + 'z,p,a,b,"0\n', "line 14 on: unexp", []),
+    "quote that swallows rows": (
+        "t.csv", "id,label,prompt\n1,0,sun\n2,1,\"moon\n3,0,sea\n4,1,\"sky\"\n", "line 3 on: ',' expected",
+        [],
+    ),
+    "text after a quote": ("t.csv", TABLE + '1,"say" no,a,b,0\n', "a quote missing, or one inside", []),
+    "header of NULs": ("t.csv", (TABLE + GOOD).encode("utf-16-le"), "NUL characters in its header", []),
+    "empty lines": ("t.csv", "\n\n", "holds no rows, only empty lines", []),
+    "forty-megabyte field": ("t.csv", TABLE + f'1,"{"x" * 40_000_000}",a,b,0\n', "40,000,000 characters", []),
+    "a field without end": ("t.csv", TABLE + f'1,"{"x" * 70_000_000}",a,b,0\n', "larger than field", []),
+    "key twice": ("t.jsonl", lines(record()) + '{"id": 2, "label": 0, "label": 1}\n', "key label twice", []),
+    "key twice in a list": ("t.json", '[{"id": 2, "label": 0, "label": 1}]', "row 0 .* key label twice", []),
+    "JSON without a comma": ("t.json", '[{"id": 1} {"id": 2}]', "row 1 .* comma or the list's end", []),
+    "JSON with a comma too many": ("t.json", '[{"id": 1}, ]', "row 1 .* not valid JSON", []),
+    "JSON and more": ("t.json", '[{"id": 1}] []', "text follows the list's end", []),
+    "pipe": ("t.csv", os.mkfifo, "is a pipe, a socket or a device", []),
+    "split of a file": ("t.csv", TABLE + GOOD, "--split and --streaming have no", ["--split", "test"]),
+    "stream of a file": ("t.csv", TABLE + GOOD, "--split and --streaming have no meaning", ["--streaming"]),
     "column twice": ("t.csv", "id,id,prompt\n1,2,p\n", "a column name appears twice", []),
     "NUL byte": ("t.csv", TABLE + "1,p\0q,a,b,0\n", "row 1, column prompt holds a NUL", []),
     "NUL in JSON": ("t.jsonl", lines(record(response_a="a\0b")), "column response_a holds a NUL", []),
@@ -115,13 +138,18 @@ CASES: dict[str, tuple[str, Any, str, list[str]]] = {
         "t.jsonl", lines(record(label_probs=[0.5, 0.5])), "not 3 numbers", ["--classes", "A,B,tie"],
     ),
     "JSON cut off": ("t.json", '[{"id": 1, "prom', "not valid JSON", []),
-    "JSON of one object": ("t.json", '{"id": 1}', "expected a list of objects", []),
+    "JSON of one object": ("t.json", '{"id": 1}', "no column prompt among id", []),
+    "JSON of one object, indented": ("t.json", '{\n "id": 1\n}', "line 1: not valid JSON", []),
     "JSON of numbers": ("t.json", "[1, 2]", "expected a list of objects", []),
     "JSON too deep": ("t.json", DEEP, "nested too deep", []),
     "line cut off": ("t.jsonl", lines(record()) + '{"id": ', "line 2: not valid JSON", []),
     "line of a list": ("t.jsonl", "[1]\n", "expected a list of objects", []),
     "line too deep": ("t.jsonl", DEEP + "\n", "line 1: JSON nested too deep", []),
     "object as prompt": ("t.jsonl", lines(record(prompt={"a": [1]})), "column prompt holds", []),
+    "Parquet of bad text": (
+        "t.parquet", parquet(id=["1"], prompt=pa.array([b"\xff"]).view(pa.string()), label=[0]),
+        "column prompt is not UTF-8 text", ["--classes", "a,b"],
+    ),
     "not Parquet": ("t.parquet", b"PAR1 nothing", "not a readable Parquet file", []),
     "Parquet cut off": (
         "t.parquet", lambda path: (parquet(id=["1"] * 99)(path), path.write_bytes(path.read_bytes()[:-9])),
@@ -169,7 +197,9 @@ CASES: dict[str, tuple[str, Any, str, list[str]]] = {
         json.dumps([{"idx": 1, "instruction": "i", "response1": "a", "response2": "b", "annotator1": 5}]),
         "a vote is 0", [],
     ),
-    "too few prompts": ("t.csv", TABLE + "1,p,a,b,0\n2,P,a,c,1\n", "distinct prompts, too few", []),
+    "too few prompts": (
+        "t.csv", TABLE + "1,p,a,b,0\n2,P,a,c,1\n", "distinct prompts .those of a similarity from 0.8", [],
+    ),
     "unknown pin": ("t.csv", TABLE + GOOD, "--pin extra: no such source", ["--pin", "extra"]),
     "all pinned": ("t.csv", TABLE + GOOD, "too few for 5 folds", ["--pin", "t.csv"]),
     "near is no number": ("t.csv", TABLE + GOOD, "--near much", ["--near", "much"]),
@@ -182,6 +212,88 @@ CASES: dict[str, tuple[str, Any, str, list[str]]] = {
         "t.csv", TABLE + GOOD, "--inspect shows rows as token ids", ["--inspect", "2"],
     ),
     "max_length": ("t.csv", TABLE + GOOD, "max_length is 3", ["--tokenizer", "t", "--max-length", "3"]),
+    "id of spaces": (
+        "t.jsonl", lines(record(), record(id="  ")), r"row 1 \(counted from 0\) has no row_id", [],
+    ),
+    "id of half a character": ("t.jsonl", lines(record(id="\ud800")), "a lone surrogate in it", []),
+    "model of another kind": (
+        "t.jsonl", lines(record(model_a={"a": 1})), "model_a holds .* model's name", [],
+    ),
+    "NUL in a model": ("t.jsonl", lines(record(model_b="m\0")), "row x, column model_b holds a NUL", []),
+    "too many classes": (
+        "t.jsonl", lines(*({"id": i, "prompt": "p", "label": i} for i in range(128))),
+        "more than 127 different labels", [],
+    ),
+    "too many class names": (
+        "t.csv", "id,prompt\n1,p\n", "128 classes are more than the 127", ["--classes", MANY_CLASSES],
+    ),
+    "class without a name": ("t.csv", TABLE + GOOD, "class name '' is empty", ["--classes", "A,,B"]),
+    "class of half a character": (
+        "t.jsonl", lines({"id": 1, "prompt": "p", "label": "\ud800"}, {"id": 2, "prompt": "q", "label": "b"}),
+        "class name .* control characters", [],
+    ),
+    "one odd label": ("t.csv", TABLE + GOOD + "z,p,a,b,inf\n", "inf is first in row 12, counted from 0", []),
+    "label with a leading zero": ("t.csv", TABLE + "1,p,a,b,01\n", "label 01", ["--classes", "A,B,tie"]),
+    "one column twice": (
+        "t.csv", TABLE + GOOD, "column response_b is to be both", ["--columns", "response_a=response_b"],
+    ),
+    "no such column": ("t.csv", TABLE + GOOD, "no column nope; it has", ["--columns", "prompt=nope"]),
+    "lists and a bad label": (
+        "t.csv", TABLE + '1,"[""p""]","[""a""]","[""b""]",7\n', "row 1 has label 7", [],
+    ),
+    "arena without a question": (
+        "t.jsonl", lines(arena(conversation_a=messages(("system", "x")))),
+        "has no question", [],
+    ),
+    "arena with a system message last": (
+        "t.jsonl", lines(arena(conversation_a=messages(("user", "q"), ("assistant", "a"), ("system", "x")))),
+        "a system message after the last", [],
+    ),
+    "truth as rating": (
+        "t.jsonl", lines({"instruction": "i", "completions": [{"response": "a", "overall_score": True}]}),
+        "row 0 has the rating True", [],
+    ),
+    "completion's model": (
+        "t.jsonl", lines({"instruction": "i", "completions": [{"response": "a", "score": 1, "model": [1]}]}),
+        "column completions holds .* model's name", [],
+    ),
+    "binarized without a question": (
+        "t.jsonl",
+        lines({"prompt": "p", "chosen": messages(("system", "x")), "rejected": messages(("system", "x")),
+               "score_chosen": 1, "score_rejected": 0}),
+        "column chosen has no question", [],
+    ),
+    "negative seed": ("t.csv", TABLE + GOOD, "a seed of -1 is negative", ["--seed=-1"]),
+    "no folds": ("t.csv", TABLE + GOOD, "0 folds cannot be cross-validated", ["--folds", "0"]),
+    "more folds than prompts": (
+        "t.csv", TABLE + GOOD, "too few for 1000000000 folds", ["--folds", "1000000000"],
+    ),
+    "sources file, negative seed": ("t.yaml", "seed: -1\nsources: [a.csv]\n", "a seed of -1 is negative", []),
+    "sources file, ids": (
+        "t.yaml", "sources: [{path: a.csv, ids: none}]\n", "must be one of column, row-n", [],
+    ),
+    "sources file, truth as class": (
+        "t.yaml", "sources: [{path: a.csv, classes: [yes, no]}]\n", "classes of source a.csv holds True", [],
+    ),
+    "sources file, truth in a swap": (
+        "t.yaml", "sources: [{path: a.csv, swap: [true, 0]}]\n", "swap of source a.csv holds True", [],
+    ),
+    "sources file, key twice": (
+        "t.yaml", "folds: 3\nfolds: 4\nsources: [a.csv]\n", "duplicate key folds", [],
+    ),
+    "sources file, a bomb": (
+        "t.yaml",
+        "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join(['*' + a] * 10)}]\n" for a, b in ["ab", "bc", "cd", "de", "ef"])
+        + "sources: *f\n",
+        "not a readable YAML file", [],
+    ),
+    "sources file that runs code": (
+        "t.yaml", "sources: !!python/object/apply:os.system ['false']\n", "not a readable YAML file", [],
+    ),
+    "sources file in UTF-16": (
+        "t.yaml", "sources: [a.csv]\n".encode("utf-16"), "not a readable YAML file", [],
+    ),
     "sources file of text": ("t.yaml", "nothing", "expected a list of sources", []),
     "sources file, cyclic": (
         "t.yaml", "sources: &a\n  - *a\n", "not a readable YAML file|a source is a path", [],

@@ -113,3 +113,44 @@ def test_the_content_hash_is_that_of_the_whole_columns_as_json(n: int, soft: boo
         *rows.classes.names, *names, *(json.dumps(table[name].to_pylist()) for name in names)
     )
     assert rows.content_hash == expected
+
+
+def test_a_label_is_not_dropped_for_an_unlabelled_row() -> None:
+    test = rows_of(("t1", "p", "a", "b", None), ("t2", "q", "a", "b", None))
+    more = rows_of(("m1", "p", "b", "a", 0), ("m2", "z", "a", "b", 1), source="more")
+    again = rows_of(("n1", "p", "a", "b", 1), ("n2", "q", "a", "b", None), source="again")
+    joined, repeats = combine([("test", test), ("more", more), ("again", again)])
+    assert joined.row_ids == ["t1", "t2", "m1", "m2"]
+    assert joined.labels.tolist() == [-1, -1, 0, 1]
+    assert repeats.between == {"again": ["n1", "n2"]}
+    assert repeats.labelling == ["m1"]
+    assert (
+        "1 rows repeat an unlabelled pair of an earlier source, kept for their label: m1" in repeats.lines()
+    )
+    assert repeats.counts()["labelling"] == 1
+
+
+def test_a_table_made_elsewhere_joins_whatever_its_types() -> None:
+    own = rows_of(("1", "p", "a", "b", 0), ("2", "q", "a", "b", None))
+    turns = pa.large_list(pa.large_string())
+    wide = {
+        "row_id": pa.array(["3", "4"], pa.large_string()),
+        "prompt": pa.array([["r"], ["s"]], turns),
+        "response_a": pa.array([["a"], ["a"]], turns),
+        "response_b": pa.array([["b"], ["b"]], turns),
+        "label": pa.array([2, None], pa.int64()),
+        "label_probs": pa.array([None, [0.5, 0.5, 0.0]], pa.list_(pa.float64())),
+        "source": pa.array(["x", "x"]).dictionary_encode(),
+        "extra": pa.array([1, 2]),
+    }
+    other = Rows(pa.table(wide), PREFERENCE)
+    for parts in ([("s", own), ("x", other)], [("x", other), ("s", own)]):
+        joined, _ = combine(parts)
+        assert joined.table.schema.field("label").type == pa.int8()
+        by_id = dict(zip(joined.row_ids, joined.targets.tolist(), strict=True))
+        assert by_id["1"] == [1, 0, 0]
+        assert by_id["3"] == [0, 0, 1]
+        assert by_id["4"] == [0.5, 0.5, 0]
+    clash = Rows(own.table.append_column("extra", pa.array(["u", "v"])), PREFERENCE)
+    with pytest.raises(UserError, match=r"sources s, x: a column has another type .*extra.*; rename"):
+        combine([("s", clash), ("x", other)])

@@ -126,3 +126,17 @@ def test_largest_groups_are_reported() -> None:
     rows = rows_with(["b", "a", "b", "c", "b", "a"])
     found = largest_groups(rows, group_rows(rows))
     assert [(n, prompt) for _, n, prompt in found] == [(3, "b"), (2, "a")]
+
+
+@pytest.mark.parametrize(
+    "twin",
+    [
+        "Caf\u00e9  AU lait",
+        "cafe\u0301 au\u00a0lait",
+        "\uff23\uff21\uff26\u00c9\nau lait",
+        "ca\u00adf\u00e9 au\u200b lait\ufeff",
+    ],
+)
+def test_what_looks_the_same_is_the_same(twin: str) -> None:
+    one, other = group_prompts([["caf\u00e9 au lait"], [twin]])
+    assert one == other

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.clean import BOTH_BAD, IMAGES, RATED_TIES, UNANSWERED
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE
+from data.clean import BOTH_BAD, IMAGES, RATED_TIES, SURROGATES, UNANSWERED, UNPAIRED
+from data.schema import PREFERENCE, PREFERENCE_NO_TIE, write_rows
 from data.sources import SourceOptions, read_source
 
 
@@ -198,12 +198,12 @@ def test_packed_files_read_like_plain_ones(tmp_path: Path) -> None:
 
 
 def test_batches_and_scratch_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import data.load
+    import data.text_files
 
     records = [{"id": f"r{i}", "prompt": f"p{i}", "label": "xyz"[i % 3] if i else None} for i in range(50)]
     source = write_jsonl(tmp_path / "t.jsonl", records)
     whole, _ = read_source(source)
-    monkeypatch.setattr(data.load, "BATCH_ROWS", 7)
+    monkeypatch.setattr(data.text_files, "BATCH_ROWS", 7)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     for kept in (None, scratch):
@@ -211,3 +211,100 @@ def test_batches_and_scratch_make_no_difference(tmp_path: Path, monkeypatch: pyt
             rows, _ = read_source(source, options, kept)
             assert rows.content_hash == whole.take(list(range(n))).content_hash
     assert len(list(scratch.iterdir())) == 2
+
+
+def lists(i: int, **more: Any) -> dict[str, Any]:
+    return {"id": i, "prompt": json.dumps([f"q{i}"]), "response_a": '["a"]', "response_b": '["b"]', **more}
+
+
+@pytest.mark.parametrize(
+    ("more", "labels"),
+    [
+        ([{"label": 1}, {"label": "winner_tie"}, {"label": None}], [1, 2, -1]),
+        ([{"winner": "model_b"}, {"winner": "tie"}, {"winner": ""}], [1, 2, -1]),
+        ([{}, {}, {}], [-1, -1, -1]),
+        ([{"label_probs": [0, 0.5, 0.5]}, {"label_probs": None}, {}], [-1, -1, -1]),
+    ],
+)
+def test_lists_of_turns_keep_the_label_they_have(tmp_path: Path, more: list, labels: list[int]) -> None:
+    """The reader of the competition's lists once passed over every label but its three columns."""
+    rows, _ = read_source(write_jsonl(tmp_path / "t.jsonl", [lists(i, **m) for i, m in enumerate(more)]))
+    assert rows.table.column("prompt").to_pylist() == [["q0"], ["q1"], ["q2"]]
+    assert rows.labels.tolist() == labels
+    if "label_probs" in more[0]:
+        assert rows.targets[0].tolist() == [0, 0.5, 0.5]
+
+
+def test_votes_written_as_floats_are_votes(tmp_path: Path) -> None:
+    """A column with gaps turns whole numbers into floats, which a CSV keeps as 1.0."""
+    names = PREFERENCE.names
+    (tmp_path / "l.csv").write_text(
+        f"id,prompt,response_a,response_b,{','.join(names)}\n"
+        + '1,"[""p""]","[""a""]","[""b""]",0.0,0.0,1.0\n'
+    )
+    assert read_source(str(tmp_path / "l.csv"))[0].labels.tolist() == [2]
+    (tmp_path / "t.csv").write_text(
+        "id,prompt,response_a,response_b,label\n1,p,a,b,2.0\n2,q,a,b,\n3,r,a,b,0.0\n"
+    )
+    assert read_source(str(tmp_path / "t.csv"))[0].labels.tolist() == [2, -1, 0]
+    vote = {"idx": 1, "instruction": "i", "response1": "a", "response2": "b", "annotator1": 1.0}
+    (tmp_path / "p.json").write_text(json.dumps([vote]))
+    assert read_source(str(tmp_path / "p.json"))[0].labels.tolist() == [0]
+
+
+def test_a_prompt_in_brackets_is_no_list(tmp_path: Path) -> None:
+    record = {"id": "1", "prompt": "[INST] hello [/INST]", "response_a": "a", "response_b": "b"}
+    rows, _ = read_source(write_jsonl(tmp_path / "t.jsonl", [record]))
+    assert rows.table.column("prompt").to_pylist() == [["[INST] hello [/INST]"]]
+
+
+def test_empty_soft_labels_of_a_csv_are_none(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('id,prompt,label,label_probs\n1,p,a,"[0.25, 0.75]"\n2,q,b,\n')
+    rows, _ = read_source(str(tmp_path / "t.csv"))
+    assert rows.targets.tolist() == [[0.25, 0.75], [0, 1]]
+
+
+def test_instructions_without_a_pair_are_counted(tmp_path: Path) -> None:
+    two = [completion("m", 1), completion("n", 2)]
+    records = [{"instruction": f"i{n}", "completions": two[:n]} for n in (2, 1, 0)]
+    rows, cleaning = read_source(write_jsonl(tmp_path / "t.jsonl", records))
+    assert len(rows) == 1
+    assert cleaning.counts[UNPAIRED] == 2
+
+
+def test_models_names_are_cleaned_like_texts(tmp_path: Path) -> None:
+    record = {
+        "id": "1",
+        "prompt": "p",
+        "response_a": "a",
+        "response_b": "b",
+        "model_a": "m\ud800",
+        "model_b": 7,
+    }
+    rows, cleaning = read_source(write_jsonl(tmp_path / "t.jsonl", [record]))
+    assert rows.table.select(["model_a", "model_b"]).to_pylist() == [{"model_a": "m\ufffd", "model_b": "7"}]
+    assert cleaning.counts[SURROGATES] == 1
+
+
+def test_a_row_table_given_as_a_file_keeps_its_classes(tmp_path: Path) -> None:
+    """As a plain table its texts would have become pairs without responses, its classes preferences."""
+    records = [{"id": i, "prompt": f"p{i}", "label": "xyz"[i % 3]} for i in range(6)]
+    rows, _ = read_source(write_jsonl(tmp_path / "t.jsonl", records))
+    write_rows(tmp_path / "kept.parquet", rows)
+    again, _ = read_source(str(tmp_path / "kept.parquet"))
+    assert again.classes == rows.classes
+    assert again.content_hash == rows.content_hash
+
+
+def test_models_that_cannot_be_told_apart_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches with and without model columns once could not be joined."""
+    import data.text_files
+
+    monkeypatch.setattr(data.text_files, "BATCH_ROWS", 1)
+    record = {"instruction": "i", "input": 0, "response1": "a", "response2": "b"}
+    keys = ["opt-7b_llama-7b", "my_model_llama-7b"]
+    records = [{"idx": i, "cmp_key": key, **record} for i, key in enumerate(keys)]
+    (tmp_path / "scratch").mkdir()
+    rows, _ = read_source(write_jsonl(tmp_path / "t.jsonl", records), scratch=tmp_path / "scratch")
+    assert rows.table.column("model_a").to_pylist() == ["opt-7b", None]
+    assert rows.table.column("prompt").to_pylist() == [["i\n\n0"]] * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from data.arena import ArenaConfig, simulate_arena
 from data.dataset import load_prepared, prepare
 from data.errors import UserError
+from data.files import locked, sha256_files
 from data.folds import Folds, read_folds, write_folds
 from data.prepare import main
 from data.schema import Classes, Rows, read_rows, write_rows
@@ -63,6 +65,7 @@ def test_prepare_leaves_what_load_reads(tmp_path: Path, rows: Rows) -> None:
         "pin": [],
         "n_pinned": 0,
         "label_counts": dict(zip(rows.classes.names, np.bincount(rows.labels).tolist(), strict=True)),
+        "files": {name: sha256_files([tmp_path / name]) for name in ("rows.parquet", "folds.parquet")},
     }
 
 
@@ -189,6 +192,9 @@ def test_command_reads_a_table_through_a_yaml_column_map(tmp_path: Path) -> None
     [
         (["--source", "gone.csv"], "gone.csv: no such source file"),
         (["--source", "arena", "--limit", "5"], "--limit has no meaning with --source arena"),
+        (["--source", "arena", "--prefix-ids"], "--prefix-ids has no meaning with --source arena"),
+        (["--source", "arena", "--format", "lmsys"], "--format has no meaning with --source arena"),
+        (["--source", "arena", "--seed=-1"], "a seed of -1 is negative"),
         (["--source", "t.csv", "--rows", "5"], "--rows sizes the simulated arena"),
         (["--source", "t.csv", "--columns", "prompt"], "--columns prompt: give field=column"),
         (["--source", "t.csv", "--columns", "gone.yaml"], "gone.yaml: no such column map"),
@@ -312,83 +318,6 @@ def test_a_sources_file_combines_pins_and_prefixes(
     assert contents(out) == before
 
 
-def check(path: Path) -> None:
-    main(["--check", str(path)])
-
-
-def test_check_proves_and_prints_balance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write_table(tmp_path / "t.csv", distinct(40))
-    out = tmp_path / "out"
-    main(["--source", source, "--out", str(out), "--tokenizer", tokenizer_file(tmp_path)])
-    capsys.readouterr()
-    check(out)
-    shown = capsys.readouterr().out
-    assert "no group of equal prompts and near-duplicates (similarity 0.8 and above) is split" in shown
-    assert "every byte as it was written" in shown
-    assert len([line for line in shown.splitlines() if line[:1].isdigit()]) == 5
-
-
-def tamper_fold(out: Path) -> None:
-    folds = read_folds(out)
-    fold = folds.fold.copy()
-    fold[0] = (fold[0] + 1) % 5
-    write_folds(out, Folds(folds.row_ids, folds.group_ids, fold))
-
-
-def tamper_label(out: Path) -> None:
-    rows = read_rows(out)
-    label = np.where(np.arange(len(rows)) == 0, (rows.labels + 1) % 3, rows.labels)
-    column = rows.table.column_names.index("label")
-    write_rows(
-        out / "rows.parquet",
-        Rows(rows.table.set_column(column, "label", [label.astype(np.int8)]), rows.classes),
-    )
-
-
-def tamper_manifest(out: Path) -> None:
-    manifest = json.loads((out / "manifest.json").read_text())
-    (out / "manifest.json").write_text(json.dumps({**manifest, "n_groups": 3}))
-
-
-def tamper_near(out: Path) -> None:
-    manifest = json.loads((out / "manifest.json").read_text())
-    (out / "manifest.json").write_text(json.dumps({**manifest, "near": {"threshold": "x"}}))
-
-
-def tamper_tokens(out: Path) -> None:
-    (path,) = out.glob("tokens-*/ids.u32")
-    content = bytearray(path.read_bytes())
-    content[9] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("tamper", "message"),
-    [
-        (tamper_fold, "group .* is split over folds|near-duplicate group"),
-        (tamper_label, "manifest.json: (rows_hash|label_counts) is"),
-        (tamper_manifest, "manifest.json: n_groups is 3 there"),
-        (tamper_near, "near-duplicate threshold is damaged"),
-        (tamper_tokens, r"tokens-.*ids\.u32 is damaged"),
-        (lambda out: (out / "folds.parquet").unlink(), "no such fold file"),
-        (lambda out: (out / "rows.parquet").write_bytes(b"PAR1"), "not a readable Parquet file"),
-        (lambda out: (out / "manifest.json").write_text("[]"), "is not the manifest"),
-    ],
-)
-def test_check_finds_what_was_tampered_with(tmp_path: Path, tamper, message: str) -> None:
-    source = write_table(tmp_path / "t.csv", [*distinct(20), STORY, STORY + "!"])
-    out = tmp_path / "out"
-    main(["--source", source, "--out", str(out), "--tokenizer", tokenizer_file(tmp_path)])
-    tamper(out)
-    if tamper is tamper_fold:  # row 0 stands alone: split a group of two instead
-        folds = read_folds(out)
-        fold = folds.fold.copy()
-        fold[-1] = (fold[-2] + 1) % 5
-        write_folds(out, Folds(folds.row_ids, folds.group_ids, fold))
-    with pytest.raises(UserError, match=message):
-        check(out)
-
-
 def tokenizer_file(folder: Path) -> str:
     from small_tokenizers import small_tokenizer
 
@@ -471,3 +400,52 @@ def test_scratch_of_a_killed_run_is_swept(tmp_path: Path) -> None:
     (out / ".scratch" / "0.arrow").write_bytes(b"half")
     main(["--source", write_table(tmp_path / "t.csv", distinct(20)), "--out", str(out)])
     assert sorted(path.name for path in out.iterdir()) == FILES
+
+
+def test_two_commands_do_not_write_into_one_directory(tmp_path: Path) -> None:
+    source = write_table(tmp_path / "t.csv", distinct(20))
+    out = tmp_path / "out"
+    out.mkdir()
+    with locked(out), pytest.raises(UserError, match="out: another command is writing there"):
+        main(["--source", source, "--out", str(out)])
+    main(["--source", source, "--out", str(out)])
+    assert sorted(path.name for path in out.iterdir()) == FILES
+
+
+def test_a_mistake_leaves_what_another_command_made_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two commands start at once and find no ``runs``; the one that fails must not take it away again."""
+    import data.sources
+
+    def fail(*_: object) -> None:
+        (tmp_path / "runs" / "good").mkdir()
+        raise UserError("a mistake")
+
+    monkeypatch.setattr(data.sources, "read_source", fail)
+    with pytest.raises(UserError, match="a mistake"):
+        main(["--source", "t.csv", "--out", str(tmp_path / "runs" / "bad")])
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["good"]
+
+
+def test_any_prompt_can_be_reported_anywhere(tmp_path: Path) -> None:
+    """A terminal of another encoding, a prompt that would command it, and a reader that has gone."""
+    source = write_table(tmp_path / "t.csv", ["caf\u00e9 \x1b[31m au lait"] * 2 + distinct(20))
+    command = f"{sys.executable} -m data.prepare --source {source} --out {tmp_path}"
+    for encoding in ("ascii", "utf-8"):
+        done = subprocess.run(
+            f"{command}/{encoding}", shell=True, cwd=ROOT, capture_output=True, check=False,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert b"\x1b" not in done.stdout
+        assert ("caf\u00e9 " if encoding == "utf-8" else "caf\\xe9 ").encode() in done.stdout
+    done = subprocess.run(
+        ["bash", "-c", f"{command}/pipe | true; exit ${{PIPESTATUS[0]}}"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode in (0, 141)  # 0 where all was written before the other end was closed
+    assert done.stderr == b""
+    assert sorted(contents(tmp_path / "pipe")) == FILES

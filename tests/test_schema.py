@@ -185,3 +185,12 @@ def test_take_keeps_order_and_classes() -> None:
     rows = make_rows(rows_of(label=[0, 1]), PREFERENCE, "src").take(np.array([1, 0]))
     assert rows.row_ids == ["r2", "r1"]
     assert rows.labels.tolist() == [1, 0]
+
+
+def test_text_that_is_not_utf8_is_found_when_the_table_is_read(tmp_path: Path) -> None:
+    turns = pa.list_(pa.string())
+    bad = pa.array([[b"\xff"]], pa.list_(pa.binary())).view(turns)
+    columns = {"row_id": ["1"], "prompt": bad, "response_a": bad, "response_b": bad}
+    pq.write_table(pa.table({**columns, "label": pa.array([0], pa.int8())}), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=r"rows\.parquet: is damaged \(.*UTF8.*\); make it again"):
+        read_rows(tmp_path)

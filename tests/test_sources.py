@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -186,7 +187,9 @@ def test_pair_classes_are_inferred_from_the_labels(tmp_path: Path, labels: list,
 def test_pair_with_unknown_class_names_asks_for_their_order(tmp_path: Path) -> None:
     records = [{"id": 1, "prompt": "p", "response_a": "a", "response_b": "b", "label": "first"}]
     source = write_jsonl(tmp_path / "t.jsonl", records)
-    with pytest.raises(UserError, match="labels first means that response A wins; give --classes"):
+    with pytest.raises(
+        UserError, match=r"labels first means .* \(first is first in row 0, counted from 0\); .*--classes"
+    ):
         read_source(source)
     rows, _ = read_source(source, SourceOptions(classes=("first", "second")))
     assert rows.classes == Classes(("first", "second"), (1, 0))
@@ -271,8 +274,8 @@ def test_rows_are_numbered_on_request_and_limited(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.json", b'[{"idx": 1, "instr', r"t\.json: not valid JSON"),
-        ("t.json", b'{"idx": 1}', r"t\.json: expected a list of objects"),
+        ("t.json", b'[{"idx": 1, "instr', r"t\.json: row 0 .* not valid JSON"),
+        ("t.json", b"null", r"t\.json: expected a list of objects, one a row, or one object a line"),
         ("t.jsonl", b'{"id": 1, "prompt": "p"}\n{"id": 2, "pro', r"t\.jsonl: line 2: not valid JSON"),
         ("t.parquet", b"PAR1", r"t\.parquet: not a readable Parquet file"),
         ("t.csv", b"id,prompt\n", r"t\.csv: holds no rows"),
@@ -299,11 +302,67 @@ def test_unknown_data_set_is_a_users_mistake(monkeypatch: pytest.MonkeyPatch) ->
     def unreachable(*args: object, **kwargs: object) -> None:
         raise ConnectionError("cannot reach the hub\nmore detail")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(datasets, "load_dataset_builder", unreachable)
     with pytest.raises(
         UserError, match=r"nobody/no-such-set: .* \(split train\): cannot reach the hub; check"
     ):
         read_source("nobody/no-such-set")
+
+
+def test_a_directory_of_csv_files_keeps_its_text(tmp_path: Path) -> None:
+    """The library would read 007 as 7 and NA as missing, and fail on a test file without the label."""
+    (tmp_path / "train.csv").write_text("id,prompt,label\n007,NA,a\n1.0,12,b\n")
+    (tmp_path / "test.csv").write_text("id,prompt\nt1,hello\n")
+    rows, cleaning = read_source(str(tmp_path))
+    assert rows.row_ids == ["007", "1.0"]
+    assert rows.table.column("prompt").to_pylist() == [["NA"], ["12"]]
+    assert cleaning.lines() == ["nothing was changed"]
+    rows, _ = read_source(str(tmp_path), SourceOptions(split="test", classes=("a", "b")))
+    assert rows.row_ids == ["t1"]
+    with pytest.raises(UserError, match="no split dev; it has train, test"):
+        read_source(str(tmp_path), SourceOptions(split="dev"))
+    (tmp_path / "train.csv").rename(tmp_path / "train-0.csv")
+    (tmp_path / "train-1.csv").write_text("id,prompt,label\n9,x,a\n")
+    assert read_source(str(tmp_path))[0].row_ids == ["007", "1.0", "9"]
+    (tmp_path / "train-1.csv").write_text("id,text\n9,x\n")
+    with pytest.raises(UserError, match=r"train-1\.csv: has the columns id, text and .*train-0\.csv"):
+        read_source(str(tmp_path))
+
+
+def test_a_directory_of_parquet_files_is_read_one_split_alone(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"id": ["1", "2"], "prompt": ["p", "q"], "label": [0, 1]}),
+        tmp_path / "train [1] #2%20.parquet",
+    )
+    pq.write_table(pa.table({"id": ["1"], "scored": [True]}), tmp_path / "test.parquet")
+    for streaming in (False, True):
+        assert len(read_source(str(tmp_path), SourceOptions(streaming=streaming))[0]) == 2
+    (tmp_path / "train [1] #2%20.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(UserError, match=r"data set \(split train\): .*[Pp]arquet.*; give one of its"):
+        read_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_csv_on_the_hub_is_asked_for_as_text(tmp_path: Path, streaming: bool) -> None:
+    """A local file stands for the hub's: the library takes either by its address."""
+    from data.hub import csv_as_text
+
+    (tmp_path / "x.csv").write_text("id,prompt\n007,NA\n1.0,\n")
+    found = csv_as_text([str(tmp_path / "x.csv")], "train", ",", streaming)
+    assert list(found) == [{"id": "007", "prompt": "NA"}, {"id": "1.0", "prompt": ""}]
+
+
+@pytest.mark.parametrize("source", ["", " ", "https://huggingface.co/datasets/a/b", "s3://bucket/t.csv"])
+def test_what_is_neither_file_nor_name_is_said_to_be(source: str) -> None:
+    with pytest.raises(UserError, match=r"source '.*': give a file, a directory, or the name of a data set"):
+        read_source(source)
+
+
+def test_values_that_python_has_no_type_for_are_no_obstacle(tmp_path: Path) -> None:
+    when = pa.array([10**12, None], pa.timestamp("s"))  # far beyond the year 9999
+    table = pa.table({"id": ["1", "2"], "prompt": ["p", "q"], "label": [0, 1], "when": when})
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert len(read_source(str(tmp_path / "t.parquet"))[0]) == 2
 
 
 def test_saved_data_set_with_splits_and_named_classes(tmp_path: Path) -> None:
