@@ -3,7 +3,8 @@
 A template is a small Jinja file, run in a sandbox. It never sees a row's text: it is rendered once for
 each shape (how many turns the prompt and each response have) with marks in place of the turns, and what
 stands between the marks is its fixed text. So a row's text cannot change the layout, each turn is
-tokenized on its own (:mod:`data.encode`), and swapping the responses exchanges marks, nothing else.
+tokenized on its own (:mod:`data.encode`), and swapping the responses exchanges marks, nothing else. A
+filter on a turn would do nothing to its text, and is refused: the marks are made so that filters change them.
 
 In a template ``turns`` is the conversation (each with ``prompt``, ``response_a`` and ``response_b``, or
 nothing where that part has no such turn), ``prompts``, ``responses_a`` and ``responses_b`` are the same by
@@ -13,7 +14,10 @@ part, and ``chat(text)`` wraps a user's message in the tokenizer's chat template
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +36,11 @@ DEFAULT = "pair"
 
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _MARK = re.compile(f"{_OPEN}([012]):([0-9]+){_CLOSE}")
+_BAIT = "Aa <&>\n" * 2000
+"""In every mark, between spaces, so that trimming, cutting, escaping or changing case breaks the mark."""
+_BAITED = re.compile(f" {_OPEN}([012]:[0-9]+){_BAIT}{_CLOSE} ")
+SECONDS = 10.0
+"""How long a template may take for one shape."""
 
 
 @dataclass(frozen=True)
@@ -170,20 +179,27 @@ class Template:
         def need_tokenizer(text: str) -> str:
             raise UserError(f"template {self.name} needs a tokenizer with a chat template")
 
-        marks = [[f"{_OPEN}{part}:{turn}{_CLOSE}" for turn in range(n)] for part, n in enumerate(shape)]
+        def plain_marks(text: str) -> str:
+            return _BAITED.sub(f"{_OPEN}\\1{_CLOSE}", text)
+
+        def wrap(text: str) -> str:
+            # A chat template that trims a message may do so: it trims the message, not the turn in it.
+            return (chat or need_tokenizer)(plain_marks(str(text)))
+
+        marks = [
+            [f" {_OPEN}{part}:{turn}{_BAIT}{_CLOSE} " for turn in range(n)] for part, n in enumerate(shape)
+        ]
         turns = [
             {name: part[turn] if turn < len(part) else None for name, part in zip(PARTS, marks, strict=True)}
             for turn in range(max(shape))
         ]
         _, compiled = _compiled(self.name, self.text)
         try:
-            return compiled.render(
-                turns=turns,
-                prompts=marks[0],
-                responses_a=marks[1],
-                responses_b=marks[2],
-                chat=chat or need_tokenizer,
-            )
+            with _time_limit(self.name):
+                rendered = compiled.render(
+                    turns=turns, prompts=marks[0], responses_a=marks[1], responses_b=marks[2], chat=wrap
+                )
+            rendered.encode()  # a lone surrogate is no text
         except UserError:
             raise
         except (
@@ -193,8 +209,31 @@ class Template:
             ArithmeticError,
             OverflowError,
             RecursionError,
+            MemoryError,
         ) as error:
-            raise UserError(f"template {self.name}: cannot be rendered ({brief(error)})") from error
+            what = brief(error) or type(error).__name__
+            raise UserError(f"template {self.name}: cannot be rendered ({what})") from error
+        return plain_marks(rendered)
+
+
+@contextmanager
+def _time_limit(name: str) -> Iterator[None]:
+    """Stop a template that runs on and on; its loops cannot be told from outside, so each line is watched."""
+    end = time.monotonic() + SECONDS
+    before = sys.gettrace()
+
+    def watch(frame: Any, event: str, argument: Any) -> Any:
+        if time.monotonic() > end:
+            raise UserError(
+                f"template {name}: takes more than {SECONDS:g} s to lay out one row; does it loop?"
+            )
+        return watch
+
+    sys.settrace(watch)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def _split(name: str, rendered: str, shape: Shape) -> list[str | tuple[int, int]]:
@@ -244,7 +283,7 @@ def read_template(name: str) -> Template:
         return Template(name)
     path = require_file(Path(name), "template")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark first that no one sees
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a template ({error})") from error
     if not text.strip():
@@ -254,7 +293,7 @@ def read_template(name: str) -> Template:
 
 @lru_cache(maxsize=32)
 def _compiled(name: str, text: str) -> tuple[Any, Any]:
-    """Compile a template in a sandbox that reaches no file and changes no object."""
+    """Compile a template in a sandbox that reaches no file, changes no object and rolls no dice."""
     from jinja2 import StrictUndefined, TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -266,7 +305,15 @@ def _compiled(name: str, text: str) -> tuple[Any, Any]:
         undefined=StrictUndefined,
         finalize=lambda value: "" if value is None else value,
     )
+    del environment.filters["random"], environment.globals["lipsum"]
+    # The one operation of a line that no time limit ends; a layout needs no powers.
+    environment.intercepted_binops = frozenset({"**"})
+    environment.binop_table["**"] = _no_powers
     try:
         return environment, environment.from_string(text)
     except (TemplateError, RecursionError) as error:
         raise UserError(f"template {name}: not a Jinja template ({brief(error)})") from error
+
+
+def _no_powers(base: Any, exponent: Any) -> Any:
+    raise ValueError("a template has no use for powers")

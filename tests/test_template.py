@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from small_tokenizers import small_tokenizer
 
+from data import template as template_module
 from data.encode import Encoder, Truncation
 from data.errors import UserError
 from data.schema import PREFERENCE, make_rows
@@ -91,16 +93,61 @@ def test_a_row_that_spells_jinja_or_marks_changes_nothing():
         ("{% include '/etc/passwd' %}", "cannot be rendered"),
         ("{{ 1 / 0 }}", "cannot be rendered"),
         ("{{ range(10 ** 9) | list }}", "cannot be rendered"),
+        ("{{ range(99999999) | list }}", "cannot be rendered"),
+        ("{{ 2 ** (9 ** 9) }}", "cannot be rendered.*no use for powers"),
+        ("{{ '%99999999999999d' % 1 }}", "cannot be rendered"),
+        ("{% for i in range(9999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "does it loop?"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "cannot be rendered.*recursion"),
+        ("{{ prompts | random }}", "not a Jinja template.*random"),
+        ("{{ lipsum() }}", "cannot be rendered.*undefined"),
+        ("{{ '\\ud800' }}", "cannot be rendered"),
+        ("{{ prompts[0] | trim }}", "changes the text of a turn"),
+        ("{{ prompts[0] | upper }}", "changes the text of a turn"),
+        ("{{ prompts[0] | e }}", "changes the text of a turn"),
+        ("{{ prompts[0] | truncate(2000) }}", "changes the text of a turn"),
+        ("{{ prompts[0] | replace('\n', ' ') }}", "changes the text of a turn"),
+        ("{{ prompts[0][:2000] }}", "changes the text of a turn"),
         ("x \ue000", "reserved characters"),
         ("  \n", "is empty"),
     ],
 )
-def test_bad_templates_are_named(tmp_path: Path, text, message):
+def test_bad_templates_are_named(tmp_path: Path, text, message, monkeypatch):
+    monkeypatch.setattr(template_module, "SECONDS", 0.5)
     path = tmp_path / "bad.jinja"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message) as caught:
         read_template(str(path)).layout((1, 1, 1))
     assert "bad" in str(caught.value)
+
+
+def test_a_template_that_loops_leaves_a_debugger_in_peace(monkeypatch):
+    def debugger(*_):
+        return None
+
+    monkeypatch.setattr(template_module, "SECONDS", 0.1)
+    before = sys.gettrace()
+    sys.settrace(debugger)
+    try:
+        Template().layout((1, 1, 1))
+        with pytest.raises(UserError, match=r"takes more than 0\.1 s"):
+            Template(
+                "own", "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
+            ).layout((1, 1, 1))
+        assert sys.gettrace() is debugger
+    finally:
+        sys.settrace(before)
+
+
+def test_a_chat_template_may_trim_the_message_that_is_one_turn():
+    own = Template("own", "{{ chat(prompts[0]) }}1: {{ responses_a[0] }} 2: {{ responses_b[0] }}")
+    layout = own.layout((1, 1, 1), chat=lambda text: f"<user>{text.strip()}<end>")
+    assert layout == ["<user>", (0, 0), "<end>1: ", (1, 0), " 2: ", (2, 0)]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path):
+    path = tmp_path / "own.jinja"
+    path.write_text("Q {{ prompts[0] }}{{ responses_a[0] }}{{ responses_b[0] }}", encoding="utf-8-sig")
+    assert read_template(str(path)).layout((1, 1, 1))[0] == "Q "
 
 
 def test_unknown_templates_are_named(tmp_path):
