@@ -12,6 +12,7 @@ Special tokens spelled out in a row's text stay text.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -23,12 +24,13 @@ from data.fast_bpe import LONGEST, FastBpe, fast_bpe
 from data.files import sha256_text
 from data.schema import Rows
 from data.template import PARTS, Shape, Template
+from data.tokenizer import uncut
 from data.truncate import Parts, Truncation, fit
 
 RESERVED_PADS = ("<|finetune_right_pad_id|>", "<pad>", "<|reserved_special_token_0|>", "[PAD]", "<unk>")
 CHUNK_ROWS = 2048
-FAST_FROM = 500_000
-"""Characters of one chunk from which on a faster form of the tokenizer is worth looking for."""
+FAST_FROM = 4_000_000
+"""Characters from which on a faster form of the tokenizer is worth looking for, which takes a second."""
 
 __all__ = ["Encoded", "Encoder", "Tokens", "Truncation", "pad_token_id", "tokenizer_hash"]
 
@@ -211,7 +213,9 @@ class Encoder:
 
     def layout(self, parts: Parts, pair: bool) -> list[np.ndarray | tuple[int, int]]:
         """The template for a row of this shape: its own ids, and (part, turn) in between."""
-        shape = (len(parts[0]), len(parts[1]), len(parts[2]))
+        return self._layout((len(parts[0]), len(parts[1]), len(parts[2])), pair)
+
+    def _layout(self, shape: Shape, pair: bool) -> list[np.ndarray | tuple[int, int]]:
         if (shape, pair) not in self._layouts:
             self._layouts[shape, pair] = self._lay_out(shape, pair)
         return self._layouts[shape, pair]
@@ -219,10 +223,9 @@ class Encoder:
     def fixed_length(self, shape: Shape, pair: bool) -> int:
         """Tokens of BOS and template for rows of a shape, in whichever order takes more."""
         if (shape, pair) not in self._fixed:
-            shapes = {shape, (shape[0], shape[2], shape[1])}
             lengths = [
-                sum(len(slot) for slot in self._lay_out(s, pair) if isinstance(slot, np.ndarray))
-                for s in shapes
+                sum(len(slot) for slot in self._layout(s, pair) if isinstance(slot, np.ndarray))
+                for s in {shape, (shape[0], shape[2], shape[1])}
             ]
             self._fixed[shape, pair] = len(self.prefix) + max(lengths) + len(self.suffix)
         return self._fixed[shape, pair]
@@ -239,7 +242,7 @@ class Encoder:
             for name in names:
                 if not slots and name and text.lstrip().startswith(name):  # a chat template brings its own
                     text = text.lstrip().removeprefix(name)
-            ids = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+            ids = uncut(self.tokenizer.backend_tokenizer).encode(text, add_special_tokens=False).ids
             if self.prefix and self.prefix[0] in ids:
                 raise UserError(
                     f"template {self.template.name}: writes the BOS token into its text; leave it out, "
@@ -285,6 +288,7 @@ class PlainText:
         self.special = special
         self.fast = fast
         self._sought = fast is not None
+        self._characters = 0
         self._ids = np.array(sorted(special), dtype=np.uint32)
 
     @cached_property
@@ -292,65 +296,83 @@ class PlainText:
         """The tokenizer itself."""
         return self._load()
 
+    @cached_property
+    def definition(self) -> str:
+        """All there is to know of the tokenizer, as JSON."""
+        return str(uncut(self.backend).to_str())
+
     def __call__(self, texts: list[str]) -> list[np.ndarray]:
         """Return the ids of each text."""
         return split_ids(*self.flat(texts))
 
     def flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of all texts one after another, and the tokens of each; both uint32."""
-        if self.seek_fast(texts) and max(map(len, texts), default=0) <= LONGEST:
-            assert self.fast is not None
-            return _joined([self.fast.encode(text) for text in texts])
-        before = self.backend.encode_special_tokens
-        self.backend.encode_special_tokens = True
+        self._characters += sum(map(len, texts))
+        if self._characters >= FAST_FROM:
+            self.seek_fast()
+        fast = self.fast
+        if fast is None:
+            return _joined(self._slowly(texts))
+        others = iter(self._slowly([text for text in texts if len(text) > LONGEST]))
+        return _joined([next(others) if len(text) > LONGEST else fast.encode(text) for text in texts])
+
+    def seek_fast(self) -> None:
+        """Look for a faster form, once."""
+        if not self._sought:
+            self._sought = True
+            with self._as_text() as backend:
+                self.fast = fast_bpe(backend, self.definition)
+
+    @contextmanager
+    def _as_text(self) -> Iterator[Any]:
+        """Lend the tokenizer while it takes special tokens for text, and neither cuts nor pads."""
+        backend = uncut(self.backend)
+        before = backend.encode_special_tokens
+        backend.encode_special_tokens = True
         try:
+            yield backend
+        finally:
+            backend.encode_special_tokens = before
+
+    def _slowly(self, texts: list[str]) -> list[np.ndarray]:
+        if not texts:
+            return []
+        with self._as_text() as backend:
             pieces = [
                 np.array(encoding.ids, dtype=np.uint32)
-                for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)
+                for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)
             ]
-            if len(self._ids) and any(np.isin(piece, self._ids).any() for piece in pieces):
-                pieces = [self._spelled(text, piece) for text, piece in zip(texts, pieces, strict=True)]
-        finally:
-            self.backend.encode_special_tokens = before
-        return _joined(pieces)
-
-    def seek_fast(self, texts: list[str] | None = None) -> bool:
-        """Whether there is a faster form; looked for once, where these texts are enough to be worth it."""
-        if not self._sought and (texts is None or sum(map(len, texts)) >= FAST_FROM):
-            self._sought = True
-            before = self.backend.encode_special_tokens
-            self.backend.encode_special_tokens = True
-            try:
-                self.fast = fast_bpe(self.backend)
-            finally:
-                self.backend.encode_special_tokens = before
-        return self.fast is not None
-
-    def _spelled(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """Encode special tokens that a text spells by their letters: a unigram model knows them as pieces."""
-        if not np.isin(ids, self._ids).any():
-            return ids
-        pieces: list[str] = [text]
-        for name in self.special.values():
-            pieces = [
-                part
-                for piece in pieces
-                for i, between in enumerate(piece.split(name) if len(piece) > 1 else [piece])
-                for part in ([*name, between] if i else [between])
+            return [
+                np.array(self._spelled(backend, text), dtype=np.uint32)
+                if len(self._ids) and np.isin(piece, self._ids).any()
+                else piece
+                for text, piece in zip(texts, pieces, strict=True)
             ]
+
+    def _spelled(self, backend: Any, text: str) -> list[int]:
+        """Encode special tokens that a text spells by their letters: a unigram model knows them as pieces.
+
+        Where they stand the tokenizer says, for a normaliser may have made them of something else.
+        """
+        encoding = backend.encode(text, add_special_tokens=False)
         found = [
-            np.array(self.backend.encode(piece, add_special_tokens=False).ids, dtype=np.uint32)
-            for piece in pieces
-            if piece
+            at for number, at in zip(encoding.ids, encoding.offsets, strict=True) if number in self.special
         ]
-        spelled = np.concatenate(found) if found else np.zeros(0, np.uint32)
-        wrong = spelled[np.isin(spelled, self._ids)]
-        if wrong.size:
+        if not found:
+            return list(encoding.ids)
+        pieces: list[str] = []
+        end = 0
+        for start, stop in found:
+            pieces += [text[end:start], *text[start:stop]]
+            end = stop
+        pieces.append(text[end:])
+        if text in pieces:
+            name = next(self.special[number] for number in encoding.ids if number in self.special)
             raise UserError(
-                f"this tokenizer turns the plain text {brief(text, 60)!r} into its special token "
-                f"{self.special[int(wrong[0])]}; take a tokenizer that keeps text and special tokens apart"
+                f"this tokenizer turns the plain text {brief(text, 60)!r} into its special token {name}; "
+                "take a tokenizer that keeps text and special tokens apart"
             )
-        return spelled
+        return [number for piece in pieces if piece for number in self._spelled(backend, piece)]
 
 
 def _joined(pieces: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -405,7 +427,7 @@ def special_ids(tokenizer: Any) -> dict[int, str]:
 
 def tokenizer_hash(tokenizer: Any) -> str:
     """Hash of a fast tokenizer's whole definition."""
-    return sha256_text(tokenizer.backend_tokenizer.to_str())
+    return sha256_text(uncut(tokenizer.backend_tokenizer).to_str())
 
 
 def pad_token_id(tokenizer: Any) -> int:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from data.files import sha256_text
+
 LONGEST = 20_000
 """Characters; tiktoken's regular expressions overflow the stack on enormous runs of white space."""
 
@@ -51,31 +53,65 @@ class FastBpe:
         return np.array(self._encoding.encode_ordinary(text), dtype=np.uint32)
 
 
-def fast_bpe(backend: Any) -> FastBpe | None:
+_known: dict[str, FastBpe] = {}
+"""By hash of the tokenizer's definition: those that :func:`remember` was told of, not yet probed."""
+
+
+def remember(definition: str, pattern: str, ranks: dict[bytes, int]) -> None:
+    """Tell of a tokenizer that was made from tiktoken's ranks; to read them off it takes a second."""
+    _known[sha256_text(definition)] = FastBpe(pattern, ranks)
+
+
+def fast_bpe(backend: Any, definition: str) -> FastBpe | None:
     """Return the faster form of a tokenizer, or None where it has none.
 
     Parameters
     ----------
     backend : tokenizers.Tokenizer
         With ``encode_special_tokens`` set, for the probes.
+    definition : str
+        Its JSON, which takes a while to write and is at hand where this is called.
     """
-    definition = json.loads(backend.to_str())
-    pattern = _pattern(definition)
-    model = definition["model"]
+    found = _known.get(sha256_text(definition)) or read_definition(definition)
+    if found is None:
+        return None
+    for probe in PROBES:
+        if backend.encode(probe, add_special_tokens=False).ids != found.encode(probe).tolist():
+            return None
+    return found
+
+
+def read_definition(definition: str) -> FastBpe | None:
+    """Return the faster form of a tokenizer if its definition says that it has one."""
+    described = json.loads(definition)
+    pattern, model = _pattern(described), described["model"]
     if pattern is None or not _merges_all(model):
         return None
-    letters = {letter: byte for byte, letter in enumerate(_byte_letters())}
+    letters = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
     try:
         ranks = {bytes(letters[c] for c in token): number for token, number in model["vocab"].items()}
     except KeyError:  # a piece that no bytes make
         return None
     if any(bytes([byte]) not in ranks for byte in range(256)):
         return None
-    found = FastBpe(pattern, ranks)
-    for probe in PROBES:
-        if backend.encode(probe, add_special_tokens=False).ids != found.encode(probe).tolist():
-            return None
-    return found
+    return FastBpe(pattern, ranks)
+
+
+def merges_of(vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    """Return every merge of two tokens that makes a token, lower ids first."""
+    merges: list[tuple[str, str]] = []
+    for token in sorted(vocabulary, key=vocabulary.__getitem__):
+        pairs = _splits(token, vocabulary)
+        merges += sorted(pairs, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+    return merges
+
+
+def _splits(token: str, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    return [
+        (token[:i], token[i:])
+        for i in range(1, len(token))
+        if token[:i] in vocabulary and token[i:] in vocabulary
+    ]
 
 
 def _pattern(definition: dict[str, Any]) -> str | None:
@@ -98,16 +134,9 @@ def _merges_all(model: dict[str, Any]) -> bool:
     if any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")):
         return False
     vocabulary: dict[str, int] = model["vocab"]
-    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
-    made = [vocabulary.get("".join(pair), -1) for pair in merges]
-    if any(number < 0 for number in made) or made != sorted(made):
-        return False
-    possible = sum(
-        token[:i] in vocabulary and token[i:] in vocabulary
-        for token in vocabulary
-        for i in range(1, len(token))
-    )
-    return possible == len(set(merges))
+    merges = [(first, second) for first, second in model["merges"]]
+    made = [vocabulary[first + second] for first, second in merges]
+    return made == sorted(made) and len(set(merges)) == sum(len(_splits(t, vocabulary)) for t in vocabulary)
 
 
 def _byte_letters() -> list[str]:
@@ -122,3 +151,6 @@ def _byte_letters() -> list[str]:
             letters[byte] = chr(following)
             following += 1
     return letters
+
+
+BYTE_LETTERS = _byte_letters()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError, brief
+from data.fast_bpe import BYTE_LETTERS, merges_of, remember
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -69,13 +70,19 @@ def load_tokenizer(source: str, **options: Any) -> Any:
     return _whole(tokenizer)
 
 
-def _whole(tokenizer: Any) -> Any:
-    """Drop the padding and truncation that a ``tokenizer.json`` may hold: lengths are settled elsewhere.
+def uncut(backend: Any) -> Any:
+    """Drop the padding and truncation that a ``tokenizers.Tokenizer`` holds: lengths are settled elsewhere.
 
-    Sentence encoders are saved with both, and would cut every text at 128 tokens without a word.
+    Sentence encoders are saved with both, and would cut every text at 128 tokens without a word; a call of
+    the transformers tokenizer around it sets them, too, and sets them anew at the next call.
     """
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.no_truncation()
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
+def _whole(tokenizer: Any) -> Any:
+    uncut(tokenizer.backend_tokenizer)
     return tokenizer
 
 
@@ -119,30 +126,55 @@ def _from_tiktoken(path: Path) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
+    ranks = _read_ranks(path)
+    if len(ranks) != LLAMA3_RANKS:
+        raise UserError(
+            f"{path}: holds {len(ranks)} ranks where a Llama 3 tokenizer has {LLAMA3_RANKS}; is the file cut "
+            "off? Others are read from their tokenizer.json"
+        )
     reserved = iter(range(LLAMA3_SPECIAL))
     names = [
         LLAMA3_NAMED.get(i) or f"<|reserved_special_token_{next(reserved)}|>" for i in range(LLAMA3_SPECIAL)
     ]
-    try:
-        backend = TikTokenConverter(str(path), extra_special_tokens=names).converted()
-    except Exception as error:
-        raise UserError(f"{path}: not a readable tiktoken file ({brief(error)}); is it cut off?") from error
-    found = backend.token_to_id(names[0])
-    if found != LLAMA3_RANKS:
-        raise UserError(
-            f"{path}: holds {found} ranks where a Llama 3 tokenizer has {LLAMA3_RANKS}; is the file cut "
-            "off? Others "
-            "are read from their tokenizer.json"
-        )
+
+    class Converter(TikTokenConverter):
+        """Its own reader keeps a copy in the temporary directory and never looks at the file again."""
+
+        def extract_vocab_merges_from_model(self, tiktoken_url: str) -> Any:
+            return _vocabulary_and_merges(ranks)
+
+    converter = Converter(extra_special_tokens=names)
+    backend = converter.converted()
     # A plain call puts BOS first, as that of the tokenizer.json on the hub does.
     first = TemplateProcessing(
         f"{names[0]} $A", f"{names[0]} $A {names[0]}:1 $B:1", [(names[0], LLAMA3_RANKS)]
     )
     backend.post_processor = Sequence([backend.post_processor, first])
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=names[0],
         eos_token=names[1],
         pad_token=names[4],
         clean_up_tokenization_spaces=False,
     )
+    remember(uncut(tokenizer.backend_tokenizer).to_str(), converter.pattern, ranks)
+    return tokenizer
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    """Read lines of base64 and rank, which must count up from 0."""
+    ranks: dict[bytes, int] = {}
+    try:
+        for number, line in enumerate(path.read_bytes().splitlines()):
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            if int(rank) != number or len(ranks) != number + 1:
+                raise ValueError(f"line {number + 1} has rank {int(rank)} or a token that was there before")
+    except (OSError, ValueError) as error:  # binascii.Error is a ValueError
+        raise UserError(f"{path}: not a readable tiktoken file ({brief(error)}); is it cut off?") from error
+    return ranks
+
+
+def _vocabulary_and_merges(ranks: dict[bytes, int]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    vocabulary = {"".join(BYTE_LETTERS[byte] for byte in token): rank for token, rank in ranks.items()}
+    return vocabulary, merges_of(vocabulary)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from data.encode import CHUNK_ROWS, Encoder, PlainText, Tokens, tokenizer_hash, turns_of
+from data.encode import CHUNK_ROWS, Encoder, PlainText, Tokens, turns_of
 from data.errors import UserError, brief
 from data.fast_bpe import FastBpe
 from data.files import make_directory, read_json, sha256_text, unwritable, write_json
@@ -101,7 +101,7 @@ def store_key(rows: Rows, encoder: Encoder) -> dict[str, Any]:
     return {
         "kind": "tokens",
         "format": FORMAT,
-        "tokenizer_hash": tokenizer_hash(encoder.tokenizer),
+        "tokenizer_hash": sha256_text(encoder.plain.definition),
         "template_hash": sha256_text(json.dumps(asdict(encoder.template), sort_keys=True)),
         "rows_hash": rows.content_hash,
         "n_rows": len(rows),
@@ -215,12 +215,11 @@ def _tokenized(
     import multiprocessing
 
     encoder.plain.seek_fast()
-    definition = encoder.tokenizer.backend_tokenizer.to_str()
     with ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),  # a fork would take the caller's threads and locks with it
         _start_worker,
-        (definition, encoder.plain.special, encoder.plain.fast),
+        (encoder.plain.definition, encoder.plain.special, encoder.plain.fast),
     ) as pool:
         waiting: deque[tuple[np.ndarray, list[int], Future]] = deque()
         remaining = deque(chunks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from small_tokenizers import KINDS, small_tokenizer
 from tokenizers import Tokenizer
 
-from data.encode import Encoder, pad_token_id
+from data import encode as encode_module
+from data.encode import Encoder, pad_token_id, tokenizer_hash
 from data.errors import UserError
-from data.fast_bpe import LONGEST, fast_bpe
+from data.fast_bpe import LONGEST, fast_bpe, read_definition
 from data.sources import read_source
 from data.template import Template
 from data.tokenizer import load_tokenizer
@@ -59,6 +61,39 @@ def test_bad_tokenizers_are_named(tmp_path: Path, name: str, content: bytes | No
         load_tokenizer(str(tmp_path / name))
 
 
+def test_a_tiktoken_file_is_read_each_time(real_data: Path, tmp_path: Path) -> None:
+    """tiktoken's own reader keeps a copy by path, and would not see that the file is now another."""
+    content = (real_data / "llama3_tokenizer" / "tokenizer.model").read_bytes()
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(content)
+    load_tokenizer(str(tmp_path))
+    lines = content.splitlines(keepends=True)
+    for changed, message in (
+        (content[: len(content) // 2], "is it cut off"),
+        (b"".join(lines[:-1]), "holds 127999 ranks where a Llama 3 tokenizer has 128000"),
+        (b"".join([*lines[:500], *lines[501:]]), "line 501 has rank 501"),
+        (b"".join([*lines[:-1], lines[7].split()[0] + b" 127999\n"]), "that was there before"),
+    ):
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=message):
+            load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_that_cuts_and_pads_leaves_no_trace(kind: str) -> None:
+    tokenizer = copy.deepcopy(small_tokenizer(kind))
+    encoder = Encoder(tokenizer, Template("winner"), Truncation(64))
+    before = tokenizer_hash(tokenizer)
+    text = "xyzzy plugh quux, 98 times"
+    expected = encoder.plain([text])[0].tolist()
+    tokenizer([text, "x"], padding="max_length", truncation=True, max_length=4)
+    assert encoder.plain([text])[0].tolist() == expected
+    tokenizer([text, "x"], padding="max_length", truncation=True, max_length=4)
+    assert encoder.fixed_length((1, 1, 1), True) > 12
+    tokenizer([text, "x"], padding="max_length", truncation=True, max_length=4)
+    assert tokenizer_hash(tokenizer) == before
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_and_truncation_saved_with_a_tokenizer_are_dropped(tmp_path: Path, kind: str) -> None:
     """As sentence encoders are saved: every text padded to a length, and cut at it."""
@@ -101,8 +136,11 @@ def test_the_faster_road_is_taken_for_llama_and_gives_the_same_ids(llama, real_d
     backend = llama.backend_tokenizer
     backend.encode_special_tokens = True
     try:
-        fast = fast_bpe(backend)
+        fast = fast_bpe(backend, backend.to_str())
         assert fast is not None
+        assert (
+            read_definition(backend.to_str()) == fast
+        )  # known from its file, or read off what was made of it
         rows, _ = read_source(str(real_data / "lmsys" / "preferences.csv"))
         texts = [t for turns in rows.table["response_a"].to_pylist()[:400] for t in turns]
         rng = np.random.default_rng(0)
@@ -123,17 +161,45 @@ def test_the_faster_road_is_taken_for_llama_and_gives_the_same_ids(llama, real_d
 
 def test_texts_too_long_for_the_faster_road_take_the_other(llama) -> None:
     plain = Encoder(llama, Template(), Truncation(64)).plain
-    assert plain.seek_fast()
+    plain.seek_fast()
+    assert plain.fast is not None
     long = " " * 300_000 + "end"
     backend = llama.backend_tokenizer
-    one, two = plain([long, "short"])
+    one, two, three, four = plain([long, "short", long + "s", "last"])
     assert one.tolist() == backend.encode(long, add_special_tokens=False).ids
     assert two.tolist() == backend.encode("short", add_special_tokens=False).ids
+    assert three.tolist() == backend.encode(long + "s", add_special_tokens=False).ids
+    assert four.tolist() == backend.encode("last", add_special_tokens=False).ids
+
+
+def test_one_long_text_does_not_send_the_others_the_slower_road(
+    llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Encoder(llama, Template(), Truncation(64)).plain
+    plain.seek_fast()
+    slow: list[int] = []
+    monkeypatch.setattr(plain, "_slowly", lambda texts: slow.append(len(texts)) or [np.zeros(0)] * len(texts))
+    plain(["short"] * 50 + ["x" * (LONGEST + 1)])
+    assert slow == [1]
+
+
+def test_a_faster_road_is_sought_once_there_was_enough_to_tokenize(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Encoder(small_tokenizer("byte_bpe"), Template(), Truncation(64)).plain
+    sought: list[int] = []
+    monkeypatch.setattr(encode_module, "FAST_FROM", 1000)
+    monkeypatch.setattr(encode_module, "fast_bpe", lambda *_: sought.append(1))
+    for _ in range(9):
+        plain(["x" * 100])
+    assert not sought
+    for _ in range(9):
+        plain(["x" * 100])
+    assert sought == [1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_tokenizers_keep_their_own_road(kind: str) -> None:
-    assert fast_bpe(small_tokenizer(kind).backend_tokenizer) is None
+    backend = small_tokenizer(kind).backend_tokenizer
+    assert fast_bpe(backend, backend.to_str()) is None
 
 
 def small_llama():
@@ -179,7 +245,7 @@ SMALL = small_llama()
 @settings(max_examples=300, deadline=None)
 @given(st.text("ab c", max_size=24))
 def test_the_faster_road_on_a_small_vocabulary(text: str) -> None:
-    fast = fast_bpe(SMALL)
+    fast = fast_bpe(SMALL, SMALL.to_str())
     assert fast is not None
     assert fast.encode(text).tolist() == SMALL.encode(text, add_special_tokens=False).ids
 
@@ -200,4 +266,5 @@ def test_a_tokenizer_that_differs_in_anything_keeps_its_own_road(change) -> None
 
     definition = json.loads(SMALL.to_str())
     change(definition)
-    assert fast_bpe(Tokenizer.from_str(json.dumps(definition))) is None
+    changed = Tokenizer.from_str(json.dumps(definition))
+    assert fast_bpe(changed, changed.to_str()) is None

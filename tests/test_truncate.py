@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_tokenizers import KINDS, small_tokenizer
+from tokenizers import normalizers
 
 from data.encode import Encoder, special_ids
 from data.errors import UserError
@@ -105,6 +108,24 @@ def test_a_unigram_model_that_knows_special_tokens_as_pieces_is_kept_from_using_
     (ids,) = Encoder(tokenizer, Template(), Truncation(64)).plain(["see <s> here"])
     assert tokenizer.bos_token_id not in ids
     assert tokenizer.backend_tokenizer.encode_special_tokens is False
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "text"),
+    [
+        (normalizers.NFKC(), "see ＜s＞ here"),
+        (normalizers.Lowercase(), "<S><S>"),
+        (normalizers.Replace("(", "<"), "(s>(s>"),
+        (normalizers.Prepend("▁"), "<s>"),
+    ],
+)
+def test_a_normaliser_that_spells_special_tokens_makes_none(normalizer, text):
+    tokenizer = copy.deepcopy(small_tokenizer("sentencepiece_unigram"))
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    encoder = Encoder(tokenizer, Template(), Truncation(64))
+    (ids,) = encoder.plain([text])
+    assert not set(ids.tolist()) & set(encoder.plain.special)
+    assert len(ids) > 2
 
 
 @given(length, length, length, st.integers(0, 600), st.floats(0, 1))
