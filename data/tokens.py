@@ -4,11 +4,13 @@ One directory a tokenizer and template, ``tokens-<tokenizer>-<template>``, holds
 ``lengths.u32`` and ``turns.u32`` (see :class:`data.encode.Tokens`) and a manifest with the hashes of
 tokenizer, template and row table and the checksums of the files. A store of other rows is stale, one
 whose bytes do not match is damaged; either is built anew. Built in chunks, in several processes if asked;
-a build killed at any moment goes on from its last checkpoint.
+a build killed at any moment goes on from its last checkpoint. Of two commands that want the same store one
+builds it and the other waits.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -16,7 +18,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -66,20 +68,36 @@ def open_tokens(rows: Rows, encoder: Encoder, home: Path, workers: int | None = 
     """
     key = store_key(rows, encoder)
     path = _place(home, key)
-    wrong = check_store(path, key)
-    if wrong is None:
+    if check_store(path, key) is None:
         return _map(path), "opened"
-    what = "built"
-    if (path / MANIFEST).exists():
-        shutil.rmtree(path)
-        what = f"rebuilt: {wrong}"
-    elif (path / PROGRESS).exists():
-        what = "continued"
+    with _locked(home):
+        wrong = check_store(path, key)  # again: it may have been built while this process waited
+        if wrong is None:
+            return _map(path), "opened"
+        what = "built"
+        if (path / MANIFEST).exists():
+            shutil.rmtree(path)
+            what = f"rebuilt: {wrong}"
+        elif (path / PROGRESS).exists():
+            what = "continued"
+        try:
+            _build(rows, encoder, path, key, workers)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        return _map(path), what
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Keep other processes from building under ``home``; the lock goes with the process, however it ends."""
+    make_directory(home)
+    handle = os.open(home, os.O_RDONLY)
     try:
-        _build(rows, encoder, path, key, workers)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    return _map(path), what
+        with suppress(OSError):  # some network file systems know no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def find_tokens(rows: Rows, encoder: Encoder, home: Path) -> Tokens | None:
@@ -135,10 +153,13 @@ def check_store(path: Path, key: dict[str, Any] | None = None) -> str | None:
     return None
 
 
-def _checksum(path: Path, crc: int = 0) -> int:
+def _checksum(path: Path, length: int | None = None) -> int:
+    """Checksum of a file, or of so many bytes at its beginning."""
+    crc, left = 0, path.stat().st_size if length is None else length
     with open(path, "rb") as handle:
-        while chunk := handle.read(1 << 22):
+        while chunk := handle.read(min(left, 1 << 22)):
             crc = zlib.crc32(chunk, crc)
+            left -= len(chunk)
     return crc
 
 
@@ -185,8 +206,11 @@ def _resume(path: Path, key: dict[str, Any]) -> dict[str, Any]:
     if (path / PROGRESS).exists():
         try:
             found = read_json(path / PROGRESS, "progress file")
-            if all(found[name] == value for name, value in key.items()) and all(
-                (path / f"{name}.u32").stat().st_size >= found["bytes"][name] for name in FILES
+            sizes = found["bytes"]
+            if (
+                all(found[name] == value for name, value in key.items())
+                and sizes["turns"] == 3 * 4 * found["rows"]
+                and all(_checksum(path / f"{n}.u32", sizes[n]) == found["crc32"][n] for n in FILES)
             ):
                 state = found
         except (UserError, KeyError, TypeError, OSError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -148,11 +150,8 @@ def test_a_store_of_other_rows_is_stale(tmp_path: Path, rows: Rows, encoder: Enc
     assert len(stored) == 40
 
 
-@pytest.mark.usefixtures("small_chunks")
-def test_a_killed_build_goes_on_from_its_checkpoint(
-    tmp_path: Path, rows: Rows, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, _ = open_tokens(rows, encoder, tmp_path / "whole")
+def interrupt(rows: Rows, encoder: Encoder, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin a store and die in its ninth chunk."""
     seen: list[int] = []
     tokenize = Encoder.tokenize
 
@@ -168,10 +167,19 @@ def test_a_killed_build_goes_on_from_its_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(Encoder, "tokenize", dying)
         with pytest.raises(Killed):
-            open_tokens(rows, encoder, tmp_path / "killed")
+            open_tokens(rows, encoder, home)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_killed_build_goes_on_from_its_checkpoint(
+    tmp_path: Path, rows: Rows, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = open_tokens(rows, encoder, tmp_path / "whole")
+    interrupt(rows, encoder, tmp_path / "killed", monkeypatch)
     (store,) = (tmp_path / "killed").iterdir()
     assert json.loads((store / "progress.json").read_text())["rows"] == 6 * 16
-    seen.clear()
+    seen: list[int] = []
+    tokenize = Encoder.tokenize
 
     def counted(self, rows, start=0, stop=None):
         seen.append(start)
@@ -182,6 +190,54 @@ def test_a_killed_build_goes_on_from_its_checkpoint(
     assert what == "continued"
     assert seen[0] == 6 * 16
     assert equal(resumed, whole)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("harm", ["ids.u32", "lengths.u32", "turns.u32", "rows", "words"])
+def test_what_a_killed_build_left_is_gone_on_from_only_if_it_is_sound(
+    tmp_path: Path, rows: Rows, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    whole, _ = open_tokens(rows, encoder, tmp_path / "whole")
+    interrupt(rows, encoder, tmp_path / "killed", monkeypatch)
+    (store,) = (tmp_path / "killed").iterdir()
+    if harm in ("rows", "words"):
+        state = json.loads((store / "progress.json").read_text())
+        state["rows"] = state["rows"] - 16 if harm == "rows" else "many"
+        (store / "progress.json").write_text(json.dumps(state))
+    else:
+        content = bytearray((store / harm).read_bytes())
+        content[9] ^= 1
+        (store / harm).write_bytes(content)
+    assert equal(open_tokens(rows, encoder, tmp_path / "killed")[0], whole)
+    assert check_store(store) is None
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_of_two_that_want_a_store_one_builds_it(
+    tmp_path: Path, rows: Rows, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = encoder.tokenize(rows)
+    tokenize, seen, halfway, other_waits = Encoder.tokenize, [], threading.Event(), threading.Event()
+
+    def slow(self, rows, start=0, stop=None):
+        seen.append(start)
+        if len(seen) == 8:
+            halfway.set()
+            other_waits.wait(10)
+        return tokenize(self, rows, start, stop)
+
+    monkeypatch.setattr(Encoder, "tokenize", slow)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(open_tokens, rows, encoder, tmp_path)
+        assert halfway.wait(10)
+        two = pool.submit(open_tokens, rows, encoder, tmp_path)
+        with pytest.raises(TimeoutError):
+            two.result(0.5)
+        other_waits.set()
+        assert (one.result()[1], two.result()[1]) == ("built", "opened")
+    assert equal(one.result()[0], expected)
+    assert equal(two.result()[0], expected)
+    assert len(seen) == 19
 
 
 @pytest.mark.usefixtures("small_chunks")
