@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import numpy as np
 
-from data.encode import Encoder, Tokens
+from data.encode import CHUNK_ROWS, Encoder, Tokens
+from data.errors import UserError
+from data.template import Shape
+from data.truncate import Parts, fit
 
 LIMITS = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 PERCENTILES = (5, 25, 50, 75, 90, 95, 99, 100)
@@ -35,18 +38,54 @@ class Lengths:
         named = [("row", self.rows), *zip(("prompt", "response A", "response B"), self.parts.T, strict=True)]
         return [(name, np.percentile(values, PERCENTILES).tolist()) for name, values in named if values.any()]
 
-    def cuts(self, limits: Sequence[int] = LIMITS) -> list[tuple[int, float, float]]:
-        """For each limit: share of rows that do not fit, and share of all tokens that would be lost."""
-        total = max(1, int(self.rows.sum()))
-        return [
-            (limit, float((self.rows > limit).mean()), float(np.maximum(self.rows - limit, 0).sum() / total))
-            for limit in limits
-        ]
-
 
 def measure(encoder: Encoder, tokens: Tokens, pair: bool) -> Lengths:
     """Return the length of every row as it would be if nothing were cut."""
     return Lengths(encoder.lengths(tokens, pair), tokens.totals())
+
+
+def cuts(
+    encoder: Encoder, tokens: Tokens, lengths: Lengths, pair: bool, limits: Sequence[int] = LIMITS
+) -> list[tuple[int, float, float]]:
+    """For each limit: share of rows that do not fit, and share of all tokens that would be lost.
+
+    A row of several turns loses more than it is too long by, for whole turns go; it is cut to be counted.
+    """
+    total = max(1, int(lengths.rows.sum()))
+    several = tokens.turns.max(axis=1) > 2 if encoder.truncation.turns else np.zeros(len(tokens), bool)
+    lost = [int(np.maximum(lengths.rows[~several] - limit, 0).sum()) for limit in limits]
+    for start in range(0, len(tokens), CHUNK_ROWS):
+        stop = start + CHUNK_ROWS
+        if not several[start:stop].any():
+            continue
+        chunk = zip(
+            tokens.slice(start, stop).parts(),
+            lengths.rows[start:stop].tolist(),
+            several[start:stop].tolist(),
+            strict=True,
+        )
+        for parts, n, counts in chunk:
+            for i, limit in enumerate(limits):
+                if counts and n > limit:
+                    lost[i] += n - _kept(encoder, parts, pair, limit)
+    return [
+        (limit, float((lengths.rows > limit).mean()), tokens_lost / total)
+        for limit, tokens_lost in zip(limits, lost, strict=True)
+    ]
+
+
+def _kept(encoder: Encoder, parts: Parts, pair: bool, limit: int) -> int:
+    """Tokens of a row cut to a limit; as many as the limit where the template alone is too long for it."""
+
+    def fixed(shape: Shape) -> int:
+        return encoder.fixed_length(shape, pair)
+
+    try:
+        fitted = fit(parts, replace(encoder.truncation, max_length=limit), fixed, encoder.marker)
+    except UserError:
+        return limit
+    shape = (len(fitted[0]), len(fitted[1]), len(fitted[2]))
+    return fixed(shape) + sum(len(ids) for part in fitted for ids in part)
 
 
 def plot(lengths: Lengths, max_length: int, title: str) -> str:

@@ -146,7 +146,7 @@ def _tokens(args: argparse.Namespace, encoder: Encoder, rows: Rows, out: Path) -
     import numpy as np
 
     from data.files import write_text
-    from data.lengths import PERCENTILES, plot
+    from data.lengths import PERCENTILES, cuts, plot
     from data.show import legend, show_row
 
     colour = "NO_COLOR" not in os.environ and (sys.stdout.isatty() or "FORCE_COLOR" in os.environ)
@@ -158,8 +158,9 @@ def _tokens(args: argparse.Namespace, encoder: Encoder, rows: Rows, out: Path) -
         print(show_row(encoder, tokens, rows, row, colour))
     header = ["tokens", *(f"{p} %" if p < 100 else "longest" for p in PERCENTILES)]
     print(format_table(header, [[n, *(f"{v:,.0f}" for v in vs)] for n, vs in lengths.percentiles()]))
-    cuts = [[f"{limit:,}", f"{cut:.1%}", f"{lost:.1%}"] for limit, cut, lost in lengths.cuts()]
-    print(format_table(["max_length", "rows cut", "tokens lost"], cuts))
+    shares = cuts(encoder, tokens, lengths, rows.classes.swap is not None)
+    lines = [[f"{limit:,}", f"{cut:.1%}", f"{lost:.1%}"] for limit, cut, lost in shares]
+    print(format_table(["max_length", "rows cut", "tokens lost"], lines))
     title = f"{Path(args.tokenizer).name}, template {encoder.template.name}, {len(rows):,} rows"
     write_text(out / PLOT, plot(lengths, args.max_length, title))
     print(f"{out / PLOT}: the distribution as a plot")

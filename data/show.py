@@ -19,6 +19,8 @@ COLOURS = {
     "cut": "31",
 }
 NAMES = ("prompt", "response_a", "response_b")
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that turn around the text behind them, on the screen alone."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def explain(encoder: Encoder, tokens: Tokens, row: int, pair: bool) -> tuple[lis
             part, turn = slot
             own = kept[turn]
             pieces.append(Piece(NAMES[part], own, fitted[part][turn], parts[part][own]))
+    end = np.array(encoder.suffix, np.uint32)
+    pieces.append(Piece("template", None, end, end))
     turns = max(len(part) for part in parts)
     return pieces, [turn for turn in range(turns) if turn not in kept]
 
@@ -77,7 +81,7 @@ def _kept_turns(parts: tuple[list[np.ndarray], ...], fitted: tuple[list[np.ndarr
 
 
 def show_row(encoder: Encoder, tokens: Tokens, rows: Rows, row: int, colour: bool) -> str:
-    """Return one encoded row as text for a terminal, with colours or, without them, with headings alone."""
+    """Return one encoded row as text for a terminal, in colours or plain; notes of cuts stand in either."""
     pair = rows.classes.swap is not None
     pieces, dropped = explain(encoder, tokens, row, pair)
     total = sum(len(piece.ids) for piece in pieces)
@@ -128,7 +132,9 @@ def _runs(encoder: Encoder, ids: np.ndarray, specials: dict[int, str]) -> Iterat
 def _printable(text: str) -> str:
     """Control characters as their pictures: a row must not steer the terminal it is shown on."""
     return "".join(
-        c
+        f"<U+{ord(c):04X}>"
+        if c in DIRECTIONS
+        else c
         if c in "\n\t" or ord(c) >= 0xA0 or 0x20 <= ord(c) < 0x7F
         else chr(0x2400 + ord(c))
         if ord(c) < 0x20

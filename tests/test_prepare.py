@@ -377,7 +377,7 @@ def test_what_inspect_shows_is_what_is_encoded(tmp_path: Path) -> None:
     from small_tokenizers import small_tokenizer
 
     from data.encode import Encoder
-    from data.lengths import measure
+    from data.lengths import cuts, measure
     from data.show import explain
     from data.template import Template
     from data.truncate import Truncation
@@ -391,7 +391,10 @@ def test_what_inspect_shows_is_what_is_encoded(tmp_path: Path) -> None:
     lengths = measure(encoder, tokens, True)
     untouched = Encoder(encoder.tokenizer, Template(), Truncation(10_000)).encode(rows)
     assert lengths.rows.tolist() == untouched.lengths[::2].tolist()
-    assert lengths.cuts([140])[0][1] == encoded.truncated / len(encoded.lengths)
+    ((limit, cut, lost),) = cuts(encoder, tokens, lengths, True, [140])
+    assert limit == 140
+    assert cut == encoded.truncated / len(encoded.lengths)
+    assert lost == pytest.approx(1 - encoded.lengths[::2].sum() / lengths.rows.sum(), abs=0.01)
 
 
 def test_scratch_of_a_killed_run_is_swept(tmp_path: Path) -> None:
