@@ -2,7 +2,9 @@
 
 Each turn is tokenized once, on its own, and spliced between the template's ids; the other order of a
 pair exchanges the responses' ids and costs no tokenization. A seam is the border of a turn: no token
-ever crosses one. The ids are those of the whole text wherever the tokenizer has no merge across a seam.
+ever crosses one. The ids are those of the whole text wherever the tokenizer has no merge across a seam
+and treats the text behind it as it does a text's beginning: behind a special token, most do. One that puts
+a space before a text (Llama 2's, XLM-R's) puts one before each turn.
 
 Exactly one BOS, put in by id and asserted, whatever the tokenizer's own habits (a missing BOS is
 transformers #32172; a double one, OpenRLHF #393); where a tokenizer has none, its CLS stands for it.

@@ -93,7 +93,7 @@ def plot(lengths: Lengths, max_length: int, title: str) -> str:
     width, height, left, right, top, bottom = 860, 420, 64, 64, 56, 56
     low, high = np.log2(max(1, lengths.rows.min())), np.log2(lengths.rows.max() + 1)
     low, high = min(low, np.log2(max_length)) - 0.2, max(high, np.log2(max_length)) + 0.2
-    counts, edges = np.histogram(np.log2(lengths.rows), bins=BINS, range=(low, high))
+    counts, edges = np.histogram(np.log2(np.maximum(lengths.rows, 1)), bins=BINS, range=(low, high))
     tallest = max(1, int(counts.max()))
     inner_width, inner_height = width - left - right, height - top - bottom
 

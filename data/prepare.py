@@ -283,7 +283,9 @@ def _encoder(args: argparse.Namespace) -> Encoder | None:
 
     truncation = Truncation(args.max_length, args.prompt_share, args.side, not args.keep_turns)
     template = read_template(args.template)
-    return Encoder(load_tokenizer(args.tokenizer), template, truncation)
+    encoder = Encoder(load_tokenizer(args.tokenizer), template, truncation)
+    encoder.fixed_length((1, 1, 1), True)  # a template that no pair fits into is refused before rows are read
+    return encoder
 
 
 def _plan(args: argparse.Namespace) -> Plan:

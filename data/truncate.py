@@ -18,6 +18,8 @@ from data.errors import UserError, listing
 from data.template import Shape
 
 SIDES = ("left", "right", "middle")
+LEAST_ROOM = 3
+"""Tokens beside the template's own, one a part: with fewer nothing of a row would be left."""
 
 Parts = tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]
 """Token ids a turn, of the prompt and the two responses."""
@@ -79,7 +81,7 @@ def fit(parts: Parts, truncation: Truncation, fixed: Callable[[Shape], int], mar
     Raises
     ------
     UserError
-        The template's own text alone is too long.
+        The template's own text leaves no room for the row's.
     """
     kept = list(range(max(len(part) for part in parts)))
     lengths = [[len(ids) for ids in part] for part in parts]
@@ -96,7 +98,7 @@ def fit(parts: Parts, truncation: Truncation, fixed: Callable[[Shape], int], mar
     while truncation.turns and len(kept) > 2 and total() > truncation.max_length:
         del kept[1]
     room = truncation.max_length - own()
-    if room < 0:
+    if room < LEAST_ROOM:
         raise UserError(
             f"max_length is {truncation.max_length}, but the template's tags alone take {own()} tokens "
             f"for a row of {len(kept)} turns; raise max_length"

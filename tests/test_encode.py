@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_tokenizers import KINDS, small_tokenizer
 
 from data.encode import Encoder, pad_token_id, tokenizer_hash
 from data.errors import UserError
@@ -94,3 +97,31 @@ def test_tokenizer_hash_sees_the_vocabulary(tokenizer):
 def test_bad_truncation_is_named(options, message):
     with pytest.raises(UserError, match=message):
         Truncation(**options)
+
+
+SEAMS = {
+    "byte_bpe": "<|eot_id|>",
+    "sentencepiece_bpe": "<end_of_turn>",
+    "sentencepiece_unigram": "</s>",
+    "wordpiece": "[SEP]",
+}
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+parts = st.lists(texts, min_size=1, max_size=3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(prompt=parts, a=parts, b=parts)
+def test_ids_are_those_of_the_whole_text_where_nothing_merges_across_a_seam(kind, prompt, a, b):
+    tokenizer, seam = small_tokenizer(kind), SEAMS[kind]
+    turn = "Q|{{ t.prompt }}|A|{{ t.response_a }}|B|{{ t.response_b }}|".replace("|", seam)
+    template = Template("seamless", f"{{% for t in turns %}}{turn}{{% endfor %}}Better")
+    rows = make_rows(
+        {"row_id": ["r"], "prompt": [prompt], "response_a": [a], "response_b": [b]}, PREFERENCE, "t"
+    )
+    encoder = Encoder(tokenizer, template, Truncation(10_000))
+    encoded = encoder.encode(rows)
+    for order in (False, True):
+        text = "".join(s.text for s in template.segments(prompt, a, b, swap=order))
+        whole = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        assert encoded[int(order)].tolist() == encoder.prefix + whole + encoder.suffix

@@ -373,6 +373,14 @@ def test_inspect_shows_rows_cuts_lengths_and_a_plot(
     assert re.sub("\x1b\\[[0-9]+m", "", coloured).split("── row")[1:] == plain.split("── row")[1:]
 
 
+def test_a_template_that_cannot_be_used_costs_no_reading(tmp_path: Path) -> None:
+    own = tmp_path / "own.jinja"
+    own.write_text("{{ prompts[0] }} {{ responses_a[0] }}")
+    given = ["--source", str(tmp_path / "unread.csv"), "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="template own: puts turn 1 of response_b nowhere"):
+        main([*given, "--tokenizer", tokenizer_file(tmp_path), "--template", str(own)])
+
+
 def test_what_inspect_shows_is_what_is_encoded(tmp_path: Path) -> None:
     from small_tokenizers import small_tokenizer
 

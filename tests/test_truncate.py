@@ -206,6 +206,19 @@ def test_turns_may_be_kept_on_request():
     assert [len(part) for part in out] == [5, 5, 5]
 
 
+def test_a_row_of_which_nothing_would_be_left_is_refused():
+    parts = row([9], [9], [9])
+    for length in (20, 21, 22):
+        with pytest.raises(
+            UserError, match="tags alone take 20 tokens for a row of 1 turns; raise max_length"
+        ):
+            fit(parts, Truncation(length), lambda _: 20, np.zeros(0, np.uint32))
+    out = fit(parts, Truncation(23), lambda _: 20, np.zeros(0, np.uint32))
+    assert sum(len(ids) for part in out for ids in part) > 1
+    fits = row([1], [], [])
+    assert fit(fits, Truncation(21), lambda _: 20, np.zeros(0, np.uint32)) is fits
+
+
 def test_a_template_that_does_not_fit_is_refused():
     with pytest.raises(UserError, match="tags alone take 20 tokens for a row of 5 turns; raise max_length"):
         fitted(row([10] * 5, [1] * 5, [1] * 5), Truncation(16, turns=False))
