@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from data.schema import Rows
 from data.template import PARTS, Shape, Template
 from data.tokenizer import uncut
 from data.truncate import Parts, Truncation, fit
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 RESERVED_PADS = ("<|finetune_right_pad_id|>", "<pad>", "<|reserved_special_token_0|>", "[PAD]", "<unk>")
 CHUNK_ROWS = 2048
@@ -163,13 +166,8 @@ class Encoder:
 
     def tokenize(self, rows: Rows, start: int = 0, stop: int | None = None) -> Tokens:
         """Tokenize the turns of rows, equal texts once."""
-        texts, turns = turns_of(rows, start, stop)
-        unique = dict.fromkeys(texts)
-        ids = dict(zip(unique, self.plain(list(unique)), strict=True))
-        pieces = [ids[text] for text in texts]
-        flat = np.concatenate(pieces) if pieces else np.zeros(0, np.uint32)
-        lengths = np.fromiter((len(piece) for piece in pieces), np.uint32, len(pieces))
-        return Tokens(flat, lengths, turns)
+        length = (len(rows) if stop is None else stop) - start
+        return tokenize_turns(rows.table.select(list(PARTS)).slice(start, length), self.plain)
 
     def assemble(
         self, tokens: Tokens, orders: Sequence[bool], start: int = 0, stop: int | None = None
@@ -388,18 +386,18 @@ def split_ids(flat: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
     return [flat[end - n : end] for end, n in zip(ends.tolist(), lengths.tolist(), strict=True)]
 
 
-def turns_of(rows: Rows, start: int = 0, stop: int | None = None) -> tuple[list[str], np.ndarray]:
-    """Return the turns of rows as one list of texts, and how many each part has, shape (n, 3)."""
-    stop = len(rows) if stop is None else min(stop, len(rows))
-    chunk = rows.table.select(list(PARTS)).slice(start, stop - start)
-    columns = [chunk.column(i).to_pylist() for i in range(3)]
+def tokenize_turns(table: pa.Table, plain: PlainText) -> Tokens:
+    """Tokenize the turns of a table of prompts and responses, equal texts once."""
     texts: list[str] = []
-    turns = np.zeros((stop - start, 3), dtype=np.uint32)
-    for i, row in enumerate(zip(*columns, strict=True)):
-        for part, value in enumerate(row):
-            texts += value
-            turns[i, part] = len(value)
-    return texts, turns
+    turns: list[int] = []
+    for row in zip(*(table.column(name).to_pylist() for name in PARTS), strict=True):
+        for part in row:
+            texts += part
+            turns.append(len(part))
+    unique = dict.fromkeys(texts)
+    ids = dict(zip(unique, plain(list(unique)), strict=True))
+    flat, lengths = _joined([ids[text] for text in texts])
+    return Tokens(flat, lengths, np.array(turns, dtype=np.uint32).reshape(-1, len(PARTS)))
 
 
 def join_encoded(chunks: Sequence[Encoded], orders: int) -> Encoded:

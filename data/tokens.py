@@ -21,16 +21,20 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.encode import CHUNK_ROWS, Encoder, PlainText, Tokens, turns_of
+from data.encode import CHUNK_ROWS, Encoder, PlainText, Tokens, tokenize_turns
 from data.errors import UserError, brief
 from data.fast_bpe import FastBpe
 from data.files import make_directory, read_json, sha256_text, unwritable, write_json
 from data.progress import progress
 from data.schema import Rows
+from data.template import PARTS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
@@ -245,23 +249,23 @@ def _tokenized(
         _start_worker,
         (encoder.plain.definition, encoder.plain.special, encoder.plain.fast),
     ) as pool:
-        waiting: deque[tuple[np.ndarray, list[int], Future]] = deque()
+        waiting: deque[Future] = deque()
         remaining = deque(chunks)
-        while True:
+        turns = rows.table.select(list(PARTS))
+        while remaining or waiting:
             while remaining and len(waiting) < 2 * workers:
-                start = remaining.popleft()
-                texts, turns = turns_of(rows, start, start + CHUNK_ROWS)
-                unique = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-                waiting.append((turns, [unique[text] for text in texts], pool.submit(_work, list(unique))))
-            if not waiting:
-                return
-            turns, order, future = waiting.popleft()
-            ids, lengths = future.result()
-            if len(order) != len(lengths):  # some texts stand more than once
-                ends = np.cumsum(lengths, dtype=np.int64)
-                pieces = [ids[ends[i] - lengths[i] : ends[i]] for i in order]
-                ids, lengths = np.concatenate(pieces), lengths[order]
-            yield ids, lengths, turns
+                waiting.append(pool.submit(_work, _packed(turns.slice(remaining.popleft(), CHUNK_ROWS))))
+            yield waiting.popleft().result()
+
+
+def _packed(table: pa.Table) -> pa.Buffer:
+    """Return the rows of a slice in Arrow's stream format; a pickle of it would hold the whole table."""
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
 
 
 _plain: PlainText | None = None
@@ -279,6 +283,9 @@ def _start_worker(definition: str, special: dict[int, str], fast: FastBpe | None
     _plain = PlainText(load, special, fast)
 
 
-def _work(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _work(packed: pa.Buffer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    import pyarrow as pa
+
     assert _plain is not None
-    return _plain.flat(texts)
+    tokens = tokenize_turns(pa.ipc.open_stream(packed).read_all(), _plain)
+    return tokens.ids, tokens.lengths, tokens.turns
