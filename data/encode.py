@@ -148,7 +148,7 @@ class Encoder:
         bos = cls if bos is None else bos
         self.prefix: list[int] = [] if bos is None else [int(bos)]
         # An encoder's texts stand between [CLS] and [SEP]; a decoder's have no end.
-        encoder = cls is not None and tokenizer.sep_token_id is not None
+        encoder = cls is not None and tokenizer.sep_token_id not in (None, bos)
         self.suffix: list[int] = [int(tokenizer.sep_token_id)] if encoder else []
         self.plain = PlainText(lambda: tokenizer.backend_tokenizer, special_ids(tokenizer))
         self.marker = self.plain([truncation.marker])[0] if truncation.marker else np.zeros(0, np.uint32)

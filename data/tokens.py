@@ -95,7 +95,10 @@ def open_tokens(rows: Rows, encoder: Encoder, home: Path, workers: int | None = 
 def _locked(home: Path) -> Iterator[None]:
     """Keep other processes from building under ``home``; the lock goes with the process, however it ends."""
     make_directory(home)
-    handle = os.open(home, os.O_RDONLY)
+    try:
+        handle = os.open(home, os.O_RDONLY)
+    except OSError as error:
+        raise unwritable(home, error) from error
     try:
         with suppress(OSError):  # some network file systems know no locks
             fcntl.flock(handle, fcntl.LOCK_EX)

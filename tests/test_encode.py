@@ -1,5 +1,7 @@
 """Exactly one BOS, special tokens in text stay text, truncation that commutes with swapping."""
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -63,6 +65,13 @@ def test_the_template_survives_truncation(tokenizer):
 def test_tags_that_do_not_fit_are_refused(tokenizer):
     with pytest.raises(UserError, match="raise max_length"):
         Encoder(tokenizer, Template(), Truncation(16)).encode(preference_rows())
+
+
+def test_a_separator_that_is_the_bos_does_not_stand_at_the_end():
+    tokenizer = copy.deepcopy(small_tokenizer("byte_bpe"))
+    tokenizer.cls_token = tokenizer.sep_token = tokenizer.bos_token
+    encoded = Encoder(tokenizer, Template(), Truncation(256)).encode(preference_rows())
+    assert (encoded.ids == tokenizer.bos_token_id).sum() == 2
 
 
 def test_a_plain_text_row_has_one_order(tokenizer):
