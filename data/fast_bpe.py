@@ -54,12 +54,17 @@ class FastBpe:
 
 
 _known: dict[str, FastBpe] = {}
-"""By hash of the tokenizer's definition: those that :func:`remember` was told of, not yet probed."""
+"""By hash of the tokenizer's definition: to read it off the definition takes a second."""
 
 
 def remember(definition: str, pattern: str, ranks: dict[bytes, int]) -> None:
-    """Tell of a tokenizer that was made from tiktoken's ranks; to read them off it takes a second."""
+    """Tell of a tokenizer that was made from tiktoken's ranks."""
     _known[sha256_text(definition)] = FastBpe(pattern, ranks)
+
+
+def is_known(definition: str) -> bool:
+    """Whether :func:`fast_bpe` has nothing to read."""
+    return sha256_text(definition) in _known
 
 
 def fast_bpe(backend: Any, definition: str) -> FastBpe | None:
@@ -72,12 +77,14 @@ def fast_bpe(backend: Any, definition: str) -> FastBpe | None:
     definition : str
         Its JSON, which takes a while to write and is at hand where this is called.
     """
-    found = _known.get(sha256_text(definition)) or read_definition(definition)
+    key = sha256_text(definition)
+    found = _known.get(key) or read_definition(definition)
     if found is None:
         return None
     for probe in PROBES:
         if backend.encode(probe, add_special_tokens=False).ids != found.encode(probe).tolist():
             return None
+    _known[key] = found
     return found
 
 

@@ -196,6 +196,15 @@ def test_a_faster_road_is_sought_once_there_was_enough_to_tokenize(monkeypatch: 
     assert sought == [1]
 
 
+def test_a_faster_road_that_is_known_is_taken_sooner(llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode_module, "KNOWN_FROM", 1000)
+    plain = Encoder(llama, Template(), Truncation(64)).plain
+    plain(["x" * 900])
+    assert plain.fast is None
+    plain(["x" * 100])
+    assert plain.fast is not None
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_tokenizers_keep_their_own_road(kind: str) -> None:
     backend = small_tokenizer(kind).backend_tokenizer
