@@ -282,14 +282,22 @@ class PlainText:
     special : dict of int to str
         Ids that must not come out, and what they are called.
     fast : FastBpe, optional
-        Its faster form where that is known already; looked for once there is much to tokenize.
+        Its faster form where that is known already.
+    seek : bool
+        Whether to look for one, once there is much to tokenize.
     """
 
-    def __init__(self, load: Callable[[], Any], special: dict[int, str], fast: FastBpe | None = None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        special: dict[int, str],
+        fast: FastBpe | None = None,
+        seek: bool = True,
+    ) -> None:
         self._load = load
         self.special = special
         self.fast = fast
-        self._sought = fast is not None
+        self._seek = seek and fast is None
         self._characters = 0
         self._ids = np.array(sorted(special), dtype=np.uint32)
 
@@ -314,7 +322,11 @@ class PlainText:
     def flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of all texts one after another, and the tokens of each; both uint32."""
         self._characters += sum(map(len, texts))
-        if self._characters >= FAST_FROM or (self._characters >= KNOWN_FROM and self._is_known):
+        if (
+            self._seek
+            and self._characters >= KNOWN_FROM
+            and (self._characters >= FAST_FROM or self._is_known)
+        ):
             self.seek_fast()
         fast = self.fast
         if fast is None:
@@ -324,8 +336,8 @@ class PlainText:
 
     def seek_fast(self) -> None:
         """Look for a faster form, once."""
-        if not self._sought:
-            self._sought = True
+        if self._seek:
+            self._seek = False
             with self._as_text() as backend:
                 self.fast = fast_bpe(backend, self.definition)
 

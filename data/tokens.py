@@ -283,7 +283,7 @@ def _start_worker(definition: str, special: dict[int, str], fast: FastBpe | None
 
         return Tokenizer.from_str(definition)
 
-    _plain = PlainText(load, special, fast)
+    _plain = PlainText(load, special, fast, seek=False)
 
 
 def _work(packed: pa.Buffer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from small_tokenizers import KINDS, small_tokenizer
 from tokenizers import Tokenizer
 
 from data import encode as encode_module
-from data.encode import Encoder, pad_token_id, tokenizer_hash
+from data.encode import Encoder, PlainText, pad_token_id, tokenizer_hash
 from data.errors import UserError
 from data.fast_bpe import LONGEST, fast_bpe, read_definition
 from data.sources import read_source
@@ -186,6 +186,7 @@ def test_one_long_text_does_not_send_the_others_the_slower_road(
 def test_a_faster_road_is_sought_once_there_was_enough_to_tokenize(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Encoder(small_tokenizer("byte_bpe"), Template(), Truncation(64)).plain
     sought: list[int] = []
+    monkeypatch.setattr(encode_module, "KNOWN_FROM", 500)
     monkeypatch.setattr(encode_module, "FAST_FROM", 1000)
     monkeypatch.setattr(encode_module, "fast_bpe", lambda *_: sought.append(1))
     for _ in range(9):
@@ -203,6 +204,13 @@ def test_a_faster_road_that_is_known_is_taken_sooner(llama, monkeypatch: pytest.
     assert plain.fast is None
     plain(["x" * 100])
     assert plain.fast is not None
+
+
+def test_a_worker_that_is_told_the_faster_road_never_loads_the_tokenizer(llama) -> None:
+    known = Encoder(llama, Template(), Truncation(64)).plain
+    known.seek_fast()
+    told = PlainText(lambda: pytest.fail("loaded"), known.special, known.fast, seek=False)
+    assert sum(map(len, told(["word " * 1000] * 200))) == 200 * 1001
 
 
 @pytest.mark.parametrize("kind", KINDS)
