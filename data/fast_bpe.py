@@ -2,8 +2,8 @@
 
 Byte-level BPE whose merges are all that its vocabulary allows, in the order of the vocabulary, is what
 the tiktoken library computes, several times faster than the tokenizers library. Whether a tokenizer is
-of that kind is read from its definition, and a set of awkward probes must give equal ids; otherwise, and
-for very long texts, nothing changes.
+of that kind is read from its definition, or known where it was made from tiktoken's own file, and a set of
+awkward probes must give equal ids; otherwise, and for very long texts, nothing changes.
 """
 
 from __future__ import annotations
