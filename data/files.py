@@ -49,15 +49,28 @@ def make_directory(path: Path) -> None:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold a directory for one command; refuse one that another holds. A killed command holds nothing."""
+def locked(directory: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a directory for one command; a killed command holds nothing.
+
+    Parameters
+    ----------
+    directory : Path
+    wait : bool
+        Wait for another command that holds it, instead of refusing. Not to be asked for a directory that
+        this process holds already.
+
+    Raises
+    ------
+    UserError
+        Another command holds it, or it cannot be opened.
+    """
     try:
         handle = os.open(directory, os.O_RDONLY)
     except OSError as error:
         raise UserError(f"{directory}: cannot be opened ({_reason(error)})") from error
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise UserError(
                 f"{directory}: another command is writing there; wait until it has ended, or choose another "

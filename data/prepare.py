@@ -68,8 +68,8 @@ def _prepare(args: argparse.Namespace) -> None:
             print(f"group {group}: {n:,} rows, {prompt}")
         if plan.pin:
             _report_pins(rows, folds, plan)
-        if encoder is not None:
-            _tokens(args, encoder, rows, out)
+    if encoder is not None:  # the store has its own way with other commands: it waits for them
+        _tokens(args, encoder, rows, out)
     print(f"{out / 'folds.parquet'}: {'kept as it was' if folds_stood else 'written'}")
 
 

@@ -10,7 +10,6 @@ builds it and the other waits.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ import numpy as np
 from data.encode import CHUNK_ROWS, Encoder, PlainText, Tokens, tokenize_turns
 from data.errors import UserError, brief
 from data.fast_bpe import FastBpe
-from data.files import make_directory, read_json, sha256_text, unwritable, write_json
+from data.files import locked, make_directory, read_json, sha256_text, unwritable, write_json
 from data.progress import progress
 from data.schema import Rows
 from data.template import PARTS
@@ -74,7 +73,8 @@ def open_tokens(rows: Rows, encoder: Encoder, home: Path, workers: int | None = 
     path = _place(home, key)
     if check_store(path, key) is None:
         return _map(path), "opened"
-    with _locked(home):
+    make_directory(home)
+    with locked(home, wait=True):
         wrong = check_store(path, key)  # again: it may have been built while this process waited
         if wrong is None:
             return _map(path), "opened"
@@ -89,22 +89,6 @@ def open_tokens(rows: Rows, encoder: Encoder, home: Path, workers: int | None = 
         except OSError as error:
             raise unwritable(path, error) from error
         return _map(path), what
-
-
-@contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    """Keep other processes from building under ``home``; the lock goes with the process, however it ends."""
-    make_directory(home)
-    try:
-        handle = os.open(home, os.O_RDONLY)
-    except OSError as error:
-        raise unwritable(home, error) from error
-    try:
-        with suppress(OSError):  # some network file systems know no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def find_tokens(rows: Rows, encoder: Encoder, home: Path) -> Tokens | None:

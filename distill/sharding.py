@@ -66,8 +66,8 @@ class Shards:
         self.numbers = {id(layer): number for number, layer in enumerate(layers)}
         world = process()[1]
         for parity in range(min(2, len(self.layers))):
-            own = self._parts(parity)
-            self.rooms.append([part.new_empty(part.numel() * world) for part in own])
+            parts_kept = self._parts(parity)
+            self.rooms.append([part.new_empty(part.numel() * world) for part in parts_kept])
         for number, modules in enumerate(self.layers):
             places = iter(self.rooms[number % 2])
             for module, kind, shape, whole, own in modules:
