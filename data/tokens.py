@@ -17,6 +17,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -67,7 +68,7 @@ def open_tokens(rows: Rows, encoder: Encoder, home: Path, workers: int | None = 
     Raises
     ------
     UserError
-        The store cannot be written.
+        The store cannot be written, or a process that makes it was killed.
     """
     key = store_key(rows, encoder)
     path = _place(home, key)
@@ -88,6 +89,11 @@ def open_tokens(rows: Rows, encoder: Encoder, home: Path, workers: int | None = 
             _build(rows, encoder, path, key, workers)
         except OSError as error:
             raise unwritable(path, error) from error
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"{path}: a process that tokenized was ended from outside, perhaps for want of memory; the "
+                "same command goes on from its last checkpoint"
+            ) from error
         return _map(path), what
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from small_tokenizers import small_tokenizer
 
@@ -16,6 +18,7 @@ from data import encode as encode_module
 from data import tokens as tokens_module
 from data.arena import ArenaConfig, simulate_arena
 from data.encode import Encoder, Tokens
+from data.errors import UserError
 from data.schema import Rows
 from data.template import Template
 from data.tokens import check_store, find_tokens, open_tokens
@@ -263,3 +266,24 @@ def test_several_processes_give_the_same_store(tmp_path: Path, rows: Rows, encod
     one, _ = open_tokens(rows, encoder, tmp_path / "one", workers=1)
     two, _ = open_tokens(rows, encoder, tmp_path / "two", workers=2)
     assert equal(one, two)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_worker_killed_from_outside_is_told_and_the_build_goes_on(
+    tmp_path: Path, rows: Rows, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = tokens_module._packed
+    kills = iter([False, True])
+
+    def killing(table: pa.Table) -> pa.Buffer:
+        if next(kills, False):
+            for child in multiprocessing.active_children():
+                child.kill()
+        return packed(table)
+
+    monkeypatch.setattr(tokens_module, "_packed", killing)
+    with pytest.raises(UserError, match="ended from outside"):
+        open_tokens(rows, encoder, tmp_path, workers=2)
+    found, what = open_tokens(rows, encoder, tmp_path, workers=1)
+    assert what == "continued" or what.startswith("built")
+    assert equal(found, encoder.tokenize(rows))
