@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.encode import Encoder, Tokens, special_ids
+from data.encode import Encoder, Tokens
+from data.plain_text import special_ids
 from data.schema import Rows
 
 COLOURS = {

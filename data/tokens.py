@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.encode import CHUNK_ROWS, Encoder, PlainText, Tokens, tokenize_turns
+from data.encode import CHUNK_ROWS, Encoder, Tokens, tokenize_turns
 from data.errors import UserError, brief
 from data.fast_bpe import FastBpe
 from data.files import locked, make_directory, read_json, sha256_text, unwritable, write_json
+from data.plain_text import PlainText
 from data.progress import progress
 from data.schema import Rows
 from data.template import PARTS

@@ -182,7 +182,8 @@ def pad_token(subject: Subject) -> Finding:
 
     Source: transformers #35352, PR #35911: the pooled token is the rightmost that is not the pad id.
     """
-    from data.encode import pad_token_id, special_ids
+    from data.encode import pad_token_id
+    from data.plain_text import special_ids
 
     tokenizer, config = subject.tokenizer, subject.config
     text = getattr(config, "pad_token_id", None)

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from small_tokenizers import KINDS, small_tokenizer
 from tokenizers import Tokenizer
 
-from data import encode as encode_module
-from data.encode import Encoder, PlainText, pad_token_id, tokenizer_hash
+from data import plain_text as plain_text_module
+from data.encode import Encoder, pad_token_id, tokenizer_hash
 from data.errors import UserError
 from data.fast_bpe import LONGEST, fast_bpe, read_definition
+from data.plain_text import PlainText
 from data.sources import read_source
 from data.template import Template
 from data.tokenizer import load_tokenizer
@@ -186,9 +187,9 @@ def test_one_long_text_does_not_send_the_others_the_slower_road(
 def test_a_faster_road_is_sought_once_there_was_enough_to_tokenize(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Encoder(small_tokenizer("byte_bpe"), Template(), Truncation(64)).plain
     sought: list[int] = []
-    monkeypatch.setattr(encode_module, "KNOWN_FROM", 500)
-    monkeypatch.setattr(encode_module, "FAST_FROM", 1000)
-    monkeypatch.setattr(encode_module, "fast_bpe", lambda *_: sought.append(1))
+    monkeypatch.setattr(plain_text_module, "KNOWN_FROM", 500)
+    monkeypatch.setattr(plain_text_module, "FAST_FROM", 1000)
+    monkeypatch.setattr(plain_text_module, "fast_bpe", lambda *_: sought.append(1))
     for _ in range(9):
         plain(["x" * 100])
     assert not sought
@@ -198,7 +199,7 @@ def test_a_faster_road_is_sought_once_there_was_enough_to_tokenize(monkeypatch: 
 
 
 def test_a_faster_road_that_is_known_is_taken_sooner(llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode_module, "KNOWN_FROM", 1000)
+    monkeypatch.setattr(plain_text_module, "KNOWN_FROM", 1000)
     plain = Encoder(llama, Template(), Truncation(64)).plain
     plain(["x" * 900])
     assert plain.fast is None

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from small_tokenizers import KINDS, small_tokenizer
 from tokenizers import normalizers
 
-from data.encode import Encoder, special_ids
+from data.encode import Encoder
 from data.errors import UserError
+from data.plain_text import special_ids
 from data.schema import PREFERENCE, make_rows
 from data.template import Template
 from data.truncate import Truncation, budgets, cut, fit, share_evenly
