@@ -90,11 +90,6 @@ def open_tokens(rows: Rows, encoder: Encoder, home: Path, workers: int | None = 
             _build(rows, encoder, path, key, workers)
         except OSError as error:
             raise unwritable(path, error) from error
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"{path}: a process that tokenized was ended from outside, perhaps for want of memory; the "
-                "same command goes on from its last checkpoint"
-            ) from error
         return _map(path), what
 
 
@@ -247,9 +242,16 @@ def _tokenized(
         remaining = deque(chunks)
         turns = rows.table.select(list(PARTS))
         while remaining or waiting:
-            while remaining and len(waiting) < 2 * workers:
-                waiting.append(pool.submit(_work, _packed(turns.slice(remaining.popleft(), CHUNK_ROWS))))
-            yield waiting.popleft().result()
+            try:
+                while remaining and len(waiting) < 2 * workers:
+                    waiting.append(pool.submit(_work, _packed(turns.slice(remaining.popleft(), CHUNK_ROWS))))
+                done = waiting.popleft().result()
+            except (BrokenProcessPool, OSError) as error:  # the latter where the pool's own pipes have gone
+                raise UserError(
+                    "a process that tokenized was ended from outside, perhaps for want of memory; the same "
+                    "command goes on from its last checkpoint"
+                ) from error
+            yield done
 
 
 def _packed(table: pa.Table) -> pa.Buffer:

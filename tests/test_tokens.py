@@ -273,7 +273,7 @@ def test_a_worker_killed_from_outside_is_told_and_the_build_goes_on(
     tmp_path: Path, rows: Rows, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = tokens_module._packed
-    kills = iter([False, True])
+    kills = iter([*[False] * 6, True])  # when all are at work
 
     def killing(table: pa.Table) -> pa.Buffer:
         if next(kills, False):
