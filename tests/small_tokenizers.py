@@ -1,7 +1,8 @@
-"""Small tokenizers of every kind that real backbones use, trained here in a blink."""
+"""Small tokenizers of every kind that real backbones use, made here in a blink, alike in every process."""
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -62,32 +63,41 @@ def _sentencepiece_bpe() -> tuple[Any, dict[str, str]]:
     return backend, special
 
 
+def _words(space: str) -> list[str]:
+    """The words of the texts, each behind the visible space, the most frequent first, then by spelling."""
+    counts = Counter(f"{space}{word}" for text in TEXTS for word in text.split())
+    return sorted(counts, key=lambda word: (-counts[word], word))
+
+
 def _sentencepiece_unigram() -> tuple[Any, dict[str, str]]:
-    """Like XLM-R's or T5's: a unigram model, whose vocabulary holds the special tokens as pieces."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """Like XLM-R's or T5's: a unigram model, whose vocabulary holds the special tokens as pieces.
+
+    Its pieces are given and not trained: the library's trainer gives other ones in every process.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    backend = Tokenizer(models.Unigram())
+    letters = sorted({"▁", *"".join(TEXTS).replace(" ", "")})
+    pieces = [(name, 0.0) for name in special.values()]
+    pieces += [(word, -3.0 - rank / 20) for rank, word in enumerate(_words("▁")) if len(word) > 2]
+    pieces += [(letter, -6.0 - rank / 100) for rank, letter in enumerate(letters)]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=list(special).index("unk_token")))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=300, special_tokens=list(special.values()), unk_token="<unk>", show_progress=False
-    )
-    backend.train_from_iterator(TEXTS, trainer)
     return backend, special
 
 
 def _wordpiece() -> tuple[Any, dict[str, str]]:
-    """Like BERT's: no BOS, a CLS in its place."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    """Like BERT's: no BOS, a CLS in its place. Its pieces are given, as the unigram model's are."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    letters = sorted(set("".join(TEXTS).lower().replace(" ", "")))
+    words = [word.lower() for word in _words("") if word.isalnum()]
+    names = dict.fromkeys([*special.values(), *letters, *(f"##{letter}" for letter in letters), *words])
+    vocabulary = {name: number for number, name in enumerate(names)}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=400, special_tokens=list(special.values()), show_progress=False
-    )
-    backend.train_from_iterator(TEXTS, trainer)
     return backend, special
