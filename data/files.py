@@ -157,7 +157,7 @@ def read_parquet(path: Path, what: str = "file") -> pa.Table:
 
 
 def read_table(path: Path, what: str = "file", as_text: bool = False) -> pa.Table:
-    """Read a CSV, Parquet or JSON-lines file, by its extension.
+    """Read a CSV (plain or packed by gzip), Parquet or JSON-lines file, by its extension.
 
     Parameters
     ----------
@@ -178,6 +178,11 @@ def read_table(path: Path, what: str = "file", as_text: bool = False) -> pa.Tabl
     suffix = path.suffix.lower()
     if suffix in {".parquet", ".pq"}:
         return read_parquet(path, what)
+    if path.name.lower().endswith((".csv.gz", ".tsv.gz")):  # Arrow unpacks by the name
+        from data.text_files import refuse_bomb
+
+        refuse_bomb(path)
+        suffix = path.name.lower()[-7:-3]
     try:
         if suffix in {".csv", ".tsv"}:
             from pyarrow import csv
@@ -200,7 +205,7 @@ def read_table(path: Path, what: str = "file", as_text: bool = False) -> pa.Tabl
             return pa.table({name: [record.get(name) for record in records] for name in names})
     except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as {suffix[1:].upper()} ({error})") from error
-    raise UserError(f"{path}: unknown kind of {what}; give a .csv, .parquet or .jsonl file")
+    raise UserError(f"{path}: unknown kind of {what}; give a .csv, .csv.gz, .parquet or .jsonl file")
 
 
 def require_columns(table: pa.Table | pa.Schema, columns: list[str], path: Path | str) -> None:
