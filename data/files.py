@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path; when the block succeeds, flush it and rename it to ``path``."""
+    _refuse_unreadable_name(path)
     make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -40,12 +41,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def make_directory(path: Path) -> None:
     """Make a directory and its parents, if they are not there."""
+    _refuse_unreadable_name(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{path}: cannot be made a directory, a file of that name is in the way") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be made a directory ({_reason(error)})") from error
+
+
+def _refuse_unreadable_name(path: Path) -> None:
+    """Refuse a name whose bytes are no text: Arrow cannot open it, nor can a manifest name it."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{brief(path)}: its name is not UTF-8 text; rename it") from error
 
 
 @contextmanager
@@ -113,6 +123,7 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 def require_file(path: Path, what: str = "file") -> Path:
     """Return ``path`` if it is a file, else say which ``what`` is missing."""
+    _refuse_unreadable_name(path)
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a directory where a {what} was expected")

@@ -81,9 +81,9 @@ def refuse_ambiguous_index(labels: Labels, members: Sequence[Member]) -> None:
     other = next((member for member in ordered if member.order != ordered[0].order), None)
     if other is not None:
         raise UserError(
-            f"{labels.path}: a label there is the index of a class, and {ordered[0].path} and {other.path} name "
-            f"the classes in different orders ({listing(ordered[0].order, 12)}; {listing(other.order, 12)}); "
-            "give the labels as class names, or all columns in one order"
+            f"{labels.path}: a label there is the index of a class, and {ordered[0].path} and {other.path} "
+            f"name the classes in different orders ({listing(ordered[0].order, 12)}; "
+            f"{listing(other.order, 12)}); give the labels as class names, or all columns in one order"
         )
 
 
@@ -92,8 +92,8 @@ def refuse_single_class(y: np.ndarray, classes: Classes, labels: Labels) -> None
     seen = np.flatnonzero(y.sum(axis=0) > 0)
     if len(seen) == 1:
         raise UserError(
-            f"{labels.path}: every labelled row is {classes.names[seen[0]]}; a score needs rows of two classes "
-            "or more"
+            f"{labels.path}: every labelled row is {classes.names[seen[0]]}; a score needs rows of two "
+            "classes or more"
         )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.errors import UserError, brief, listing
-from data.files import read_json, read_table, sha256_text
+from data.files import read_json, read_table, require_file, sha256_text
 from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def _load_store(path: Path, classes: Classes | None, name: str | None) -> Member
 
 
 def _load_array(path: Path, classes: Classes | None, name: str | None) -> Member:
+    require_file(path, "prediction set")
     try:
         values = np.load(path, allow_pickle=False)
         if not isinstance(values, np.ndarray):

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from data.dataset import ROWS
 from data.errors import UserError, brief, listing
 from data.files import sha256_text
-from data.dataset import ROWS
 from data.folds import FOLDS, Folds, read_folds
 from data.schema import Classes, Rows
 from ensemble.checks import (
