@@ -200,7 +200,7 @@ def _prepared(data: Path | None, members: list[Member], required: bool) -> tuple
     manifest: dict[str, Any] = (store.manifest or {}) if store else {}
     place = data
     if place is None and store is not None and manifest.get("data"):
-        stated = Path(manifest["data"])
+        stated = Path(str(manifest["data"]))
         places = [store.path / stated, stated] if not stated.is_absolute() else [stated]
         place = next((p for p in places if p.exists()), None)
         if place is None and required:
