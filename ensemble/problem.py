@@ -153,9 +153,10 @@ def _refuse_member_as_labels(labels: Path, members: list[Member]) -> None:
 
 
 def load_members(arguments: list[str]) -> list[Member]:
-    """Load members that agree on their classes and have distinct names.
+    """Load members that agree on their classes and have distinct names; returns them by name.
 
-    Classes come from the first store, else from the first prediction set.
+    Classes come from the first store, else from the first prediction set. The order in which they are given
+    means nothing: trees and networks draw members at random, so another order would be another draw.
     """
     from data.softlabels import check_joinable
 
@@ -163,9 +164,8 @@ def load_members(arguments: list[str]) -> list[Member]:
         raise UserError("no models to blend; give --oof with stores or prediction sets")
     named = [split_name(argument) for argument in arguments]
     classes = None
-    for name, path in sorted(
-        named, key=lambda item: (not item[1].is_dir(), item[1].suffix.lower() == ".npy")
-    ):
+    named.sort(key=lambda item: (not item[1].is_dir(), item[0] or item[1].name, str(item[1])))
+    for name, path in named:
         if path.suffix.lower() != ".npy":  # an array names no classes
             classes = load_member(path, None, name).classes
             break
@@ -189,7 +189,7 @@ def load_members(arguments: list[str]) -> list[Member]:
     stores = [member for member in members if member.manifest is not None]
     for store in stores[1:]:
         check_joinable(stores[0].manifest or {}, store.manifest or {}, str(stores[0].path), str(store.path))
-    return members
+    return sorted(members, key=lambda member: member.name)
 
 
 def _prepared(data: Path | None, members: list[Member], required: bool) -> tuple[Labels, Folds] | None:
