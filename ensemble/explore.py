@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data.schema import PREFERENCE, Classes
-from ensemble.base import LOSS_FLOOR, as_targets, log_probs, softmax
+from ensemble.base import LOSS_FLOOR, PROB_FLOOR, as_targets, log_probs, softmax
 from ensemble.problem import Problem, load_problem
 from ensemble.simplex import solve_simplex
 from ensemble.splits import group_folds
@@ -116,9 +116,18 @@ def linear_losses(P: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarr
     return (total / target.sum()).reshape(np.shape(weights)[:-1])
 
 
-def pool_loss(P: np.ndarray, y: np.ndarray, weights: np.ndarray, bias: np.ndarray | None = None) -> float:
-    """Mean log-loss of the log-opinion pool with weights (members,) and class biases (K,), as there."""
-    logits = np.einsum("nmk,m->nk", log_probs(P), np.asarray(weights)) + (0 if bias is None else bias)
+def pool_loss(
+    P: np.ndarray,
+    y: np.ndarray,
+    weights: np.ndarray,
+    bias: np.ndarray | None = None,
+    floor: float = PROB_FLOOR,
+) -> float:
+    """Mean log-loss of the log-opinion pool with weights (members,) and class biases (K,), as there.
+
+    Members' probabilities under ``floor`` are taken as that.
+    """
+    logits = np.einsum("nmk,m->nk", log_probs(P, floor), np.asarray(weights)) + (0 if bias is None else bias)
     targets = as_targets(y, P.shape[2])
     return -float((targets * np.log(np.maximum(softmax(logits), LOSS_FLOOR))).sum() / targets.sum())
 

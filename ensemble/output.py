@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,9 @@ REPORT = "report.html"
 _MARKS = {STACK: b'"kind": "stack"', REPORT: b"<title>Stack report</title>"}
 """What the beginning of our own files holds."""
 _HEAD = 2048
+_HALF_WRITTEN = re.compile(
+    r"\.(stack\.json|report\.html|predictions\.parquet|lightgbm-[0-9a-f]{16}\.txt)\.\d+\.tmp"
+)
 
 
 @contextmanager
@@ -54,6 +58,9 @@ def hold(out: Path, inputs: Iterable[Path]) -> Iterator[None]:
         if not os.access(out, os.W_OK | os.X_OK):
             raise UserError(f"{out}: cannot be written; choose another --out")
         with locked(out):
+            for left in out.glob(".*.tmp"):  # of a killed command
+                if _HALF_WRITTEN.fullmatch(left.name):
+                    left.unlink(missing_ok=True)
             yield
     finally:
         if not there:

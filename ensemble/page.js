@@ -28,6 +28,7 @@
     return total / mass;
   }
 
+  const floor = Math.log(data.pool.floor); // as the pool was fitted
   function poolLoss(weights, bias) {
     const logits = new Float64Array(K);
     let total = 0;
@@ -35,7 +36,7 @@
       let top = -Infinity, sum = 0, own = 0;
       for (let k = 0; k < K; k++) {
         logits[k] = bias[k];
-        for (let m = 0; m < M; m++) logits[k] += weights[m] * logs[(row * M + m) * K + k];
+        for (let m = 0; m < M; m++) logits[k] += weights[m] * Math.max(logs[(row * M + m) * K + k], floor);
         top = Math.max(top, logits[k]);
       }
       for (let k = 0; k < K; k++) {

@@ -61,6 +61,7 @@ def explorer(problem: Problem, result: Result) -> tuple[str, str]:
         "pool": {
             "weights": pool.weights_.tolist(),
             "bias": pool.bias_.tolist(),
+            "floor": pool.floor_,
             "low": min(-0.5, float(np.floor(2 * pool.weights_.min()) / 2)),
             "high": max(1.5, float(np.ceil(2 * pool.weights_.max()) / 2)),
         },

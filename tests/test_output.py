@@ -89,6 +89,13 @@ def test_a_directory_that_was_held_in_vain_is_taken_away(folder: Path) -> None:
     assert (folder / "out" / "report.html").exists()
 
 
+def test_what_a_killed_command_left_is_swept(folder: Path) -> None:
+    for name in (".report.html.123.tmp", f".lightgbm-{'a' * 16}.txt.4.tmp", ".mine.tmp"):
+        (folder / "stack" / name).touch()
+    with hold(folder / "stack", []):
+        assert [path.name for path in (folder / "stack").glob(".*")] == [".mine.tmp"]
+
+
 CHANGES: dict[str, Callable[[dict], object]] = {
     "members in another order": lambda stack: stack["members"].reverse(),
     "classes in another order": lambda stack: stack["classes"].reverse(),

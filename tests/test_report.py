@@ -20,7 +20,7 @@ from selenium.webdriver.support.select import Select
 from stack_files import prepared, write_sets, write_store
 
 from data.schema import Classes
-from ensemble.base import Blender, softmax
+from ensemble.base import PROB_FLOOR, Blender, softmax
 from ensemble.blend import EqualMean, LogOpinionPool, SimplexBlend
 from ensemble.evaluate import bootstrap, log_loss
 from ensemble.explore import (
@@ -293,12 +293,12 @@ class TestInBrowser:
         assert outputs(opened, 4) == [0.25] * 4
 
         opened.find_element(By.CSS_SELECTOR, "input[value=pool]").click()
-        expected = pool_loss(sample.P, sample.y, pool.weights_, pool.bias_)
+        expected = pool_loss(sample.P, sample.y, pool.weights_, pool.bias_, pool.floor_)
         assert float(shown(opened, "loss")) == pytest.approx(expected, abs=6e-5)
         slide(opened, 1, 0.9)
         free = pool.weights_.copy()
         free[1] = 0.9
-        expected = pool_loss(sample.P, sample.y, free, pool.bias_)
+        expected = pool_loss(sample.P, sample.y, free, pool.bias_, pool.floor_)
         assert float(shown(opened, "loss")) == pytest.approx(expected, abs=6e-5)
         assert not severe(opened)
 
@@ -322,10 +322,32 @@ class TestInBrowser:
         )
         assert result.score("simplex").in_sample == pytest.approx(float(shown(browser, "loss")), abs=2e-4)
         browser.find_element(By.CSS_SELECTOR, "input[value=pool]").click()
-        expected = pool_loss(P, y, pool.weights_, pool.bias_)
+        expected = pool_loss(P, y, pool.weights_, pool.bias_, pool.floor_)
         assert float(shown(browser, "loss")) == pytest.approx(expected, abs=2e-4)
         assert "Rows count for their weights." in browser.find_element(By.ID, "explore").text
         assert not severe(browser)
+
+    def test_the_pool_is_the_fitted_one(
+        self, browser: webdriver.Chrome, problem: Problem, tmp_path: Path
+    ) -> None:
+        """A pool that floors members' probabilities does so on the page too."""
+        P = problem.P.copy()
+        P[::9, 0] = [1, 0, 0]
+        harsh = replace(problem, P=P)
+        result = quick_result(harsh)
+        pool = result.fitted["log-pool"]
+        assert isinstance(pool, LogOpinionPool)
+        assert pool.floor_ > PROB_FLOOR
+        write_report(tmp_path / "report.html", harsh, result)
+        browser.get((tmp_path / "report.html").as_uri())
+        browser.find_element(By.CSS_SELECTOR, "input[value=pool]").click()
+        assert float(shown(browser, "loss")) == pytest.approx(result.score("log-pool").in_sample, abs=2e-4)
+        sample = take_sample(harsh)
+        weights = pool.weights_.copy()
+        weights[1] = 0.4
+        slide(browser, 1, 0.4)
+        expected = pool_loss(sample.P, sample.y, weights, pool.bias_, pool.floor_)
+        assert float(shown(browser, "loss")) == pytest.approx(expected, abs=6e-5)
 
     def test_sliders_answer_the_keyboard(self, opened: webdriver.Chrome) -> None:
         slider = opened.find_element(By.ID, "w2")
