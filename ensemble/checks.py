@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from data.errors import UserError, listing
+from data.errors import UserError, brief, listing
 from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes
 from ensemble.base import LOSS_FLOOR
 from ensemble.labels import Labels
@@ -14,6 +15,21 @@ from ensemble.oof import Member
 
 _LEAST_GROUPS = 3
 """Groups outside a fold that the cross-validations inside a method need, one inside another."""
+
+
+def refuse_odd_name(member: Member) -> None:
+    """Refuse a name that cannot be shown: an empty one, or control characters."""
+    if not member.name.strip() or not member.name.isprintable():
+        raise UserError(
+            f"{brief(member.path)}: a member cannot be called {member.name!r}; name it with --oof NAME=PATH"
+        )
+
+
+def refuse_member_as_labels(labels: Path, members: Sequence[Member]) -> None:
+    """Refuse labels that are one of the prediction sets: soft labels that it would predict without fault."""
+    for member in members:
+        if labels.exists() and labels.samefile(member.path):
+            raise UserError(f"{labels}: is given as labels and as a prediction set too; give what happened")
 
 
 def refuse_other_rows(first: Member, other: Member, index: dict[str, int]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.dataset import ROWS
-from data.errors import UserError, brief, listing
+from data.errors import UserError, listing
 from data.files import sha256_text
 from data.folds import FOLDS, Folds, read_folds
 from data.schema import Classes, Rows
@@ -23,6 +23,8 @@ from ensemble.checks import (
     refuse_absent_labels,
     refuse_ambiguous_index,
     refuse_few_groups,
+    refuse_member_as_labels,
+    refuse_odd_name,
     refuse_other_rows,
     refuse_single_class,
 )
@@ -123,7 +125,7 @@ def load_problem(
     if labels is not None and data is None and _has_folds(labels):
         labels, data = None, labels
     if labels is not None:
-        _refuse_member_as_labels(labels, members)
+        refuse_member_as_labels(labels, members)
     prepared = _prepared(data, members, required=labels is None)
     if labels is not None:
         truth = load_labels(labels, classes)
@@ -144,12 +146,6 @@ def _has_folds(labels: Path) -> bool:
     """Whether labels are prepared data, whose folds and groups must not be lost."""
     folder = labels if labels.is_dir() else labels.parent
     return (labels.is_dir() or labels.name == ROWS) and (folder / FOLDS).exists()
-
-
-def _refuse_member_as_labels(labels: Path, members: list[Member]) -> None:
-    for member in members:
-        if labels.exists() and labels.samefile(member.path):
-            raise UserError(f"{labels}: is given as labels and as a prediction set too; give what happened")
 
 
 def load_members(arguments: list[str]) -> list[Member]:
@@ -173,10 +169,7 @@ def load_members(arguments: list[str]) -> list[Member]:
     for name, path in named:
         member = load_member(path, classes, name)
         classes = classes or member.classes
-        if not member.name.strip() or not member.name.isprintable():
-            raise UserError(
-                f"{brief(path)}: a member cannot be called {member.name!r}; name it with --oof NAME=PATH"
-            )
+        refuse_odd_name(member)
         same = next((other for other in members if other.name == member.name), None)
         if same is not None:
             raise UserError(
