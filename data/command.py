@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -36,6 +37,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted; the same command continues from what is finished", file=sys.stderr)
         status = 130
+        if any(
+            not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()
+        ):
+            sys.stderr.flush()
+            os._exit(status)  # what they compute is lost anyway, and the interpreter would wait for it
     sys.stdout.flush()
     raise SystemExit(status)
 

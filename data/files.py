@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path; when the block succeeds, flush it and rename it to ``path``."""
+    _refuse_unreadable_name(path)
     make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -40,12 +41,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def make_directory(path: Path) -> None:
     """Make a directory and its parents, if they are not there."""
+    _refuse_unreadable_name(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{path}: cannot be made a directory, a file of that name is in the way") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be made a directory ({_reason(error)})") from error
+
+
+def _refuse_unreadable_name(path: Path) -> None:
+    """Refuse a name whose bytes are no text: Arrow cannot open it, nor can a manifest name it."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{brief(path)}: its name is not UTF-8 text; rename it") from error
 
 
 @contextmanager
@@ -104,15 +114,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write an Arrow table as Parquet, atomically."""
+    """Write an Arrow table as Parquet, atomically, with checksums that :func:`read_parquet` looks at."""
     import pyarrow.parquet as pq
 
     with atomic_write(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def require_file(path: Path, what: str = "file") -> Path:
     """Return ``path`` if it is a file, else say which ``what`` is missing."""
+    _refuse_unreadable_name(path)
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a directory where a {what} was expected")
@@ -148,16 +159,16 @@ def read_parquet(path: Path, what: str = "file") -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(str(require_file(path, what))) as file:
+        with pq.ParquetFile(str(require_file(path, what)), page_checksum_verification=True) as file:
             return file.read()
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{path}: not a readable Parquet file ({error}); it may be truncated, make it again"
+            f"{path}: not a readable Parquet file ({error}); it may be truncated or damaged, make it again"
         ) from error
 
 
 def read_table(path: Path, what: str = "file", as_text: bool = False) -> pa.Table:
-    """Read a CSV, Parquet or JSON-lines file, by its extension.
+    """Read a CSV (plain or packed by gzip), Parquet or JSON-lines file, by its extension.
 
     Parameters
     ----------
@@ -178,6 +189,11 @@ def read_table(path: Path, what: str = "file", as_text: bool = False) -> pa.Tabl
     suffix = path.suffix.lower()
     if suffix in {".parquet", ".pq"}:
         return read_parquet(path, what)
+    if path.name.lower().endswith((".csv.gz", ".tsv.gz")):  # Arrow unpacks by the name
+        from data.text_files import refuse_bomb
+
+        refuse_bomb(path)
+        suffix = path.name.lower()[-7:-3]
     try:
         if suffix in {".csv", ".tsv"}:
             from pyarrow import csv
@@ -200,7 +216,7 @@ def read_table(path: Path, what: str = "file", as_text: bool = False) -> pa.Tabl
             return pa.table({name: [record.get(name) for record in records] for name in names})
     except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as {suffix[1:].upper()} ({error})") from error
-    raise UserError(f"{path}: unknown kind of {what}; give a .csv, .parquet or .jsonl file")
+    raise UserError(f"{path}: unknown kind of {what}; give a .csv, .csv.gz, .parquet or .jsonl file")
 
 
 def require_columns(table: pa.Table | pa.Schema, columns: list[str], path: Path | str) -> None:

@@ -7,16 +7,19 @@ and already permuted back into the row's own class order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.errors import UserError, listing
+from data.errors import UserError, brief, listing
 from data.files import read_json, read_parquet, require_columns, write_parquet
 from data.schema import Classes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MANIFEST = "manifest.json"
 OOF = "oof.parquet"
@@ -103,16 +106,19 @@ def read_logits(path: Path, classes: Classes) -> tuple[list[str], np.ndarray, np
     Raises
     ------
     UserError
-        The file is missing or damaged, lacks a column, holds a non-finite logit, repeats a row and
-        order, or lacks one order of a pair.
+        The file is missing or damaged, lacks a column or has one of another type, holds a non-finite logit
+        or an empty cell, repeats a row and order, lacks one order of a pair, or has the two in two folds.
     """
     table = read_parquet(path, "soft-label file")
     columns = logit_columns(classes)
     require_columns(table, ["row_id", "fold", "swap", *columns], path)
+    _check_types(table, columns, path)
     ids = table.column("row_id").to_pylist()
     swap = table.column("swap").to_numpy(zero_copy_only=False).astype(int)
     fold = table.column("fold").to_numpy(zero_copy_only=False).astype(np.int64)
     values = np.stack([table.column(name).to_numpy(zero_copy_only=False) for name in columns], axis=1)
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)  # the store's own type, in which a greater number is not finite
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if bad.size:
         raise UserError(f"{path}: row {ids[bad[0]]} has a logit that is not finite")
@@ -130,7 +136,30 @@ def read_logits(path: Path, classes: Classes) -> tuple[list[str], np.ndarray, np
     logits[index, swap] = values
     row_fold = np.empty(n, dtype=np.int64)
     row_fold[index] = fold
+    parted = np.flatnonzero(row_fold[index] != fold)
+    if parted.size:
+        raise UserError(
+            f"{path}: row {ids[parted[0]]} is in two folds; one model predicts both orders of a row"
+        )
     return list(order_of), row_fold, logits
+
+
+def _check_types(table: pa.Table, logits: list[str], path: Path) -> None:
+    """Refuse columns of other types than :func:`write_logits` gives them, and empty cells."""
+    import pyarrow.types as pt
+
+    expected: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
+        "row_id": ("text", lambda kind: pt.is_string(kind) or pt.is_large_string(kind)),
+        "fold": ("whole numbers", pt.is_integer),
+        "swap": ("truths", pt.is_boolean),
+    }
+    expected |= dict.fromkeys(logits, ("floating-point numbers", pt.is_floating))
+    for name, (what, fits) in expected.items():
+        column = table.column(name)
+        if not fits(column.type):
+            raise UserError(f"{path}: column {name} holds {column.type}, not {what}; make it again")
+        if column.null_count and name not in logits:  # of a logit the row is named
+            raise UserError(f"{path}: column {name} has {column.null_count} empty cells; make it again")
 
 
 def second_order_leak(manifest: Mapping[str, Any]) -> bool:
@@ -172,7 +201,9 @@ def read_store(path: Path) -> SoftLabels:
         Not a store, unfinished, damaged, or of an unknown ``label_kind``.
     """
     manifest = read_manifest(path)
-    missing = [key for key in (*JOIN_FIELDS, "label_kind") if key not in manifest]
+    missing = [
+        key for key in (*JOIN_FIELDS, "label_kind") if not isinstance(manifest, dict) or key not in manifest
+    ]
     if missing:
         raise UserError(f"{path / MANIFEST}: no field {listing(missing)}; is this a soft-label store?")
     if manifest["label_kind"] not in LABEL_KINDS:
@@ -183,10 +214,25 @@ def read_store(path: Path) -> SoftLabels:
         raise UserError(
             f"{path}: has no {OOF}; its run is unfinished, start the same command again to finish it"
         )
-    swap = manifest.get("swap")
-    classes = Classes(tuple(manifest["classes"]), None if swap is None else tuple(swap))
+    classes = _classes_of(manifest, path / MANIFEST)
     row_ids, fold, logits = read_logits(path / OOF, classes)
     return SoftLabels(row_ids, fold, logits, classes, manifest, path)
+
+
+def _classes_of(manifest: dict[str, Any], where: Path) -> Classes:
+    names, swap = manifest["classes"], manifest.get("swap")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            f"{where}: field classes is {brief(names)}, not a list of names; make the store again"
+        )
+    if swap is not None and not (isinstance(swap, list) and all(type(k) is int for k in swap)):
+        raise UserError(
+            f"{where}: field swap is {brief(swap)}, not a list of class numbers; make the store again"
+        )
+    try:
+        return Classes(tuple(names), None if swap is None else tuple(swap))
+    except UserError as mistake:
+        raise UserError(f"{where}: {mistake}") from mistake
 
 
 def check_joinable(first: dict[str, Any], second: dict[str, Any], first_name: str, second_name: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -91,12 +92,22 @@ def cross_fit(
         methods = fit_on(problem, np.flatnonzero(problem.fold != number), seed, fit)
         return list(predict_all(methods, problem, test))
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with threads(workers or os.cpu_count() or 1) as pool:
         for parts in progress(pool.map(one, numbers), "scoring methods, fold by fold", len(numbers), "fold"):
             for rows, found in parts:
                 for name, part in found.items():
                     probs.setdefault(name, np.empty_like(problem.y))[rows] = part
     return CrossFit(probs, cross_fitted_prior(problem.y, problem.fold, problem.weight))
+
+
+@contextmanager
+def threads(number: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that an error or Ctrl-C does not wait for; what has not begun is not begun."""
+    pool = ThreadPoolExecutor(number)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def fit_on(

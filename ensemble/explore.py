@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data.schema import PREFERENCE, Classes
-from ensemble.base import LOSS_FLOOR, as_targets, log_probs, softmax
+from ensemble.base import LOSS_FLOOR, PROB_FLOOR, as_targets, log_probs, softmax
 from ensemble.problem import Problem, load_problem
 from ensemble.simplex import solve_simplex
 from ensemble.splits import group_folds
@@ -37,7 +37,8 @@ class Sample:
     codes : ndarray of uint16, shape (n, members, K)
         Minus the log-probabilities, in units of 1/4000 nat.
     target_codes : ndarray of uint16, shape (n, K)
-        Target weights in units of 1/65535.
+        Target weights in units of 1/65535. Where rows weigh differently a row's sum to its weight, that of
+        the heaviest being 1.
     """
 
     codes: np.ndarray
@@ -73,7 +74,11 @@ def take_sample(problem: Problem, rows: int = SAMPLE_ROWS, seed: int = 0) -> Sam
     size = min(n, rows, max(SAMPLE_VALUES // (members * n_classes), 50))
     chosen = np.sort(np.random.default_rng(seed).choice(n, size, replace=False))
     codes = np.round(-log_probs(problem.P[chosen]) * _LOG_SCALE).astype(np.uint16)
-    return Sample(codes, np.round(problem.y[chosen] * _TARGET_SCALE).astype(np.uint16))
+    y = problem.y[chosen]
+    if problem.weight is not None:
+        weight = problem.weight[chosen]
+        y = y * (weight / weight.max())[:, None]
+    return Sample(codes, np.round(y * _TARGET_SCALE).astype(np.uint16))
 
 
 def true_likelihoods(P: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -98,21 +103,33 @@ def true_likelihoods(P: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def linear_losses(P: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean log-loss of mixtures with weights (..., members); the result has the leading shape."""
+    """Mean log-loss of mixtures with weights (..., members); the result has the leading shape.
+
+    A row counts for the sum of its targets.
+    """
     likelihoods, target, _ = true_likelihoods(P, y)
     flat = np.atleast_2d(np.asarray(weights, dtype=np.float64)).reshape(-1, P.shape[1])
     total = np.zeros(len(flat))
     for start in range(0, len(likelihoods), _CHUNK):
         part = slice(start, start + _CHUNK)
         total -= target[part] @ np.log(np.maximum(likelihoods[part] @ flat.T, LOSS_FLOOR))
-    return (total / len(P)).reshape(np.shape(weights)[:-1])
+    return (total / target.sum()).reshape(np.shape(weights)[:-1])
 
 
-def pool_loss(P: np.ndarray, y: np.ndarray, weights: np.ndarray, bias: np.ndarray | None = None) -> float:
-    """Mean log-loss of the log-opinion pool with weights (members,) and class biases (K,)."""
-    logits = np.einsum("nmk,m->nk", log_probs(P), np.asarray(weights)) + (0 if bias is None else bias)
+def pool_loss(
+    P: np.ndarray,
+    y: np.ndarray,
+    weights: np.ndarray,
+    bias: np.ndarray | None = None,
+    floor: float = PROB_FLOOR,
+) -> float:
+    """Mean log-loss of the log-opinion pool with weights (members,) and class biases (K,), as there.
+
+    Members' probabilities under ``floor`` are taken as that.
+    """
+    logits = np.einsum("nmk,m->nk", log_probs(P, floor), np.asarray(weights)) + (0 if bias is None else bias)
     targets = as_targets(y, P.shape[2])
-    return -float((targets * np.log(np.maximum(softmax(logits), LOSS_FLOOR))).sum(axis=1).mean())
+    return -float((targets * np.log(np.maximum(softmax(logits), LOSS_FLOOR))).sum() / targets.sum())
 
 
 def move_weight(weights: np.ndarray, member: int, value: float) -> np.ndarray:
@@ -186,7 +203,7 @@ def best_weights(P: np.ndarray, y: np.ndarray, shrinkage: float = 0.0) -> np.nda
     """Mixture weights of least loss, drawn to equal ones by ``shrinkage`` pseudo-rows a row."""
     likelihoods, target, _ = true_likelihoods(P, y)
     n_members = P.shape[1]
-    weights = target / len(P)
+    weights = target / target.sum()
     if shrinkage > 0:
         pseudo = np.full(n_members, shrinkage / n_members)
         likelihoods = np.concatenate([likelihoods, np.eye(n_members) + LOSS_FLOOR])

@@ -109,6 +109,11 @@ def leave_out_suspects(problem: Problem, trust: Sequence[str] = ()) -> Problem:
     if unknown:
         raise UserError(f"--trust {listing(unknown)}: no such member; there are {listing(problem.names, 12)}")
     notes = list(problem.notes)
+    if len(problem) < _MIN_ROWS and len(problem.names) > 1:
+        notes.append(
+            f"{len(problem)} rows are too few to tell whether a member saw the labels it is scored on; from "
+            f"{_MIN_ROWS} they do"
+        )
     left_out = set()
     for suspect in in_sample_suspects(problem.P, problem.y, problem.names):
         if suspect.name in trust:

@@ -1,4 +1,4 @@
-"""Reading members: soft-label stores and prediction sets, and the labels they are scored against.
+"""Reading members: soft-label stores and prediction sets.
 
 Everything is keyed by row id, never by position, and every departure from the contract is refused with
 the file, the row or the column in the message.
@@ -7,24 +7,24 @@ the file, the row or the column in the message.
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.errors import UserError, listing
-from data.files import read_json, read_table, sha256_text
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows
+from data.errors import UserError, brief, listing
+from data.files import read_json, read_table, require_file, sha256_text
+from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ID_COLUMNS = ("id", "row_id")
-NOT_CLASSES = (*ID_COLUMNS, "fold", "group_id", "label", "swap", "weight")
+PANDAS_INDEX = ("", "Unnamed: 0", "__index_level_0__")
+"""What the index of a pandas table is called in a file: to_csv's, the same read again, and to_parquet's."""
+NOT_CLASSES = (*ID_COLUMNS, *PANDAS_INDEX, "fold", "group_id", "label", "swap", "weight")
 PARTS = "part-*.parquet"
-_MISSING = ("", "nan", "na", "null", "none")
 SUM_TOLERANCE = 5e-3
 """Probabilities rounded to a few digits may miss 1 by this; they are then normalised."""
 
@@ -61,6 +61,8 @@ class Member:
         The fold whose model predicted the row, where known.
     manifest : dict or None
         A store's manifest.
+    order : tuple of str
+        The class names in the order of a prediction set's own columns.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Member:
     path: Path
     fold: np.ndarray | None = None
     manifest: dict[str, Any] | None = None
+    order: tuple[str, ...] = ()
 
     @property
     def source(self) -> Source:
@@ -77,32 +80,13 @@ class Member:
         return Source(self.path, sha256_text("\x01".join(self.row_ids), self.probs.tobytes().hex()))
 
 
-@dataclass(frozen=True)
-class Labels:
-    """What happened: a target distribution a row.
-
-    Attributes
-    ----------
-    row_ids : list of str
-    targets : ndarray of shape (n, K)
-        One-hot or soft; NaN where a row is unlabelled.
-    path : Path
-    rows : Rows or None
-        The row table, where the labels came with one.
-    weights : ndarray of shape (n,) or None
-        What each row counts for, where a column ``weight`` says so.
-    """
-
-    row_ids: list[str]
-    targets: np.ndarray
-    path: Path
-    rows: Rows | None = None
-    weights: np.ndarray | None = None
-
-
 def split_name(argument: str) -> tuple[str | None, Path]:
     """Split ``NAME=PATH`` into its parts; a plain path has no name of its own."""
-    if "=" in argument and not Path(argument).exists():
+    try:
+        there = Path(argument).exists()
+    except OSError as error:  # a name too long, a directory that may not be entered
+        raise UserError(f"{brief(argument)}: cannot be opened ({error.strerror})") from error
+    if "=" in argument and not there:
         name, _, path = argument.partition("=")
         if name and "/" not in name:
             return name, Path(path)
@@ -112,7 +96,8 @@ def split_name(argument: str) -> tuple[str | None, Path]:
 def load_member(path: Path, classes: Classes | None = None, name: str | None = None) -> Member:
     """Read a store directory, or a prediction set as CSV, Parquet, ``.npy``, or the parts of a labelling.
 
-    A ``.npy`` holds probabilities (n, K); its ids stand one a line in ``<stem>.ids.txt`` beside it.
+    A ``.npy`` holds probabilities (n, K); its ids stand one a line in ``<stem>.ids.txt`` beside it. Columns
+    that hold no class are left alone where the classes are given; else they are those of :data:`NOT_CLASSES`.
 
     Parameters
     ----------
@@ -142,9 +127,17 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
             f"{path}: no probability column {listing(missing)}; the file has "
             f"{listing(table.column_names, 12)}, and needs one column a class, named as the class"
         )
-    values = np.stack([_numbers(table, column, path) for column in found.names], axis=1)
+    values = np.stack([numbers(table, column, ids, path) for column in found.names], axis=1)
     probs = check_probabilities(values, ids, found, path)
-    return Member(name or (path.name if path.is_dir() else path.stem), ids, probs, found, path)
+    order = tuple(column for column in table.column_names if column in found.names)
+    return Member(name or _stem(path), ids, probs, found, path, order=order)
+
+
+def _stem(path: Path) -> str:
+    """What a member is called that was given no name."""
+    if path.is_dir():
+        return path.resolve().name
+    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
 
 
 def _read_parts(path: Path) -> pa.Table:
@@ -152,10 +145,18 @@ def _read_parts(path: Path) -> pa.Table:
     import pyarrow as pa
 
     manifest = read_json(path / "manifest.json", "manifest of predictions")
-    table = pa.concat_tables([read_table(part, "part of predictions") for part in sorted(path.glob(PARTS))])
-    if table.num_rows != manifest.get("n_rows"):
+    n_rows = manifest.get("n_rows") if isinstance(manifest, dict) else None
+    try:
+        table = pa.concat_tables(
+            [read_table(part, "part of predictions") for part in sorted(path.glob(PARTS))]
+        )
+    except pa.ArrowException as error:
         raise UserError(
-            f"{path}: has {table.num_rows} of {manifest.get('n_rows')} rows; "
+            f"{path}: its parts do not belong together ({brief(error)}); make it again"
+        ) from error
+    if table.num_rows != n_rows:
+        raise UserError(
+            f"{path}: has {table.num_rows} of {n_rows} rows; "
             "start the same distill.predict again to finish it"
         )
     return table
@@ -180,9 +181,12 @@ def _load_store(path: Path, classes: Classes | None, name: str | None) -> Member
 
 
 def _load_array(path: Path, classes: Classes | None, name: str | None) -> Member:
+    require_file(path, "prediction set")
     try:
         values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if not isinstance(values, np.ndarray):
+            raise ValueError("it is an archive of several")
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise UserError(
             f"{path}: cannot be read as a NumPy array ({error}); save it with numpy.save"
         ) from error
@@ -193,11 +197,12 @@ def _load_array(path: Path, classes: Classes | None, name: str | None) -> Member
         )
     file = path.with_suffix(".ids.txt")
     try:
-        ids = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{file}: cannot be read ({error}); {path} needs its row ids there, one a line"
         ) from error
+    ids = [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
     if len(ids) != len(values):
         raise UserError(f"{file}: has {len(ids)} ids, and {path} has {len(values)} rows; give one id a row")
     found = classes or Classes(tuple(str(k) for k in range(values.shape[1])))
@@ -205,7 +210,11 @@ def _load_array(path: Path, classes: Classes | None, name: str | None) -> Member
         raise UserError(f"{path}: has {values.shape[1]} columns, and there are {found.n} classes")
     ids = _checked_ids(ids, "id", file)
     return Member(
-        name or path.stem, ids, check_probabilities(values.astype(np.float64), ids, found, path), found, path
+        name or _stem(path),
+        ids,
+        check_probabilities(values.astype(np.float64), ids, found, path),
+        found,
+        path,
     )
 
 
@@ -219,15 +228,20 @@ def infer_classes(columns: list[str], path: Path) -> Classes:
             f"{path}: has {len(columns)} probability columns ({listing(columns)}); "
             "a prediction set needs an id and one column a class"
         )
-    return Classes(tuple(columns))
+    try:
+        return Classes(tuple(columns))
+    except UserError as mistake:
+        raise UserError(f"{path}: {mistake}") from mistake
 
 
 def read_ids(table: pa.Table, path: Path) -> list[str]:
     """Return the id column as text; refuse a missing column, an empty or repeated id, an empty file."""
     column = next((name for name in ID_COLUMNS if name in table.column_names), None)
     if column is None:
+        semicolons = "; is it separated by semicolons? save it with commas" if table.num_columns == 1 else ""
         raise UserError(
             f"{path}: no id column (id or row_id); the file has {listing(table.column_names, 12)}"
+            f"{semicolons if ';' in table.column_names[0] else ''}"
         )
     return _checked_ids(table.column(column).to_pylist(), column, path)
 
@@ -235,9 +249,13 @@ def read_ids(table: pa.Table, path: Path) -> list[str]:
 def _checked_ids(values: list[Any], column: str, path: Path) -> list[str]:
     if not values:
         raise UserError(f"{path}: holds no rows")
-    empty = next((i for i, value in enumerate(values) if value is None or value == ""), None)
-    if empty is not None:
-        raise UserError(f"{path}: line {empty + 1} of the data has no {column}")
+    for i, value in enumerate(values):
+        if value is None or value == "" or value != value:
+            raise UserError(f"{path}: line {i + 1} of the data has no {column}")
+        if isinstance(value, (bool, bytes, list, dict)):
+            raise UserError(
+                f"{path}: line {i + 1} of the data has the {column} {brief(value)}; ids are text or numbers"
+            )
     ids = [str(value) for value in values]
     repeated = [key for key, count in Counter(ids).items() if count > 1]
     if repeated:
@@ -247,20 +265,38 @@ def _checked_ids(values: list[Any], column: str, path: Path) -> list[str]:
     return ids
 
 
-def _numbers(table: pa.Table, name: str, path: Path) -> np.ndarray:
+def numbers(table: pa.Table, name: str, ids: list[str], path: Path) -> np.ndarray:
+    """Return a column as float64 (n,), NaN where it is empty; refuse what is no number, naming the row."""
     import pyarrow as pa
 
     column = table.column(name)
-    if pa.types.is_string(column.type):  # a CSV is read as text, so that ids keep their zeros
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         import pyarrow.compute as pc
 
+        # A CSV is read as text, so that ids keep their zeros.
         text = pc.utf8_trim_whitespace(column)
-        with suppress(pa.ArrowInvalid):  # the type is refused below
+        try:
             column = pc.if_else(pc.equal(text, ""), None, text).cast(pa.float64())
+        except pa.ArrowInvalid as error:
+            row, value = next(
+                ((i, v) for i, v in zip(ids, text.to_pylist(), strict=True) if not _is_number(v)), ("", error)
+            )
+            raise UserError(
+                f"{path}: row {row} has {brief(value)!r} in column {name}, where a number was expected"
+            ) from error
     kind = column.type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
-        raise UserError(f"{path}: column {name} holds {kind} values where probabilities were expected")
+    known = (pa.types.is_floating, pa.types.is_integer, pa.types.is_null, pa.types.is_decimal)
+    if not any(fits(kind) for fits in known):
+        raise UserError(f"{path}: column {name} holds {kind} values where numbers were expected")
     return np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        float(text or "nan")
+    except ValueError:
+        return False
+    return True
 
 
 def check_probabilities(values: np.ndarray, ids: list[str], classes: Classes, path: Path) -> np.ndarray:
@@ -275,9 +311,10 @@ def check_probabilities(values: np.ndarray, ids: list[str], classes: Classes, pa
     bad = np.argwhere((values < 0) | (values > 1 + SUM_TOLERANCE))
     if bad.size:
         row, column = bad[0]
+        percent = np.allclose(values.sum(axis=1), 100, atol=1) and values.min() >= 0
         raise UserError(
             f"{path}: row {ids[row]} has {values[row, column]:g} in column {classes.names[column]}, "
-            "outside 0 to 1; give probabilities, not logits"
+            f"outside 0 to 1; {'divide percentages by 100' if percent else 'give probabilities, not logits'}"
         )
     sums = values.sum(axis=1)
     wrong = np.flatnonzero(np.abs(sums - 1) > SUM_TOLERANCE)
@@ -287,84 +324,3 @@ def check_probabilities(values: np.ndarray, ids: list[str], classes: Classes, pa
             f"{sums[wrong[0]]:.6g} over {listing(classes.names, 12)}; normalise them, or name all the classes"
         )
     return values / sums[:, None]
-
-
-def load_labels(path: Path, classes: Classes) -> Labels:
-    """Read labels: a row table or prepared data, or ``id`` with ``label`` or one column a class.
-
-    ``label`` is a class index or a class name, empty where a row is unlabelled;
-    class columns are one-hot or soft. A column ``weight`` says what each row counts for.
-
-    Raises
-    ------
-    UserError
-        Missing or damaged file, missing column, duplicate id, a label that is none of the classes.
-    """
-    from data.schema import read_rows
-
-    if path.is_dir():
-        return labels_of(read_rows(path), path, classes)
-    table = read_table(path, "label file", as_text=True)
-    if {"row_id", "prompt", "response_a", "label"} <= set(table.column_names) and path.suffix == ".parquet":
-        return labels_of(read_rows(path), path, classes)
-    ids = read_ids(table, path)
-    if "label" in table.column_names:
-        targets = _targets_from_labels(table.column("label").to_pylist(), ids, classes, path)
-    elif all(name in table.column_names for name in classes.names):
-        values = np.stack([_numbers(table, name, path) for name in classes.names], axis=1)
-        targets = check_probabilities(values, ids, classes, path)
-    else:
-        raise UserError(
-            f"{path}: no label column; it needs label (a class index or name) or one column a class "
-            f"({listing(classes.names, 12)}), and has {listing(table.column_names, 12)}"
-        )
-    return Labels(ids, targets, path, weights=_weights(table, ids, path))
-
-
-def labels_of(rows: Rows, path: Path, classes: Classes) -> Labels:
-    """Labels of a row table, which must speak of the same classes."""
-    if rows.classes.names != classes.names:
-        raise UserError(
-            f"{path}: its classes are {listing(rows.classes.names, 12)}, "
-            f"where the predictions have {listing(classes.names, 12)}"
-        )
-    return Labels(rows.row_ids, rows.targets, path, rows, _weights(rows.table, rows.row_ids, path))
-
-
-def _weights(table: pa.Table, ids: list[str], path: Path) -> np.ndarray | None:
-    """The column ``weight``, where there is one: finite and not negative."""
-    if "weight" not in table.column_names:
-        return None
-    values = _numbers(table, "weight", path)
-    bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
-    if bad.size:
-        raise UserError(
-            f"{path}: row {ids[bad[0]]} has no weight of 0 or more in column weight; give every row one"
-        )
-    return values
-
-
-def _targets_from_labels(values: list[Any], ids: list[str], classes: Classes, path: Path) -> np.ndarray:
-    index = {name: k for k, name in enumerate(classes.names)}
-    targets = np.full((len(values), classes.n), np.nan)
-    for i, value in enumerate(values):
-        if value is None or value != value or (value not in index and str(value).lower() in _MISSING):
-            continue
-        k = _class_index(value, index, classes.n)
-        if k is None:
-            raise UserError(
-                f"{path}: row {ids[i]} has label {value!r}, none of the {classes.n} classes; give an "
-                f"index from 0 to {classes.n - 1} or one of {listing(classes.names, 12)}"
-            )
-        targets[i] = np.eye(classes.n)[k]
-    return targets
-
-
-def _class_index(value: Any, index: dict[str, int], n: int) -> int | None:
-    if isinstance(value, str) and value in index:
-        return index[value]
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return int(number) if number.is_integer() and 0 <= number < n else None

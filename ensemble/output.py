@@ -2,19 +2,83 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.errors import UserError
+from data.files import locked, make_directory
 from ensemble.calibrate import Calibrated
 from ensemble.features import NAMES
 from ensemble.problem import Problem
 from ensemble.results import Result, Score, shown_weights
-from ensemble.saved import save_stack
+from ensemble.saved import FORMAT, STACK, refuse_overwriting, save_stack
 
-FORMAT = 1
+PREDICTIONS = "predictions.parquet"
+REPORT = "report.html"
+_MARKS = {STACK: b'"kind": "stack"', REPORT: b"<title>Stack report</title>"}
+"""What the beginning of our own files holds."""
+_HEAD = 2048
+_HALF_WRITTEN = re.compile(
+    r"\.(stack\.json|report\.html|predictions\.parquet|lightgbm-[0-9a-f]{16}\.txt)\.\d+\.tmp"
+)
+
+
+@contextmanager
+def hold(out: Path, inputs: Iterable[Path]) -> Iterator[None]:
+    """Hold a stack's directory while it is made: what cannot be written is refused before the work.
+
+    Parameters
+    ----------
+    out : Path
+        Made where it is not there, and taken away again where nothing was written.
+    inputs : iterable of Path
+        Files that are read, which must not be written over.
+
+    Raises
+    ------
+    UserError
+        Another command is writing there, the directory cannot be written, or a file in it is an input or
+        none of ours.
+    """
+    inputs = list(inputs)
+    for name in (PREDICTIONS, REPORT, STACK):
+        refuse_overwriting(out / name, inputs)
+        if (out / name).exists() and not _is_ours(out / name):
+            raise UserError(f"{out / name}: was written by no stack; move it away, or choose another --out")
+    there = out.exists()
+    make_directory(out)
+    try:
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise UserError(f"{out}: cannot be written; choose another --out")
+        with locked(out):
+            for left in out.glob(".*.tmp"):  # of a killed command
+                if _HALF_WRITTEN.fullmatch(left.name):
+                    left.unlink(missing_ok=True)
+            yield
+    finally:
+        if not there:
+            with suppress(OSError):  # it holds something by now
+                out.rmdir()
+
+
+def _is_ours(path: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if path.name == PREDICTIONS:
+            return bool(pq.read_schema(path).names[:2] == ["row_id", "fold"])
+        with open(path, "rb") as handle:
+            return _MARKS[path.name] in handle.read(_HEAD)
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def describe(problem: Problem, result: Result) -> dict[str, Any]:
@@ -102,5 +166,5 @@ def write_result(out: Path, problem: Problem, result: Result) -> None:
     }
     for k, name in enumerate(problem.classes.names):
         columns[name] = pa.array(result.probs[result.chosen][:, k])
-    write_parquet(out / "predictions.parquet", pa.table(columns))
+    write_parquet(out / PREDICTIONS, pa.table(columns))
     save_stack(out, describe(problem, result), result.fitted[result.chosen])

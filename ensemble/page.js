@@ -11,6 +11,7 @@
   // A case is a row and a class that its label gives weight to: one a row with hard labels.
   const cases = [];
   for (let i = 0; i < n * K; i++) if (targets[i] > 0) cases.push(i);
+  const mass = targets.reduce((sum, target) => sum + target, 0); // a row counts for the sum of its targets
   const likelihood = new Float64Array(cases.length * M);
   cases.forEach((at, c) => {
     const row = Math.floor(at / K), k = at % K;
@@ -24,27 +25,28 @@
       for (let j = 0; j < chosen.length; j++) p += weights[j] * likelihood[c * M + chosen[j]];
       total -= targets[cases[c]] * Math.log(Math.max(p, 1e-15));
     }
-    return total / n;
+    return total / mass;
   }
 
+  const floor = Math.log(data.pool.floor); // as the pool was fitted
   function poolLoss(weights, bias) {
     const logits = new Float64Array(K);
     let total = 0;
     for (let row = 0; row < n; row++) {
-      let top = -Infinity, sum = 0, mass = 0;
+      let top = -Infinity, sum = 0, own = 0;
       for (let k = 0; k < K; k++) {
         logits[k] = bias[k];
-        for (let m = 0; m < M; m++) logits[k] += weights[m] * logs[(row * M + m) * K + k];
+        for (let m = 0; m < M; m++) logits[k] += weights[m] * Math.max(logs[(row * M + m) * K + k], floor);
         top = Math.max(top, logits[k]);
       }
       for (let k = 0; k < K; k++) {
         sum += Math.exp(logits[k] - top);
-        mass += targets[row * K + k];
+        own += targets[row * K + k];
         total -= targets[row * K + k] * logits[k];
       }
-      total += mass * (top + Math.log(sum));
+      total += own * (top + Math.log(sum));
     }
-    return total / n;
+    return total / mass;
   }
 
   const everyone = Array.from({ length: M }, (_, m) => m);

@@ -19,6 +19,7 @@ from ensemble.attribution import (
     member_values,
     smallest_sets,
 )
+from ensemble.base import PROB_FLOOR
 from ensemble.blend import LogOpinionPool, SimplexBlend
 from ensemble.charts import LINE_BOX, MAP_CORNERS, heat_table, line_svg, ternary_svg, whisker_rows
 from ensemble.evaluate import Interval
@@ -47,9 +48,9 @@ def explorer(problem: Problem, result: Result) -> tuple[str, str]:
     """Sliders and map of the weights, and the script's data as JSON."""
     simplex, pool = result.fitted.get("simplex"), result.fitted.get("log-pool")
     if not isinstance(simplex, SimplexBlend):
-        simplex = SimplexBlend().fit(problem.P, problem.y)
+        simplex = SimplexBlend().fit(problem.P, problem.y, problem.weight)
     if not isinstance(pool, LogOpinionPool):
-        pool = LogOpinionPool().fit(problem.P, problem.y, groups=problem.groups)
+        pool = LogOpinionPool().fit(problem.P, problem.y, problem.weight, problem.groups)
     sample = take_sample(problem, seed=result.seed)
     P, y = sample.P, sample.y
     names, weights = problem.names, simplex.weights_
@@ -60,6 +61,7 @@ def explorer(problem: Problem, result: Result) -> tuple[str, str]:
         "pool": {
             "weights": pool.weights_.tolist(),
             "bias": pool.bias_.tolist(),
+            "floor": pool.floor_,
             "low": min(-0.5, float(np.floor(2 * pool.weights_.min()) / 2)),
             "high": max(1.5, float(np.ceil(2 * pool.weights_.max()) / 2)),
         },
@@ -92,6 +94,10 @@ def explorer(problem: Problem, result: Result) -> tuple[str, str]:
         f"Computed here, in the page, on {len(y):,} of the rows. What you set by hand is fitted to these "
         "rows; the nested log-loss above is what new rows will cost."
     )
+    if problem.P.min() < PROB_FLOOR:
+        head += f" Probabilities under {PROB_FLOOR:g} are taken as that here."
+    if problem.weight is not None:
+        head += " Rows count for their weights."
     controls = (
         '<fieldset><legend>Blend</legend><label><input type="radio" name="kind" value="linear" checked> '
         'mixture: weights sum to 1</label><label><input type="radio" name="kind" value="pool"> '
@@ -230,7 +236,10 @@ def calibration_panel(problem: Problem, before: np.ndarray, after: np.ndarray) -
         parts += [(name, slice(k, k + 1)) for k, name in enumerate(problem.classes.names)]
     rows = []
     for name, part in parts:
-        a, b = (reliability(probs[:, part], problem.y[:, part]) for probs in (before, after))
+        a, b = (
+            reliability(probs[:, part], problem.y[:, part], weight=problem.weight)
+            for probs in (before, after)
+        )
         errors = (a.error, b.error, a.smooth.error, b.smooth.error)
         rows.append([name, *(f"{error:.4f}" for error in errors)])
     return _table(["", "binned before", "after", "smooth before", "after"], rows, kind="first")

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
-    from ensemble.saved import classes_of, load_stack
+    from ensemble.oof import split_name
+    from ensemble.saved import classes_of, load_stack, refuse_overwriting
 
     if args.out.suffix.lower() not in (".csv", ".parquet"):
         raise UserError(
             f"{args.out}: a prediction set is written as .csv or .parquet; give --out such a name"
         )
+    inputs = [split_name(argument)[1] for argument in args.oof]
+    refuse_overwriting(args.out, [*inputs, args.stack / "predictions.parquet", args.data or args.stack])
     content, method = load_stack(args.stack)
     ids, P = load_fresh(args.oof, content, args.stack, args.average_folds)
     X = load_features(args.data, ids, args.stack) if method.needs_rows else None

@@ -13,12 +13,24 @@ from typing import Any
 
 import numpy as np
 
+from data.dataset import ROWS
 from data.errors import UserError, listing
 from data.files import sha256_text
-from data.folds import Folds, read_folds
+from data.folds import FOLDS, Folds, read_folds
 from data.schema import Classes, Rows
+from ensemble.checks import (
+    label_notes,
+    refuse_absent_labels,
+    refuse_ambiguous_index,
+    refuse_few_groups,
+    refuse_member_as_labels,
+    refuse_odd_name,
+    refuse_other_rows,
+    refuse_single_class,
+)
 from ensemble.features import row_features
-from ensemble.oof import Labels, Member, Source, load_labels, load_member, split_name
+from ensemble.labels import Labels, labels_of, load_labels
+from ensemble.oof import Member, Source, load_member, split_name
 from ensemble.splits import group_folds
 
 N_FOLDS = 5
@@ -100,7 +112,7 @@ def load_problem(
     oof : list of str
         Stores and prediction sets, each ``PATH`` or ``NAME=PATH``.
     labels : Path, optional
-        Label file; by default the labels of the data.
+        Label file; by default the labels of the data. A row table with a fold file beside it is data.
     data : Path, optional
         Prepared data; by default what the stores' manifests name.
     folds : Path, optional
@@ -110,6 +122,10 @@ def load_problem(
     """
     members = load_members(oof)
     classes = members[0].classes
+    if labels is not None and data is None and _has_folds(labels):
+        labels, data = None, labels
+    if labels is not None:
+        refuse_member_as_labels(labels, members)
     prepared = _prepared(data, members, required=labels is None)
     if labels is not None:
         truth = load_labels(labels, classes)
@@ -126,10 +142,17 @@ def load_problem(
     return align(members, truth, fold_file, rows, source, seed)
 
 
-def load_members(arguments: list[str]) -> list[Member]:
-    """Load members that agree on their classes and have distinct names.
+def _has_folds(labels: Path) -> bool:
+    """Whether labels are prepared data, whose folds and groups must not be lost."""
+    folder = labels if labels.is_dir() else labels.parent
+    return (labels.is_dir() or labels.name == ROWS) and (folder / FOLDS).exists()
 
-    Classes come from the first store, else from the first prediction set.
+
+def load_members(arguments: list[str]) -> list[Member]:
+    """Load members that agree on their classes and have distinct names; returns them by name.
+
+    Classes come from the first store, else from the first prediction set. The order in which they are given
+    means nothing: trees and networks draw members at random, so another order would be another draw.
     """
     from data.softlabels import check_joinable
 
@@ -137,9 +160,8 @@ def load_members(arguments: list[str]) -> list[Member]:
         raise UserError("no models to blend; give --oof with stores or prediction sets")
     named = [split_name(argument) for argument in arguments]
     classes = None
-    for name, path in sorted(
-        named, key=lambda item: (not item[1].is_dir(), item[1].suffix.lower() == ".npy")
-    ):
+    named.sort(key=lambda item: (not item[1].is_dir(), item[0] or item[1].name, str(item[1])))
+    for name, path in named:
         if path.suffix.lower() != ".npy":  # an array names no classes
             classes = load_member(path, None, name).classes
             break
@@ -147,6 +169,7 @@ def load_members(arguments: list[str]) -> list[Member]:
     for name, path in named:
         member = load_member(path, classes, name)
         classes = classes or member.classes
+        refuse_odd_name(member)
         same = next((other for other in members if other.name == member.name), None)
         if same is not None:
             raise UserError(
@@ -159,19 +182,18 @@ def load_members(arguments: list[str]) -> list[Member]:
     stores = [member for member in members if member.manifest is not None]
     for store in stores[1:]:
         check_joinable(stores[0].manifest or {}, store.manifest or {}, str(stores[0].path), str(store.path))
-    return members
+    return sorted(members, key=lambda member: member.name)
 
 
 def _prepared(data: Path | None, members: list[Member], required: bool) -> tuple[Labels, Folds] | None:
     """Rows and folds of ``data``, or of the directory a store's manifest names."""
     from data.dataset import load_prepared
-    from ensemble.oof import labels_of
 
     store = next((member for member in members if member.manifest is not None), None)
     manifest: dict[str, Any] = (store.manifest or {}) if store else {}
     place = data
     if place is None and store is not None and manifest.get("data"):
-        stated = Path(manifest["data"])
+        stated = Path(str(manifest["data"]))
         places = [store.path / stated, stated] if not stated.is_absolute() else [stated]
         place = next((p for p in places if p.exists()), None)
         if place is None and required:
@@ -225,20 +247,17 @@ def align(
     first = members[0]
     index = {row_id: i for i, row_id in enumerate(first.row_ids)}
     for other in members[1:]:
-        _refuse_other_rows(first, other, index)
+        refuse_other_rows(first, other, index)
+    refuse_ambiguous_index(labels, members)
     truth = {row_id: i for i, row_id in enumerate(labels.row_ids)}
-    absent = [row_id for row_id in first.row_ids if row_id not in truth]
-    if absent:
-        raise UserError(
-            f"{labels.path}: has no label for {len(absent)} of the {len(first.row_ids)} rows of "
-            f"{first.path}, e.g. {listing(absent)}; add them, with an empty label where it is unknown"
-        )
+    refuse_absent_labels(labels, first, truth)
     notes = [
         f"{member.name} learnt from teachers that saw the folds it is scored on: its score and its weight "
         "flatter it; distill.student --leakage apart or strict closes this"
         for member in members
         if second_order_leak(member.manifest or {})
     ]
+    notes += labels.notes
     extra = len(truth) - len(index)
     if extra:
         notes.append(f"{extra} labelled rows that no model predicts are left out")
@@ -272,6 +291,8 @@ def align(
             if len(ids) < 2 * N_FOLDS:
                 raise UserError(f"{labels.path}: {len(ids)} rows have a weight above 0; too few to score")
         weight = weight / weight.mean()
+    refuse_single_class(y, first.classes, labels)
+    notes += label_notes(y, P, first.classes, members)
     fold, groups, folds_from = _folds(ids, members, folds, folds_from, y, seed)
     if rows is not None:
         place = {row_id: i for i, row_id in enumerate(rows.row_ids)}
@@ -344,25 +365,6 @@ def dealt_again(problem: Problem, seed: int, repeat: int) -> Problem:
     return replace(problem, fold=group_folds(problem.y, problem.groups, n_folds, (_REPEAT, seed, repeat)))
 
 
-def _refuse_other_rows(first: Member, other: Member, index: dict[str, int]) -> None:
-    if other.row_ids is first.row_ids:
-        return
-    missing = set(index) - set(other.row_ids)
-    surplus = [row_id for row_id in other.row_ids if row_id not in index]
-    if not missing and not surplus:
-        return
-    parts = []
-    if missing:
-        lacking = [row_id for row_id in first.row_ids if row_id in missing]
-        parts.append(f"{len(lacking)} rows are only in {first.path} (e.g. {listing(lacking, 3)})")
-    if surplus:
-        parts.append(f"{len(surplus)} rows are only in {other.path} (e.g. {listing(surplus, 3)})")
-    raise UserError(
-        f"{first.path} and {other.path} predict different rows: {'; '.join(parts)}; every set must hold "
-        "the same ids"
-    )
-
-
 def _folds(
     ids: list[str], members: list[Member], folds: Folds | None, source: str, y: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray, str]:
@@ -396,4 +398,5 @@ def _folds(
         raise UserError(
             f"{source}: the group of row {ids[at]} is split over folds; a group must share a fold"
         )
+    refuse_few_groups(fold, groups, source)
     return fold, groups, source

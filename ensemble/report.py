@@ -35,7 +35,9 @@ def render_report(problem: Problem, result: Result) -> str:
     """Return the page as text."""
     best = result.score(result.chosen)
     weights_of, weights = shown_weights(result)
-    before, after = (reliability(result.probs[name], problem.y) for name in ("mean", result.chosen))
+    before, after = (
+        reliability(result.probs[name], problem.y, weight=problem.weight) for name in ("mean", result.chosen)
+    )
     curves = [("mean", "before", before), (result.chosen, "after", after)]
     sliders, data = explorer(problem, result)
     note = f"Weights of {weights_of}."

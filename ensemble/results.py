@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +26,7 @@ from ensemble.evaluate import (
     near_best,
     predict_all,
     sample_note,
+    threads,
 )
 from ensemble.methods import AVERAGE
 from ensemble.problem import Problem, dealt_again
@@ -138,7 +138,7 @@ def evaluate(
     """
     # One BLAS thread: small matrices gain nothing from more, and the result is the same on any machine.
     # All rows are fitted beside the folds, of which the last alone would leave a processor idle.
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(1) as beside:
+    with threadpool_limits(limits=1, user_api="blas"), threads(1) as beside:
         everything = beside.submit(fit_on, problem, np.arange(len(problem)), seed)
         deals = [problem, *(dealt_again(problem, seed, repeat) for repeat in range(1, repeats))]
         cuts = [cross_fit(deal, seed + i, workers=workers) for i, deal in enumerate(deals)]

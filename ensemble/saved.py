@@ -1,12 +1,14 @@
 """A stack on disk: ``stack.json`` and LightGBM's own text files, enough to predict in a new process.
 
 Trees are kept in files named by the hash of what they hold, so that a stack never refers to trees that
-another run wrote over, and damage is noticed.
+another run wrote over, and damage is noticed. ``stack.json`` holds the hash of its own content.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ from ensemble.base import Blender
 from ensemble.methods import from_dict
 
 STACK = "stack.json"
+FORMAT = 1
+HASH = "content_hash"
 _TREES = ("plain_", "symmetric_", "scratch_", "refined_", "rows_")
+_TREE_FILE = re.compile(r"lightgbm-[0-9a-f]{16}\.txt")
 _KEYS = ("classes", "members", "chosen", "fitted")
 
 
@@ -46,10 +51,15 @@ def save_stack(out: Path, content: dict[str, Any], method: Blender) -> None:
         return name
 
     fitted = _map_trees(method.to_dict(), put)
-    write_json(out / STACK, {**content, "fitted": fitted})
+    whole = {**content, "fitted": fitted}
+    write_json(out / STACK, {**whole, HASH: _hash(whole)})
     for old in out.glob("lightgbm-*.txt"):
-        if old.name not in names:
-            old.unlink()
+        if _TREE_FILE.fullmatch(old.name) and old.name not in names:  # others are not ours
+            old.unlink(missing_ok=True)
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return sha256_text(json.dumps(content, sort_keys=True))
 
 
 def load_stack(path: Path) -> tuple[dict[str, Any], Blender]:
@@ -66,6 +76,14 @@ def load_stack(path: Path) -> tuple[dict[str, Any], Blender]:
     missing = [key for key in _KEYS if not isinstance(content, dict) or key not in content]
     if missing:
         raise UserError(f"{path / STACK}: has no {listing(missing)}; is it a stack?")
+    if content.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"{path / STACK}: has format {content['format']}, and this version reads {FORMAT}; make the "
+            "stack again"
+        )
+    stated = content.pop(HASH, None)  # stacks made before there was one are taken as they are
+    if stated is not None and stated != _hash(content):
+        raise UserError(f"{path / STACK}: was changed after it was written; make the stack again")
 
     def get(name: str) -> str:
         file = path / str(name)
@@ -79,9 +97,16 @@ def load_stack(path: Path) -> tuple[dict[str, Any], Blender]:
 
     try:
         method = from_dict(_map_trees(content["fitted"], get))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path / STACK}: holds no method that can be rebuilt ({error!r})") from error
     return content, method
+
+
+def refuse_overwriting(target: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to write a file over one that was read."""
+    for path in inputs:
+        if target.exists() and path.exists() and target.samefile(path):
+            raise UserError(f"{target}: is read as {path}, and would be written over; choose another --out")
 
 
 def classes_of(content: dict[str, Any]) -> Classes:

@@ -77,8 +77,9 @@ def _normal_interval(values: np.ndarray, groups: np.ndarray) -> Interval:
 def member_slices(problem: Problem) -> list[tuple[str, str, int, np.ndarray]]:
     """Find each member's mean log-loss on every part of at least 20 rows: kind, name, rows and (members,)."""
     losses = np.stack([log_loss(problem.P[:, m], problem.y) for m in range(problem.P.shape[1])], axis=1)
+    weight = np.ones(len(problem)) if problem.weight is None else problem.weight
     return [
-        (kind, name, int(mask.sum()), losses[mask].mean(axis=0))
+        (kind, name, int(mask.sum()), np.average(losses[mask], axis=0, weights=weight[mask]))
         for kind, name, mask in _parts(problem)
         if mask.sum() >= _MIN_ROWS
     ]
@@ -175,19 +176,24 @@ class SmoothReliability:
     observed: np.ndarray
 
 
-def reliability(probs: np.ndarray, y: np.ndarray, n_bins: int = 12) -> Reliability:
-    """Bin every (row, class) probability and compare with what happened."""
+def reliability(
+    probs: np.ndarray, y: np.ndarray, n_bins: int = 12, weight: np.ndarray | None = None
+) -> Reliability:
+    """Bin every (row, class) probability and compare with what happened; rows count for ``weight`` (n,)."""
     p, t = probs.ravel(), y.ravel()
+    w = np.ones(len(p)) if weight is None else np.repeat(weight, probs.shape[1])
     index = np.minimum((p * n_bins).astype(int), n_bins - 1)
-    count = np.bincount(index, minlength=n_bins)
+    count = np.bincount(index, weights=w, minlength=n_bins)
     kept = count > 0
-    predicted = np.bincount(index, weights=p, minlength=n_bins)[kept] / count[kept]
-    observed = np.bincount(index, weights=t, minlength=n_bins)[kept] / count[kept]
+    predicted = np.bincount(index, weights=w * p, minlength=n_bins)[kept] / count[kept]
+    observed = np.bincount(index, weights=w * t, minlength=n_bins)[kept] / count[kept]
     error = float((np.abs(predicted - observed) * count[kept]).sum() / count.sum())
-    return Reliability(predicted, observed, count[kept], error, smooth_reliability(p, t))
+    return Reliability(predicted, observed, count[kept], error, smooth_reliability(p, t, w))
 
 
-def smooth_reliability(p: np.ndarray, t: np.ndarray, grid: int = 1000) -> SmoothReliability:
+def smooth_reliability(
+    p: np.ndarray, t: np.ndarray, weight: np.ndarray | None = None, grid: int = 1000
+) -> SmoothReliability:
     """Smooth calibration error of probabilities ``p`` (n,) of outcomes ``t`` (n,), in [0, 1].
 
     The residuals are smoothed by a Gaussian kernel reflected at 0 and 1, and their absolute value is
@@ -200,9 +206,10 @@ def smooth_reliability(p: np.ndarray, t: np.ndarray, grid: int = 1000) -> Smooth
     from scipy.ndimage import gaussian_filter1d
 
     cell = np.minimum((np.asarray(p) * grid).astype(int), grid - 1)
-    count = np.bincount(cell, minlength=grid) / len(p)
-    hits = np.bincount(cell, weights=t, minlength=grid) / len(p)
-    residual = hits - np.bincount(cell, weights=p, minlength=grid) / len(p)
+    w = np.full(len(p), 1 / len(p)) if weight is None else weight / weight.sum()
+    count = np.bincount(cell, weights=w, minlength=grid)
+    hits = np.bincount(cell, weights=w * t, minlength=grid)
+    residual = hits - np.bincount(cell, weights=w * p, minlength=grid)
 
     def smoothed(values: np.ndarray, width: float) -> np.ndarray:
         return gaussian_filter1d(values, width * grid, mode="reflect", truncate=5.0)

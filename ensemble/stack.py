@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ensemble.results import Result, Score
 
 DEMO = Path("runs/demo")
+MOST_REPEATS = 100
+MOST_SEED = 2_000_000_000
+"""LightGBM's are 32 bits wide, and each booster adds to it."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,11 +29,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     oof, data, out = resolve(args)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file where a directory is to be written; choose another --out")
-    if args.repeats < 1:
-        raise UserError(f"--repeats {args.repeats}: the rows must be dealt at least once")
+    if not 1 <= args.repeats <= MOST_REPEATS:
+        raise UserError(f"--repeats {args.repeats}: the rows must be dealt from once to {MOST_REPEATS} times")
+    if not 0 <= args.seed <= MOST_SEED:
+        raise UserError(f"--seed {args.seed}: must be a whole number from 0 to {MOST_SEED}")
 
     from ensemble.lint import leave_out_suspects
-    from ensemble.output import write_result
+    from ensemble.oof import split_name
+    from ensemble.output import REPORT, hold, write_result
     from ensemble.problem import declare_swap, load_problem
     from ensemble.report import write_report
     from ensemble.results import evaluate
@@ -39,9 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.swap:
         problem = declare_swap(problem, args.swap)
     problem = leave_out_suspects(problem, args.trust)
-    result = evaluate(problem, seed=args.seed, repeats=args.repeats)
-    write_report(out / "report.html", problem, result)
-    write_result(out, problem, result)
+    inputs = [split_name(argument)[1] for argument in oof]
+    with hold(out, [*inputs, *(path for path in (args.labels, args.folds) if path)]):
+        result = evaluate(problem, seed=args.seed, repeats=args.repeats)
+        write_report(out / REPORT, problem, result)
+        write_result(out, problem, result)
     print(render(result))
     for note in (*problem.notes, *result.notes):
         print(f"note: {note}")
@@ -50,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"log-loss with the choice itself cross-fitted: {result.choice_included:.4f} [{low:.4f}, {high:.4f}]"
     )
-    print(out / "report.html")
+    print(out / REPORT)
 
 
 def build_parser() -> argparse.ArgumentParser:

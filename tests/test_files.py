@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -199,3 +200,15 @@ def test_file_hash_sees_names_and_bytes(tmp_path: Path) -> None:
 def test_listing_counts_what_it_leaves_out() -> None:
     assert listing([1, 2], 2) == "1, 2"
     assert listing(range(7), 5) == "0, 1, 2, 3, 4 and 2 more"
+
+
+def test_a_byte_changed_in_a_parquet_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    numbers = np.random.default_rng(0).random(500)
+    write_parquet(path, pa.table({"x": numbers}))
+    whole = path.read_bytes()
+    assert read_parquet(path).column("x").to_pylist() == numbers.tolist()
+    at = whole.index(numbers[100].tobytes())
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(UserError, match=r"t\.parquet: not a readable Parquet file .*damaged"):
+        read_parquet(path)

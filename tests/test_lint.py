@@ -12,6 +12,7 @@ from stack_files import CLASSES, write_csv, write_sets
 from data.errors import UserError
 from data.schema import Classes
 from ensemble.base import softmax
+from ensemble.explore import simulate_problem
 from ensemble.lint import in_sample_suspects, leave_out_suspects
 from ensemble.problem import Problem
 from ensemble.stack import main
@@ -94,3 +95,9 @@ def test_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "leak looks in-sample and is left out" in capsys.readouterr().out
     stack = json.loads((tmp_path / "stack" / "stack.json").read_text(encoding="utf-8"))
     assert stack["members"] == ["m1", "m2"]
+
+
+def test_too_few_rows_are_said_to_be() -> None:
+    few, enough = simulate_problem(100), simulate_problem(300)
+    assert any("100 rows are too few to tell" in note for note in leave_out_suspects(few).notes)
+    assert not leave_out_suspects(enough).notes

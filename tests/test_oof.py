@@ -13,7 +13,8 @@ from stack_files import CLASSES, prepared, write_csv, write_sets, write_store
 from data.errors import UserError
 from data.folds import read_folds, write_folds
 from data.schema import PREFERENCE, Classes
-from ensemble.oof import load_labels, load_member, split_name
+from ensemble.labels import load_labels
+from ensemble.oof import load_member, split_name
 from ensemble.problem import load_problem
 
 HEADER = ["id", *CLASSES]

@@ -20,9 +20,9 @@ from selenium.webdriver.support.select import Select
 from stack_files import prepared, write_sets, write_store
 
 from data.schema import Classes
-from ensemble.base import Blender, softmax
+from ensemble.base import PROB_FLOOR, Blender, softmax
 from ensemble.blend import EqualMean, LogOpinionPool, SimplexBlend
-from ensemble.evaluate import bootstrap
+from ensemble.evaluate import bootstrap, log_loss
 from ensemble.explore import (
     linear_losses,
     move_weight,
@@ -204,6 +204,33 @@ def test_smooth_calibration_error_matches_the_shift() -> None:
     assert smooth_reliability(np.full(100, 0.5), np.ones(100)).error == pytest.approx(0.5, abs=1e-3)
 
 
+def test_weights_are_rows_written_often() -> None:
+    problem = simulate_problem(200, seed=3)
+    times = np.random.default_rng(0).integers(1, 4, len(problem))
+    rows = np.repeat(np.arange(len(problem)), times)
+    weighted = replace(problem, weight=times / times.mean())
+    a = reliability(problem.P[:, 0], problem.y, weight=weighted.weight)
+    b = reliability(problem.P[rows, 0], problem.y[rows])
+    np.testing.assert_allclose(a.observed, b.observed)
+    assert a.error == pytest.approx(b.error)
+    assert a.smooth.error == pytest.approx(b.smooth.error)
+    for kind, name, _, losses in member_slices(weighted)[:3]:
+        assert kind == "true class"
+        of_class = rows[problem.labels[rows] == problem.classes.names.index(name)]
+        wanted = [log_loss(problem.P[of_class, m], problem.y[of_class]).mean() for m in range(3)]
+        np.testing.assert_allclose(losses, wanted)
+
+
+def test_a_floor_under_the_pages_numbers_is_told() -> None:
+    problem = simulate_problem(60)
+    told = "Probabilities under 1e-07 are taken as that here."
+    assert told not in render_report(problem, quick_result(problem))
+    P = problem.P.copy()
+    P[0, 0] = [1, 0, 0]
+    problem = replace(problem, P=P)
+    assert told in render_report(problem, quick_result(problem))
+
+
 def test_confusion_counts_targets() -> None:
     probs = np.array([[0.7, 0.3], [0.4, 0.6], [0.2, 0.8]])
     counts, given = confusion(probs, np.array([[1.0, 0], [1, 0], [0.5, 0.5]]))
@@ -266,14 +293,61 @@ class TestInBrowser:
         assert outputs(opened, 4) == [0.25] * 4
 
         opened.find_element(By.CSS_SELECTOR, "input[value=pool]").click()
-        expected = pool_loss(sample.P, sample.y, pool.weights_, pool.bias_)
+        expected = pool_loss(sample.P, sample.y, pool.weights_, pool.bias_, pool.floor_)
         assert float(shown(opened, "loss")) == pytest.approx(expected, abs=6e-5)
         slide(opened, 1, 0.9)
         free = pool.weights_.copy()
         free[1] = 0.9
-        expected = pool_loss(sample.P, sample.y, free, pool.bias_)
+        expected = pool_loss(sample.P, sample.y, free, pool.bias_, pool.floor_)
         assert float(shown(opened, "loss")) == pytest.approx(expected, abs=6e-5)
         assert not severe(opened)
+
+    def test_rows_count_for_their_weights(
+        self, browser: webdriver.Chrome, problem: Problem, tmp_path: Path
+    ) -> None:
+        """The page's loss is that of the same rows, each written as often as it counts."""
+        times = np.random.default_rng(0).integers(1, 4, len(problem))
+        weighted = replace(problem, weight=times / times.mean())
+        result = quick_result(weighted)
+        write_report(tmp_path / "report.html", weighted, result)
+        browser.get_log("browser")
+        browser.get((tmp_path / "report.html").as_uri())
+        rows = np.repeat(np.arange(len(problem)), times)
+        P, y = problem.P[rows], problem.y[rows]
+        simplex, pool = result.fitted["simplex"], result.fitted["log-pool"]
+        assert isinstance(simplex, SimplexBlend)
+        assert isinstance(pool, LogOpinionPool)
+        assert float(shown(browser, "loss")) == pytest.approx(
+            float(linear_losses(P, y, simplex.weights_)), abs=2e-4
+        )
+        assert result.score("simplex").in_sample == pytest.approx(float(shown(browser, "loss")), abs=2e-4)
+        browser.find_element(By.CSS_SELECTOR, "input[value=pool]").click()
+        expected = pool_loss(P, y, pool.weights_, pool.bias_, pool.floor_)
+        assert float(shown(browser, "loss")) == pytest.approx(expected, abs=2e-4)
+        assert "Rows count for their weights." in browser.find_element(By.ID, "explore").text
+        assert not severe(browser)
+
+    def test_the_pool_is_the_fitted_one(
+        self, browser: webdriver.Chrome, problem: Problem, tmp_path: Path
+    ) -> None:
+        """A pool that floors members' probabilities does so on the page too."""
+        P = problem.P.copy()
+        P[::9, 0] = [1, 0, 0]
+        harsh = replace(problem, P=P)
+        result = quick_result(harsh)
+        pool = result.fitted["log-pool"]
+        assert isinstance(pool, LogOpinionPool)
+        assert pool.floor_ > PROB_FLOOR
+        write_report(tmp_path / "report.html", harsh, result)
+        browser.get((tmp_path / "report.html").as_uri())
+        browser.find_element(By.CSS_SELECTOR, "input[value=pool]").click()
+        assert float(shown(browser, "loss")) == pytest.approx(result.score("log-pool").in_sample, abs=2e-4)
+        sample = take_sample(harsh)
+        weights = pool.weights_.copy()
+        weights[1] = 0.4
+        slide(browser, 1, 0.4)
+        expected = pool_loss(sample.P, sample.y, weights, pool.bias_, pool.floor_)
+        assert float(shown(browser, "loss")) == pytest.approx(expected, abs=6e-5)
 
     def test_sliders_answer_the_keyboard(self, opened: webdriver.Chrome) -> None:
         slider = opened.find_element(By.ID, "w2")

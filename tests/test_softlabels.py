@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from data.errors import UserError
-from data.files import read_parquet, write_json, write_parquet
+from data.files import read_json, read_parquet, write_json, write_parquet
 from data.schema import PREFERENCE, Classes
 from data.softlabels import (
     JOIN_FIELDS,
@@ -102,7 +102,9 @@ def test_store_of_a_plain_text_has_one_order(tmp_path: Path) -> None:
         ({"rows_hash": "absent"}, r"manifest\.json: no field rows_hash"),
         ({"label_kind": "absent"}, r"manifest\.json: no field label_kind"),
         ({"label_kind": "guess"}, "label_kind 'guess' is none of oof, in_sample, fold_mean"),
-        ({"swap": [1, 2, 0]}, "not a permutation that undoes itself"),
+        ({"swap": [1, 2, 0]}, r"manifest\.json: .*not a permutation that undoes itself"),
+        ({"swap": [1.0, 0.0, 2.0]}, r"manifest\.json: field swap is .*, not a list of class numbers"),
+        ({"swap": 5}, r"manifest\.json: field swap is 5"),
     ],
 )
 def test_bad_manifests_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -137,6 +139,46 @@ def test_lines_that_do_not_make_one_of_each_order_are_refused(tmp_path: Path) ->
     write_parquet(path, table)
     with pytest.raises(UserError, match="for each of 1 order"):
         read_logits(path, Classes(PREFERENCE.names))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("swap", [0, 5] * 4, "column swap holds int64, not truths"),
+        ("swap", [None, True] * 4, "column swap has 4 empty cells"),
+        ("fold", [0.5] * 8, "column fold holds double, not whole numbers"),
+        ("fold", [None, *[0] * 7], "column fold has 1 empty cells"),
+        ("fold", [0, 1, *[0] * 6], "row r0 is in two folds"),
+        ("row_id", list(range(8)), "column row_id holds int64, not text"),
+        ("logit_winner_tie", ["0.5"] * 8, "column logit_winner_tie holds string, not floating-point"),
+        ("logit_winner_tie", [1e300] * 8, "row r0 has a logit that is not finite"),
+    ],
+)
+def test_columns_of_another_kind_are_refused(
+    tmp_path: Path, name: str, values: list[Any], message: str
+) -> None:
+    write_store(tmp_path / "s")
+    path = tmp_path / "s" / "oof.parquet"
+    table = read_parquet(path)
+    write_parquet(path, table.set_column(table.column_names.index(name), name, pa.array(values)))
+    with pytest.raises(UserError, match=message):
+        read_logits(path, PREFERENCE)
+
+
+@pytest.mark.parametrize("names", [5, [["a"], ["b"]], [0, 1, 2]])
+def test_class_names_that_are_none_are_refused(tmp_path: Path, names: object) -> None:
+    write_store(tmp_path / "s")
+    manifest = tmp_path / "s" / "manifest.json"
+    write_json(manifest, {**read_json(manifest), "classes": names})
+    with pytest.raises(UserError, match=r"manifest\.json: field classes is .*, not a list of names"):
+        read_store(tmp_path / "s")
+
+
+def test_a_manifest_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    write_store(tmp_path / "s")
+    (tmp_path / "s" / "manifest.json").write_text("5", encoding="utf-8")
+    with pytest.raises(UserError, match="is this a soft-label store"):
+        read_store(tmp_path / "s")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -81,6 +81,14 @@ def test_the_same_command_writes_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
+def test_order_of_the_members_makes_no_difference(tmp_path: Path) -> None:
+    paths, labels = write_sets(tmp_path, classes=["no", "yes"], members=3)
+    for out, order in (("one", paths), ("two", paths[::-1])):
+        main(["--oof", *order, "--labels", labels, "--out", str(tmp_path / out)])
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+
+
 def test_row_order_of_the_files_makes_no_difference(tmp_path: Path) -> None:
     paths, labels = write_sets(tmp_path)
     main(["--oof", *paths, "--labels", labels, "--out", str(tmp_path / "one")])
