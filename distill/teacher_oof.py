@@ -60,9 +60,11 @@ def main(argv: Sequence[str]) -> int:
 
     join_others()
     recipe = load_recipe(args.recipe, args.overrides)
-    names = args.only or list(recipe.teachers)
+    if not recipe.teachers:
+        raise UserError(f"recipe {args.recipe}: has no teachers")
+    names = list(dict.fromkeys(args.only or recipe.teachers))
     unknown = sorted(set(names) - set(recipe.teachers))
-    if unknown or not names:
+    if unknown:
         raise UserError(
             f"recipe {args.recipe}: has no teacher {listing(unknown)}; it has {listing(recipe.teachers)}"
         )
