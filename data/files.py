@@ -104,11 +104,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write an Arrow table as Parquet, atomically."""
+    """Write an Arrow table as Parquet, atomically, each page with a checksum by which damage is seen."""
     import pyarrow.parquet as pq
 
     with atomic_write(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def require_file(path: Path, what: str = "file") -> Path:
@@ -148,7 +148,7 @@ def read_parquet(path: Path, what: str = "file") -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(str(require_file(path, what))) as file:
+        with pq.ParquetFile(str(require_file(path, what)), page_checksum_verification=True) as file:
             return file.read()
     except (pa.ArrowException, OSError) as error:
         raise UserError(

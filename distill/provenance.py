@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from itertools import combinations, permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.errors import UserError
-from data.files import read_json, sha256_text, write_json
+from data.files import read_json, sha256_files, sha256_text, write_json
 from data.folds import Folds
 from data.schema import Rows
 from data.softlabels import OOF, SoftLabels, read_logits, softmax
@@ -27,9 +28,36 @@ ALL_PERMUTATIONS = 5
 """Classes up to which every permutation is tried; beyond, every exchange of two."""
 
 
-def write_trained_on(directory: Path, row_ids: list[str]) -> None:
-    """Record the rows that the model in ``directory`` is trained on."""
-    write_json(directory / TRAINED_ON, {"n_rows": len(row_ids), "rows_hash": _hash(row_ids)})
+def write_trained_on(directory: Path, row_ids: list[str], weights: Path | None = None) -> None:
+    """Record the rows that the model in ``directory`` is trained on, and the hash of its ``weights``."""
+    record: dict[str, Any] = {"n_rows": len(row_ids), "rows_hash": _hash(row_ids)}
+    if weights is not None:
+        record["weights_hash"] = sha256_files(_files(weights))
+    write_json(directory / TRAINED_ON, record)
+
+
+def check_weights(weights: Path) -> None:
+    """Refuse trained weights that are not as they were written, by the record beside them.
+
+    Raises
+    ------
+    UserError
+        A byte was changed, or a file is missing. An earlier version kept no hash; those weights pass.
+    """
+    record = weights.parent / TRAINED_ON
+    if not record.exists():
+        return
+    found = read_json(record, "training record")
+    stated = found.get("weights_hash") if isinstance(found, dict) else None
+    if stated is not None and stated != sha256_files(_files(weights)):
+        raise UserError(
+            f"{weights}: these weights were changed or damaged after training; restore them, or delete "
+            f"{weights.parent} and start the training's command again"
+        )
+
+
+def _files(weights: Path) -> list[Path]:
+    return sorted(path for path in weights.iterdir() if path.is_file())
 
 
 def _hash(row_ids: list[str]) -> str:

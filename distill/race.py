@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
     from distill.config import load_recipe
-    from distill.processes import stand_alone
+    from distill.processes import held, stand_alone
 
     stand_alone("distill.race")
     recipe = load_recipe(args.recipe, args.overrides)
@@ -70,13 +70,14 @@ def main(argv: Sequence[str]) -> None:
 
     out = args.out or data_dir / "race"
     rules = Rules(args.looks, args.alpha, args.fold, args.validation_rows, args.budget, args.tune or "")
-    runs = plan_all(models, rows, folds, data_dir, out, rules)
-    race = Race([Contestant(r) for r in runs], rows, folds, rules, out)
-    race.claim()
-    race.go(tell=lambda line: print(line, flush=True))
-    race.finish()
-    verdict = in_words(race)
-    page, picture = write_pages(race, verdict)
+    with held(out):
+        runs = plan_all(models, rows, folds, data_dir, out, rules)
+        race = Race([Contestant(r) for r in runs], rows, folds, rules, out)
+        race.claim()
+        race.go(tell=lambda line: print(line, flush=True))
+        race.finish()
+        verdict = in_words(race)
+        page, picture = write_pages(race, verdict)
     print()
     print(format_table(HEADER, [treatment_line(treatment(c)) for c in race.contestants]))
     print()

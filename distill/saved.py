@@ -12,14 +12,17 @@ from data.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
 from data.errors import UserError
 from data.files import read_json, require_file, sha256_files, sha256_text
 from data.schema import Classes, Rows
-from data.softlabels import read_manifest
+from data.softlabels import MANIFEST, read_manifest
+from data.sources import SourceOptions, read_source
 from data.template import Template
 from distill.backbone import load_tokenizer, load_trained, weight_hash
 from distill.batches import Examples
 from distill.config import BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
 from distill.head import Classifier
+from distill.provenance import check_weights
 from distill.trainer import predict_logits
 
+KINDS = {"teacher": ModelConfig, "student": StudentConfig}
 EXPORTED = "distillstack.json"
 """In a directory of :mod:`distill.export`: what a plain checkpoint has no place for."""
 
@@ -75,8 +78,19 @@ def read_saved(path: Path) -> SavedModel:
     """
     if (path / EXPORTED).exists():
         return _read_exported(path)
+    if path.is_dir() and not (path / MANIFEST).exists():
+        raise UserError(
+            f"{path}: is neither a finished run ({MANIFEST}) nor a model of distill.export ({EXPORTED}); a "
+            "plain checkpoint has not been trained on your classes"
+        )
     manifest = read_manifest(path)
-    kind = StudentConfig if manifest.get("kind") == "student" else ModelConfig
+    if not isinstance(manifest, dict) or manifest.get("kind") not in KINDS:
+        raise UserError(f"{path}: is not a run of distill.teacher_oof or distill.student")
+    if "derived_from" in manifest:
+        raise UserError(
+            f"{path}: holds further labels of the run {path / manifest['derived_from']}, which has the models"
+        )
+    kind = KINDS[manifest["kind"]]
     final = path / "final" / "adapter"
     weights = [final] if final.exists() else sorted(path.glob("fold-*/adapter"))
     expected = 1 if final.exists() else manifest.get("n_folds")
@@ -84,7 +98,13 @@ def read_saved(path: Path) -> SavedModel:
         raise UserError(
             f"{path}: has {len(weights)} of {expected} fold models; start its command again to finish it"
         )
-    return SavedModel(path, manifest, read_config(path / "config.yaml", kind), weights)
+    config = read_config(path / "config.yaml", kind)
+    for name, given in (("truncation", config.encode), ("lora", config.lora)):
+        if manifest.get(name) != asdict(given):
+            raise UserError(
+                f"{path}: config.yaml and {MANIFEST} disagree on {name}; restore the one that was changed"
+            )
+    return SavedModel(path, manifest, config, weights)
 
 
 def _read_exported(path: Path) -> SavedModel:
@@ -195,6 +215,8 @@ class Loaded:
     def _with(self, weights: Path) -> Classifier:
         """The classifier with these weights: of a base loaded once the adapter is changed in place."""
         model = self.saved.model
+        if self._weights != weights:
+            check_weights(weights)
         if self._classifier is None or not (model.lora.enabled or self._weights == weights):
             backbone, n = self.saved.manifest["backbone_path"], self.saved.classes.n
             self._classifier = load_trained(model.backbone, backbone, weights, model.lora.enabled, n)
@@ -202,6 +224,30 @@ class Loaded:
             self._classifier.load(weights)
         self._weights = weights
         return self._classifier
+
+
+def rows_for(saved: SavedModel, source: str) -> Rows:
+    """Read rows to predict: a plain table that does not name its classes has those of the model.
+
+    Raises
+    ------
+    UserError
+        As :func:`data.sources.read_source`.
+    """
+    plain, mistake = None, None
+    try:
+        plain, _ = read_source(source)
+    except UserError as error:
+        mistake = error
+    if plain is not None and plain.classes == saved.classes:
+        return plain
+    try:
+        return read_source(source, SourceOptions(classes=saved.classes.names, swap=saved.classes.swap))[0]
+    except UserError as error:
+        if plain is not None:
+            return plain  # rows of other classes, which the model refuses by name
+        # What naming the classes would mend is told as it stands now that they are named.
+        raise error if "--classes" in str(mistake) else mistake from None
 
 
 def examples_of(saved: SavedModel, rows: Rows, tokenizer: Any = None) -> Examples:

@@ -43,7 +43,7 @@ MOST_EPOCHS = 1000
 MOST_SEED = 4_000_000
 """A model's seed is a thousand times this and its fold's number, and NumPy's end at 2 ** 32."""
 TEACHER_NAME = re.compile(r"\w[\w .+-]{0,99}")
-TAKEN = ("student", "backbones", "race", "stack", "rows.parquet", "folds.parquet", "manifest.json")
+TAKEN = ("student", "backbones", "units", "race", "stack", "rows.parquet", "folds.parquet", "manifest.json")
 """What else lies in the directory of the teachers' stores."""
 DERIVED = ("-in_sample", "-fold_mean")
 """How the stores of a teacher's further labels are named."""
