@@ -318,7 +318,10 @@ def weight_hash(path: str, revision: str | None = None) -> str:
         return sha256_files(files)
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    try:
+        cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    except ValueError:  # no hub's name at all: a directory that is gone
+        cached = None
     if not isinstance(cached, str):
         raise UserError(f"{path}: not in the local cache; download it or give a directory")
     return sha256_text(path, Path(cached).parent.name)

@@ -16,6 +16,8 @@ from data.files import require_file
 
 RECIPES = Path(__file__).parent / "recipes"
 QUANTISED = ("nf4", "int8", "fp8")
+CONFIG = "config.yaml"
+"""In a run's directory: its model's resolved configuration."""
 CHECKPOINTING = {"auto": "auto", "true": "all", "false": "none"}
 
 

@@ -37,10 +37,10 @@ from distill.backbone import (
     weight_hash,
 )
 from distill.batches import Examples
-from distill.config import ModelConfig, save_resolved
+from distill.config import CONFIG, ModelConfig, save_resolved
 from distill.head import Classifier
 from distill.processes import on_first
-from distill.provenance import check_weights, write_trained_on
+from distill.provenance import MAY_CHANGE, check_weights, write_trained_on
 from distill.select import KeepBest, held_back
 from distill.shallow import CUT_FROM, shallow_copy
 from distill.tiny import tiny_backbone
@@ -48,9 +48,6 @@ from distill.trainer import Loss, LossNotFinite, predict_logits, train
 
 LessonsFor = Callable[[int], dict[str, Any]]
 FORMAT = 1
-CONFIG = "config.yaml"
-MAY_CHANGE = ("versions", "data", "backbone_path", "backbone_source", "truncated_share")
-"""Manifest fields that may differ when a run is continued: they do not change its numbers."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "numpy")
 
 
@@ -234,6 +231,8 @@ def open_run(run: Run) -> None:
                     f"{run.out}: holds another run: its manifest differs in {difference}; "
                     "choose another --out, or delete that directory to start over"
                 )
+        if not (run.out / CONFIG).exists():
+            save_resolved(run.out / CONFIG, run.model)
         return
     if not path.exists() and run.out.exists() and any(p.name != CONFIG for p in run.out.iterdir()):
         raise UserError(f"{run.out}: is not empty and has no {MANIFEST}; choose another --out")
@@ -363,16 +362,16 @@ def trained(
     if keeper is not None:
         keeper.restore()
     seen = np.flatnonzero(allowed & examples.labelled)
-    on_first(lambda: _keep(classifier, directory, [run.rows.row_ids[i] for i in seen]))
+    on_first(lambda: _keep(run, classifier, directory, [run.rows.row_ids[i] for i in seen]))
     return classifier
 
 
-def _keep(classifier: Classifier, directory: Path, seen: list[str]) -> None:
+def _keep(run: Run, classifier: Classifier, directory: Path, seen: list[str]) -> None:
     """Save a trained classifier and what it has seen; drop its checkpoints."""
     unfinished = directory / ".adapter.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     classifier.save(unfinished)
-    write_trained_on(directory, seen, unfinished)
+    write_trained_on(directory, seen, unfinished, run.manifest)
     os.replace(unfinished, directory / "adapter")
     for checkpoint in directory.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

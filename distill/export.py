@@ -76,7 +76,7 @@ def export(
 
     from data.dataset import load_prepared
     from data.encode import pad_token_id, tokenizer_hash
-    from data.files import write_json, write_text
+    from data.files import sha256_files, write_json, write_text
     from data.softlabels import check_joinable, read_store
     from distill.card import model_card, scores
     from distill.merge import merged_model
@@ -118,6 +118,7 @@ def export(
         "template": manifest["template"],
         "truncation": manifest["truncation"],
         "tokenizer_hash": tokenizer_hash(AutoTokenizer.from_pretrained(temporary)),
+        "weights_hash": sha256_files(sorted(temporary.glob("*.safetensors"))),
         "temperature": found["temperature"],
         "scores": found,
         "made_of": made_of,

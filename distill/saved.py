@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
-from data.errors import UserError
+from data.errors import UserError, listing
 from data.files import read_json, require_file, sha256_files, sha256_text
 from data.schema import Classes, Rows
 from data.softlabels import MANIFEST, read_manifest
@@ -19,9 +20,11 @@ from distill.backbone import load_tokenizer, load_trained, weight_hash
 from distill.batches import Examples
 from distill.config import BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
 from distill.head import Classifier
-from distill.provenance import check_weights
+from distill.provenance import check_manifest, check_weights
 from distill.trainer import predict_logits
 
+NEEDED = ("classes", "template", "truncation", "tokenizer_hash")
+"""What prediction needs of a manifest, or of an exported model's settings."""
 KINDS = {"teacher": ModelConfig, "student": StudentConfig}
 EXPORTED = "distillstack.json"
 """In a directory of :mod:`distill.export`: what a plain checkpoint has no place for."""
@@ -90,6 +93,7 @@ def read_saved(path: Path) -> SavedModel:
         raise UserError(
             f"{path}: holds further labels of the run {path / manifest['derived_from']}, which has the models"
         )
+    _require(manifest, path / MANIFEST, (*NEEDED, "backbone_path", "backbone", "n_folds"))
     kind = KINDS[manifest["kind"]]
     final = path / "final" / "adapter"
     weights = [final] if final.exists() else sorted(path.glob("fold-*/adapter"))
@@ -98,6 +102,8 @@ def read_saved(path: Path) -> SavedModel:
         raise UserError(
             f"{path}: has {len(weights)} of {expected} fold models; start its command again to finish it"
         )
+    for trained in weights:
+        check_manifest(trained, manifest, path / MANIFEST)
     config = read_config(path / "config.yaml", kind)
     for name, given in (("truncation", config.encode), ("lora", config.lora)):
         if manifest.get(name) != asdict(given):
@@ -107,11 +113,30 @@ def read_saved(path: Path) -> SavedModel:
     return SavedModel(path, manifest, config, weights)
 
 
+def _require(manifest: Any, where: Path, names: Sequence[str]) -> None:
+    """Refuse a manifest that lacks what prediction needs."""
+    missing = [name for name in names if not isinstance(manifest, dict) or not manifest.get(name)]
+    if missing:
+        raise UserError(f"{where}: says nothing of {listing(missing)}; it is damaged, restore it")
+
+
 def _read_exported(path: Path) -> SavedModel:
     settings = read_json(path / EXPORTED, "exported model's settings")
     config = read_json(path / "config.json", "model configuration")
+    _require(settings, path / EXPORTED, (*NEEDED, "temperature"))
+    _require(config, path / "config.json", ("id2label",))
+    temperature = settings["temperature"]
+    if not isinstance(temperature, float | int) or not 0 < temperature < np.inf:
+        raise UserError(f"{path / EXPORTED}: the temperature is {temperature!r}, no number above 0")
+    if list(config["id2label"].values()) != settings["classes"]:
+        raise UserError(f"{path}: config.json and {EXPORTED} name other classes; restore the one changed")
+    stated = settings.get("weights_hash")
+    if stated is not None and stated != sha256_files(sorted(path.glob("*.safetensors"))):
+        raise UserError(f"{path}: its weights were changed or damaged after the export; export it again")
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[dtype]
+    precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype)
+    if precision is None:
+        raise UserError(f"{path / 'config.json'}: dtype is {dtype!r}, which no export leaves")
     try:
         model = ModelConfig(
             backbone=BackboneConfig(path=str(path), precision=precision),
@@ -134,7 +159,7 @@ def read_config(path: Path, kind: type[ModelConfig]) -> ModelConfig:
             OmegaConf.structured(kind), OmegaConf.load(require_file(path, "configuration"))
         )
         config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError) as error:
         raise UserError(f"{path}: not a saved configuration ({str(error).splitlines()[0]})") from error
     assert isinstance(config, ModelConfig)
     return config

@@ -232,7 +232,7 @@ def test_pickled_weights_are_not_read(checkpoint, tmp_path, precision):
 def test_tokens_without_an_embedding_are_refused(checkpoint):
     config = BackboneConfig(path=str(checkpoint))
     check_vocabulary(config, str(checkpoint), 399)
-    with pytest.raises(UserError, match="the token 400, and its config.json has a vocabulary of 400"):
+    with pytest.raises(UserError, match=r"the token 400, and its config\.json has a vocabulary of 400"):
         check_vocabulary(config, str(checkpoint), 400)
 
 

@@ -117,7 +117,7 @@ def test_a_recipes_mistake_that_training_shows_leaves_the_directory_free(trained
     command_ = command(tiny_recipe, trained, tmp_path)
     with pytest.raises(UserError, match=r"lora\.targets names wrong_proj"):
         teacher_oof.main([*command_, "teachers.llama.lora.targets=[wrong_proj]"])
-    with pytest.raises(UserError, match="the loss is (nan|inf) at step"):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step"):
         teacher_oof.main(
             [*command_, "teachers.llama.train.lr=1e30", "teachers.llama.train.checkpoint_steps=0"]
         )
@@ -158,5 +158,5 @@ def test_a_flipped_byte_of_a_store_is_seen(trained, tmp_path):
         damaged = bytearray(content)
         damaged[place] ^= 8
         (tmp_path / "oof.parquet").write_bytes(bytes(damaged))
-        with pytest.raises(UserError, match="oof.parquet"):
+        with pytest.raises(UserError, match=r"oof\.parquet"):
             read_parquet(tmp_path / "oof.parquet")
