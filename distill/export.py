@@ -43,14 +43,15 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
-    from distill.processes import stand_alone
+    from distill.processes import held, stand_alone
     from distill.saved import read_saved
 
     stand_alone("distill.export")
     saved = read_saved(args.model)
-    if args.out.exists() and any(args.out.iterdir()):
-        raise UserError(f"{args.out}: is not empty; choose another --out, or delete that directory")
-    found = export(saved, args.out, args.average, args.dtype, args.data, args.license)
+    with held(args.out):
+        if any(args.out.iterdir()):
+            raise UserError(f"{args.out}: is not empty; choose another --out, or delete that directory")
+        found = export(saved, args.out, args.average, args.dtype, args.data, args.license)
     line = [saved.name, str(found["rows"]), f"{found['log_loss']:.4f}", f"{found['temperature']:.3f}"]
     print(
         format_table(

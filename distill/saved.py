@@ -259,20 +259,22 @@ def rows_for(saved: SavedModel, source: str) -> Rows:
     UserError
         As :func:`data.sources.read_source`.
     """
-    plain, mistake = None, None
+    plain = mistake = None
     try:
         plain, _ = read_source(source)
+        if plain.classes == saved.classes:
+            return plain
     except UserError as error:
         mistake = error
-    if plain is not None and plain.classes == saved.classes:
-        return plain
     try:
         return read_source(source, SourceOptions(classes=saved.classes.names, swap=saved.classes.swap))[0]
     except UserError as error:
         if plain is not None:
             return plain  # rows of other classes, which the model refuses by name
         # What naming the classes would mend is told as it stands now that they are named.
-        raise error if "--classes" in str(mistake) else mistake from None
+        if mistake is None or "--classes" in str(mistake):
+            raise
+        raise mistake from error
 
 
 def examples_of(saved: SavedModel, rows: Rows, tokenizer: Any = None) -> Examples:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data.errors import UserError
+from data.files import locked
 from data.schema import read_rows
 from data.softlabels import softmax
 from distill import export, predict
@@ -185,3 +186,12 @@ def test_exported_weights_that_were_damaged_are_refused(exported, tmp_path):
     file.write_bytes(bytes(damaged))
     with pytest.raises(UserError, match="changed or damaged after the export"):
         read_saved(copy)
+
+
+def test_an_output_that_is_a_file_or_held_is_refused(trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="a file of that name is in the way"):
+        export.main(["--model", str(trained / "student"), "--out", str(tmp_path / "file")])
+    (tmp_path / "held").mkdir()
+    with locked(tmp_path / "held"), pytest.raises(UserError, match="another command is writing there"):
+        export.main(["--model", str(trained / "student"), "--out", str(tmp_path / "held")])
