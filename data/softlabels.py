@@ -189,7 +189,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Read a store's manifest."""
     if not path.is_dir():
         raise UserError(f"{path}: no such soft-label store (a directory with {MANIFEST} and {OOF})")
-    return read_json(path / MANIFEST, "manifest")
+    manifest = read_json(path / MANIFEST, "manifest")
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path / MANIFEST}: is not a manifest; it is damaged, or another program's")
+    return manifest
 
 
 def read_store(path: Path) -> SoftLabels:

@@ -19,9 +19,10 @@ from data.errors import UserError, listing
 from data.files import sha256_files, sha256_text
 from distill.attention import SOFTCAPPED, attention_for, registered
 from distill.config import CHECKPOINTING, QUANTISED, BackboneConfig, LoraConfig
+from distill.decoder import PACKED
 from distill.head import Classifier
 from distill.loading import Checkpoint, build
-from distill.padded import blocks_of, head_of, is_encoder, poolers_of, wrap
+from distill.padded import HEADS, POOLERS, blocks_of, head_of, is_encoder, poolers_of, wrap
 from distill.quiet import quiet_transformers
 from distill.verdict import verdict_ids
 
@@ -102,19 +103,57 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
                 task,
             )
         else:
-            model = getattr(transformers, task).from_pretrained(
+            model = _whole(
+                getattr(transformers, task),
                 path,
+                fresh_head=True,
                 config=model_config,
                 dtype=dtype,
                 attn_implementation=attention,
                 device_map={"": device},
-                # A checkpoint of another task brings a head of another size; it is made anew in any case.
-                ignore_mismatched_sizes=True,
                 **options,
             )
     if config.head == "tokens":
         model.verdict_ids = verdict_ids(load_tokenizer(config, path), config.verdicts, n_classes)
     return prepared(model, config)
+
+
+def _whole(kind: Any, path: str, fresh_head: bool, **options: Any) -> Any:
+    """Load a checkpoint by its class, and see that the file had every weight: the library makes up others.
+
+    Parameters
+    ----------
+    fresh_head : bool
+        Whether the head, and what pools for it, may be missing or of another size: it is made anew.
+    """
+    model, found = kind.from_pretrained(
+        path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    made_up = [*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]
+    if fresh_head:
+        made_up = [name for name in made_up if not {*HEADS, *POOLERS} & set(name.split("."))]
+    if made_up:
+        raise UserError(
+            f"{path}: its weights lack, or have in another size, {listing(sorted(made_up))}; is config.json "
+            "another model's, or a file damaged?"
+        )
+    return model
+
+
+def check_vocabulary(config: BackboneConfig, path: str, highest: int) -> None:
+    """Refuse token ids that the backbone has no embedding for."""
+    from transformers import AutoConfig
+
+    with _named_failures(path):
+        found = AutoConfig.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    size = found.get_text_config().vocab_size
+    if highest >= size:
+        raise UserError(
+            f"{path}: its tokenizer makes the token {highest}, and its config.json has a vocabulary of "
+            f"{size}; tokenizer and weights are not of one model"
+        )
 
 
 def prepared(model: Any, config: BackboneConfig) -> Any:
@@ -146,6 +185,11 @@ def packs(config: BackboneConfig, model_type: str) -> bool:
 def attention_name(config: BackboneConfig, model_type: str) -> str:
     """Attention implementation of a backbone: ours in packs, the library's own in padded batches."""
     if packs(config, model_type):
+        if model_type not in PACKED:
+            raise UserError(
+                f"recipe: backbones of type {model_type} do not run in packs, which are for "
+                f"{listing(PACKED, len(PACKED))}; set backbone.packed to false"
+            )
         wanted = config.attention
         if wanted == "auto" and compute_dtype(config) == torch.float32:
             # The kernels for packs want 16 bits; on any device float32 is for checking, not for speed.
@@ -169,7 +213,7 @@ def lora_targets(model: Any, lora: LoraConfig) -> tuple[list[str], list[int]]:
     Raises
     ------
     UserError
-        A target that no layer has.
+        A target that no layer has; no layer is left to adapt.
     """
     layers = blocks_of(model)[0]
     found = sorted(
@@ -185,7 +229,13 @@ def lora_targets(model: Any, lora: LoraConfig) -> tuple[list[str], list[int]]:
         raise UserError(
             f"recipe: lora.targets names {listing(unknown)}; the backbone has {listing(found, 12)}"
         )
-    return wanted, list(range(round(lora.first_layer * len(layers)), len(layers)))
+    adapted = list(range(round(lora.first_layer * len(layers)), len(layers)))
+    if not adapted:  # PEFT would take an empty list for all layers
+        raise UserError(
+            f"recipe: lora.first_layer {lora.first_layer} leaves none of the backbone's {len(layers)} layers "
+            "to adapt; lower it"
+        )
+    return list(dict.fromkeys(wanted)), adapted
 
 
 def add_adapters(
@@ -234,7 +284,8 @@ def load_trained(
     if not lora_enabled:
         return wrap(load_full(config, str(trained), n_classes))
     classifier = wrap(load_base(config, path, n_classes))
-    classifier.load(trained)
+    with _named_failures(str(trained)):
+        classifier.load(trained)
     return classifier
 
 
@@ -242,12 +293,16 @@ def load_full(config: BackboneConfig, path: str, n_classes: int) -> Any:
     """Load a fully fine-tuned classifier, its trained head included."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    model_config = AutoConfig.from_pretrained(path)
-    if model_config.num_labels != n_classes:
-        raise UserError(f"{path}: has {model_config.num_labels} classes, not {n_classes}")
-    with quiet_transformers():
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=compute_dtype(config), attn_implementation=_attention(config, model_config.model_type)
+    with _named_failures(path), quiet_transformers():
+        model_config = AutoConfig.from_pretrained(path)
+        if model_config.num_labels != n_classes:
+            raise UserError(f"{path}: has {model_config.num_labels} classes, not {n_classes}")
+        model = _whole(
+            AutoModelForSequenceClassification,
+            path,
+            fresh_head=False,
+            dtype=compute_dtype(config),
+            attn_implementation=_attention(config, model_config.model_type),
         )
     _configure(model, config)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -258,12 +313,15 @@ def weight_hash(path: str, revision: str | None = None) -> str:
     directory = Path(path)
     if directory.is_dir():
         files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
-        if not files:
-            raise UserError(f"{path}: holds no weights (*.safetensors)")
+        if not any(file.suffix == ".safetensors" for file in files):
+            raise UserError(f"{path}: holds no weights in safetensors (*.safetensors); no other form is read")
         return sha256_files(files)
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    try:
+        cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    except ValueError:  # no hub's name at all: a directory that is gone
+        cached = None
     if not isinstance(cached, str):
         raise UserError(f"{path}: not in the local cache; download it or give a directory")
     return sha256_text(path, Path(cached).parent.name)
@@ -272,8 +330,10 @@ def weight_hash(path: str, revision: str | None = None) -> str:
 @contextmanager
 def _named_failures(path: str) -> Iterator[None]:
     """Turn what a missing or damaged checkpoint raises into a message that names it."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: cannot be loaded as a backbone: {reason}") from error
+        raise UserError(f"{path}: cannot be loaded as a model: {reason}") from error

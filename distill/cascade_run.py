@@ -86,8 +86,14 @@ def run_cascade(models: Sequence[SavedModel], rows: Rows, budget: float) -> Foun
 
 def _known(models: Sequence[SavedModel]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Out-of-fold probabilities (n, models, K), targets, folds and dear tokens of the labelled rows."""
-    home = Path(os.path.normpath(models[0].path / models[0].manifest["data"]))
+    home = Path(os.path.normpath(models[0].path / models[0].manifest.get("data", ".")))
     rows, folds = load_prepared(home)
+    ours = {
+        "classes": list(rows.classes.names),
+        "rows_hash": rows.content_hash,
+        "folds_hash": folds.content_hash,
+    }
+    check_joinable(ours, models[0].manifest, str(home), str(models[0].path))
     known = np.flatnonzero(np.isfinite(rows.targets).all(axis=1) & ~folds.pinned)
     parts = []
     for model in models:

@@ -144,9 +144,9 @@ def examine(subject: Subject, only: Sequence[str] = ()) -> list[Result]:
     for one in all_checks():
         if (one.slow and not subject.deep) or (only and one.name not in only):
             continue
-        if any(getattr(subject, need) is None for need in one.needs):
-            continue
         try:
+            if any(getattr(subject, need) is None for need in one.needs):
+                continue
             finding = one.function(subject)
         except UserError as mistake:
             finding = failed(str(mistake), "it cannot run at all", "as the message says")

@@ -6,8 +6,11 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from data.errors import listing
+from data.errors import UserError, listing
+from data.files import read_parquet
+from data.softlabels import MANIFEST
 from distill.checks import Finding, check, failed, passed, warned
+from distill.provenance import check_manifest, check_weights
 from distill.subject import Subject
 
 RARE = 0.05
@@ -94,6 +97,30 @@ def labels_are_balanced(subject: Subject) -> Finding | None:
                     "train both orders of every pair (train.both_orders)",
                 )
     return passed(shown)
+
+
+@check("data", "run")
+def files_as_trained(subject: Subject) -> Finding | None:
+    """Manifest, trained weights and predictions are as the training wrote them, to the byte.
+
+    Source: the hashes kept with every trained model, and the checksums of Parquet's pages.
+    """
+    assert subject.run is not None
+    weights = sorted(subject.run.glob("*/adapter"))
+    parts = [*subject.run.glob("*.parquet"), *subject.run.glob("*/*.parquet")]
+    try:
+        for path in weights:
+            check_manifest(path, subject.manifest or {}, subject.run / MANIFEST)
+            check_weights(path)
+        for path in parts:
+            read_parquet(path, "soft-label file")
+    except UserError as mistake:
+        return failed(
+            str(mistake),
+            "what is predicted, or taught, is not what was trained",
+            "restore that file, or delete its part of the run and start the training's command again",
+        )
+    return passed(f"{len(weights)} trained models, {len(parts)} files of predictions")
 
 
 @check("data", "store")

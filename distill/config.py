@@ -1,6 +1,6 @@
 """Recipes: what to train on what, as dataclasses filled from YAML and dotted overrides.
 
-OmegaConf checks types and unknown keys against these classes; :meth:`Recipe.check` checks what types
+OmegaConf checks types and unknown keys against these classes; :mod:`distill.validate` checks what types
 cannot say. The resolved recipe is saved beside every run.
 """
 
@@ -12,22 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, listing
+from data.files import require_file
 
 RECIPES = Path(__file__).parent / "recipes"
-PRECISIONS = ("nf4", "int8", "fp8", "bf16", "fp16", "fp32")
 QUANTISED = ("nf4", "int8", "fp8")
-HEADS = ("score", "tokens")
-SWITCHES = ("auto", "true", "false")
+CONFIG = "config.yaml"
+"""In a run's directory: its model's resolved configuration."""
 CHECKPOINTING = {"auto": "auto", "true": "all", "false": "none"}
-FAMILIES = ("llama", "gemma2", "bert")
-LOSS_NAMES = ("kl", "blackpearl", "wsdm1", "wsdm3", "mse", "smoothing", "hard")
-"""The keys of :data:`distill.losses.LOSSES`, which is not imported here to spare commands torch."""
-LABELS = ("oof", "in_sample", "fold_mean", "human")
-LEAKAGES = ("standard", "apart", "strict")
-WEIGHTINGS = ("equal", "fitted", "confidence")
-MIXINGS = ("separate", "probability", "log")
-NF4_BLOCK = 64
-"""Weights that share one NF4 scale; bitsandbytes' CPU kernels want rows of whole blocks."""
 
 
 @dataclass
@@ -243,102 +234,6 @@ class Recipe:
     teachers: dict[str, ModelConfig] = field(default_factory=dict)
     student: StudentConfig | None = None
 
-    def check(self) -> None:
-        """Raise :class:`UserError` naming the first value that cannot work."""
-        models: list[tuple[str, ModelConfig]] = [(f"teachers.{n}", m) for n, m in self.teachers.items()]
-        if self.student is not None:
-            models.append(("student", self.student))
-            _check_distill(self.student)
-        for name, model in models:
-            _check_model(name, model)
-
-
-def _check_distill(student: StudentConfig) -> None:
-    distill = student.distill
-    for key, known in (
-        ("loss", LOSS_NAMES),
-        ("labels", LABELS),
-        ("leakage", LEAKAGES),
-        ("weighting", WEIGHTINGS),
-        ("mixing", MIXINGS),
-    ):
-        if getattr(distill, key) not in known:
-            raise UserError(
-                f"recipe: student.distill.{key} is {getattr(distill, key)!r}, not one of {listing(known, 9)}"
-            )
-    for key in ("weight", "smoothing"):
-        _in_range(f"student.distill.{key}", getattr(distill, key), 0, 1)
-    _positive("student.distill.temperature", distill.temperature)
-    _in_range("student.distill.consistency", distill.consistency, 0, float("inf"))
-    if distill.pseudo_labels is not None:
-        _in_range("student.distill.pseudo_labels", distill.pseudo_labels, 0, 1)
-    if distill.consistency and not student.train.both_orders:
-        raise UserError("recipe: student.distill.consistency needs both orders in a step: train.both_orders")
-    if distill.teacher_weights and distill.weighting != "equal":
-        raise UserError(
-            f"recipe: student.distill has teacher_weights and weighting {distill.weighting}; keep one of them"
-        )
-
-
-def _check_model(name: str, model: ModelConfig) -> None:
-    backbone, lora, train = model.backbone, model.lora, model.train
-    if bool(backbone.path) == (backbone.tiny is not None):
-        raise UserError(f"recipe: {name}.backbone needs either a path or tiny, and not both")
-    if backbone.tiny is not None and backbone.tiny.family not in FAMILIES:
-        raise UserError(
-            f"recipe: {name}.backbone.tiny.family is {backbone.tiny.family!r}, not one of {listing(FAMILIES)}"
-        )
-    if backbone.tiny is not None and backbone.precision == "nf4":
-        for key in ("hidden_size", "intermediate_size"):
-            if getattr(backbone.tiny, key) % NF4_BLOCK:
-                raise UserError(
-                    f"recipe: {name}.backbone.tiny.{key} must be a multiple of {NF4_BLOCK} for nf4"
-                )
-    if backbone.first_layers is not None:
-        _positive(f"{name}.backbone.first_layers", backbone.first_layers)
-    if backbone.precision not in PRECISIONS:
-        raise UserError(
-            f"recipe: {name}.backbone.precision is {backbone.precision!r}; it is one of {listing(PRECISIONS)}"
-        )
-    if not lora.enabled and backbone.precision in {*QUANTISED, "fp16"}:
-        raise UserError(
-            f"recipe: {name} trains full weights, which {backbone.precision} cannot; use bf16 or fp32"
-        )
-    if backbone.head not in HEADS:
-        raise UserError(f"recipe: {name}.backbone.head is {backbone.head!r}; it is one of {listing(HEADS)}")
-    if backbone.head == "tokens" and not (lora.enabled and backbone.packed):
-        raise UserError(f"recipe: {name}.backbone.head tokens needs adapters and packs: lora.enabled, packed")
-    if backbone.shard and not (lora.enabled and backbone.packed):
-        raise UserError(f"recipe: {name}.backbone.shard is for frozen, packed bases: lora.enabled and packed")
-    _in_range(f"{name}.lora.first_layer", lora.first_layer, 0, 0.999)
-    for key in ("epochs", "lr", "rows_per_step", "pack_tokens", "log_steps"):
-        _positive(f"{name}.train.{key}", getattr(train, key))
-    _in_range(f"{name}.train.select_share", train.select_share, 0, 0.9)
-    for key in ("micro_rows", "predict_rows", "select_steps", "patience"):
-        _in_range(f"{name}.train.{key}", getattr(train, key), 0, float("inf"))
-    for key, value in (
-        ("train.gradient_checkpointing", train.gradient_checkpointing),
-        ("backbone.compile", backbone.compile),
-    ):
-        if value.lower() not in SWITCHES:
-            raise UserError(f"recipe: {name}.{key} is {value!r}; it is one of {listing(SWITCHES)}")
-    for key in ("processes", "cpus", "memory_gb", "tokens_per_second"):
-        if (value := getattr(model.resources, key)) is not None:
-            _positive(f"{name}.resources.{key}", value)
-    _in_range(f"{name}.resources.gpus", model.resources.gpus or 0, 0, float("inf"))
-    if lora.enabled:
-        _positive(f"{name}.lora.r", lora.r)
-
-
-def _positive(key: str, value: float) -> None:
-    if not value > 0:
-        raise UserError(f"recipe: {key} is {value}; it must be above 0")
-
-
-def _in_range(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise UserError(f"recipe: {key} is {value}; it must lie between {low} and {high}")
-
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
@@ -353,9 +248,11 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
     UserError
         No such recipe, an unknown key, a value of the wrong type, or one that cannot work.
     """
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
+
+    from distill.validate import check_recipe
 
     path = Path(name_or_file)
     if path.suffix not in {".yaml", ".yml"}:
@@ -367,20 +264,38 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         if "=" not in override or override.startswith("-"):
             raise UserError(f"{override}: not understood; an override reads key.sub=value")
-    where = str(path)
+    where = str(require_file(path, "recipe"))
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))
+        given = OmegaConf.load(path)
+        if not isinstance(given, DictConfig):
+            raise UserError(f"{path}: bad recipe: a list where data, teachers and student were expected")
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), given)
+        known = list(merged.teachers)
         where = "command line"
         merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
+        added = [name for name in merged.teachers if name not in known]
+        if added:
+            raise UserError(
+                f"command line: recipe {name_or_file} has no teacher {listing(added)}; "
+                f"it has {listing(known) or 'none'}"
+            )
+        where = f"{path} with the command line" if overrides else str(path)
         recipe = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError) as error:
         key = getattr(error, "full_key", None)
         at = f" at {key}" if key else ""
-        raise UserError(f"{where}: bad recipe{at}: {reason}") from error
+        raise UserError(f"{where}: bad recipe{at}: {_reason(error)}") from error
     assert isinstance(recipe, Recipe)
-    recipe.check()
+    check_recipe(recipe)
     return recipe
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in a recipe's file, with the line where the library knows it."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(error).strip().splitlines()[0]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', None) or error}"
 
 
 def save_resolved(path: Path, config: object) -> None:

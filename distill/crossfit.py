@@ -28,6 +28,7 @@ from data.tokens import find_tokens
 from distill.backbone import (
     add_adapters,
     attention_name,
+    check_vocabulary,
     compute_dtype,
     load_base,
     load_tokenizer,
@@ -36,19 +37,17 @@ from distill.backbone import (
     weight_hash,
 )
 from distill.batches import Examples
-from distill.config import ModelConfig, save_resolved
+from distill.config import CONFIG, ModelConfig, save_resolved
 from distill.head import Classifier
 from distill.processes import on_first
-from distill.provenance import write_trained_on
+from distill.provenance import MAY_CHANGE, check_weights, write_trained_on
 from distill.select import KeepBest, held_back
 from distill.shallow import CUT_FROM, shallow_copy
 from distill.tiny import tiny_backbone
-from distill.trainer import Loss, predict_logits, train
+from distill.trainer import Loss, LossNotFinite, predict_logits, train
 
 LessonsFor = Callable[[int], dict[str, Any]]
 FORMAT = 1
-MAY_CHANGE = ("versions", "data", "backbone_path", "backbone_source", "truncated_share")
-"""Manifest fields that may differ when a run is continued: they do not change its numbers."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "numpy")
 
 
@@ -133,6 +132,7 @@ def plan_run(
     tokenizer = load_tokenizer(model.backbone, backbone)
     encoder = Encoder(tokenizer, template, Truncation(**asdict(model.encode)))
     encoded = encoder.encode(rows, find_tokens(rows, encoder, data_dir))
+    check_vocabulary(model.backbone, backbone, int(encoded.ids.max()))
     examples = Examples(
         encoded,
         rows.targets,
@@ -191,6 +191,10 @@ def resolve_backbone(model: ModelConfig, rows: Rows, template: Template, home: P
         whole = str(on_first(lambda: tiny_backbone(tiny, rows, template, seed, cache)).resolve())
     else:
         local = Path(model.backbone.path)
+        if local.is_file():
+            raise UserError(
+                f"{local}: is a file; backbone.path is the directory of a checkpoint, or a hub name"
+            )
         whole = str(local.resolve()) if local.is_dir() else model.backbone.path
     layers = model.backbone.first_layers
     if layers is None:
@@ -216,8 +220,10 @@ def open_run(run: Run) -> None:
         The directory holds another run; the message names the first field that differs.
     """
     path = run.out / MANIFEST
-    if path.exists():
+    if path.exists() and _has_begun(run.out):
         found = read_json(path, "manifest")
+        if not isinstance(found, dict):
+            raise UserError(f"{path}: not a manifest; it may be damaged, delete {run.out} to start over")
         for field in sorted(set(found) | set(run.manifest)):
             if field not in MAY_CHANGE and found.get(field) != run.manifest.get(field):
                 difference = _difference(field, found, run.manifest)
@@ -225,11 +231,21 @@ def open_run(run: Run) -> None:
                     f"{run.out}: holds another run: its manifest differs in {difference}; "
                     "choose another --out, or delete that directory to start over"
                 )
+        if not (run.out / CONFIG).exists():
+            save_resolved(run.out / CONFIG, run.model)
         return
-    if run.out.exists() and any(run.out.iterdir()):
+    if not path.exists() and run.out.exists() and any(p.name != CONFIG for p in run.out.iterdir()):
         raise UserError(f"{run.out}: is not empty and has no {MANIFEST}; choose another --out")
-    save_resolved(run.out / "config.yaml", run.model)
+    save_resolved(run.out / CONFIG, run.model)
     write_json(path, run.manifest)
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether a claimed directory holds anything that a training left; without, it may be claimed anew.
+
+    A recipe's mistake that only the loaded backbone shows, or a loss that diverged, so costs no deletion.
+    """
+    return any(any(out.glob(part)) for part in ("*/adapter", "*/checkpoint-*", "*/best", "**/*.parquet"))
 
 
 def _difference(field: str, found: Any, wanted: Any) -> str:
@@ -305,6 +321,7 @@ def trained(
     adapter = directory / "adapter"
     model = run.model
     if on_first(adapter.exists):
+        on_first(lambda: check_weights(adapter))
         return load_trained(model.backbone, run.backbone, adapter, model.lora.enabled, run.rows.classes.n)
     examples = run.examples_for(number)
     train_rows = np.flatnonzero(allowed & examples.labelled)
@@ -335,25 +352,26 @@ def trained(
             report_to,
             [] if keeper is None else [keeper],
         )
-    except FloatingPointError as error:
-        raise UserError(
-            f"{run.name}, {what}: {error}; lower train.lr, or use bf16 instead of fp16"
-        ) from error
+    except LossNotFinite as error:
+        cause = "lower train.lr, or use bf16 instead of fp16"
+        if error.step == 1:
+            cause = f"nothing was learnt before it, so look at the weights of {run.backbone}, or at fp16"
+        raise UserError(f"{run.name}, {what}: {error}; {cause}") from error
     except torch.OutOfMemoryError as error:
         raise UserError(f"{run.name}, {what}: {error}") from error
     if keeper is not None:
         keeper.restore()
     seen = np.flatnonzero(allowed & examples.labelled)
-    on_first(lambda: _keep(classifier, directory, [run.rows.row_ids[i] for i in seen]))
+    on_first(lambda: _keep(run, classifier, directory, [run.rows.row_ids[i] for i in seen]))
     return classifier
 
 
-def _keep(classifier: Classifier, directory: Path, seen: list[str]) -> None:
+def _keep(run: Run, classifier: Classifier, directory: Path, seen: list[str]) -> None:
     """Save a trained classifier and what it has seen; drop its checkpoints."""
-    write_trained_on(directory, seen)
     unfinished = directory / ".adapter.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
     classifier.save(unfinished)
+    write_trained_on(directory, seen, unfinished, run.manifest)
     os.replace(unfinished, directory / "adapter")
     for checkpoint in directory.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

@@ -22,6 +22,11 @@ log = logging.getLogger(__name__)
 
 PRUNABLE = {"LlamaDecoderLayer": "pre", "MistralDecoderLayer": "pre", "Gemma2DecoderLayer": "sandwich"}
 """Layers whose forward :func:`_last_layer` knows, by where their norms stand."""
+PACKED = (
+    "llama", "mistral", "mixtral", "gemma", "gemma2", "qwen2", "qwen3", "qwen3_moe", "phi3", "olmo", "olmo2",
+    "starcoder2", "smollm3", "glm", "exaone4",
+)  # fmt: skip
+"""Architectures whose layers run in packs: the others' own attention would see across documents."""
 SPARE = 3 * 2**30
 """Bytes that ``auto`` checkpointing leaves free: the last layer, gradients, the allocator's crumbs."""
 
@@ -83,6 +88,14 @@ def first_trained(layers: nn.ModuleList) -> int:
     return len(layers)
 
 
+def window_of(layer: Any) -> int | None:
+    """A layer's sliding window: its attention's own, or, as with Mistral, only the configuration's."""
+    attention = layer.self_attn
+    if hasattr(attention, "sliding_window"):
+        return attention.sliding_window
+    return getattr(attention.config, "sliding_window", None)
+
+
 def wide_residuals(decoder: Any, dtype: torch.dtype) -> bool:
     """Whether residuals are kept in float32: Gemma's leave float16's range (transformers #36822).
 
@@ -123,7 +136,7 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
         learning = training and index >= first
         if plan.attention == "flex":
             # Chosen here, so that layers of both kinds share compiled code where the masks are the same.
-            windowed = getattr(layer.self_attn, "sliding_window", None) is not None
+            windowed = window_of(layer) is not None
             options = {**options, "block_mask": masks[windowed]}
         if learning and plan.compiled and not hidden.requires_grad:
             # The first trained layer then runs the same compiled code as the others.
@@ -189,7 +202,7 @@ def _last_layer(
     query = _rotated(query, cos[pack.last], sin[pack.last])
     key = _rotated(key, cos, sin)
     softcap = getattr(attention, "attn_logit_softcapping", None)
-    window = getattr(attention, "sliding_window", None)
+    window = window_of(layer)
     window = None if window is None or pack.max_length <= window else window
     if plan.attention == "varlen":
         n = len(pack.last)

@@ -43,14 +43,15 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
-    from distill.processes import stand_alone
+    from distill.processes import held, stand_alone
     from distill.saved import read_saved
 
     stand_alone("distill.export")
     saved = read_saved(args.model)
-    if args.out.exists() and any(args.out.iterdir()):
-        raise UserError(f"{args.out}: is not empty; choose another --out, or delete that directory")
-    found = export(saved, args.out, args.average, args.dtype, args.data, args.license)
+    with held(args.out):
+        if any(args.out.iterdir()):
+            raise UserError(f"{args.out}: is not empty; choose another --out, or delete that directory")
+        found = export(saved, args.out, args.average, args.dtype, args.data, args.license)
     line = [saved.name, str(found["rows"]), f"{found['log_loss']:.4f}", f"{found['temperature']:.3f}"]
     print(
         format_table(
@@ -76,7 +77,7 @@ def export(
 
     from data.dataset import load_prepared
     from data.encode import pad_token_id, tokenizer_hash
-    from data.files import write_json, write_text
+    from data.files import sha256_files, write_json, write_text
     from data.softlabels import check_joinable, read_store
     from distill.card import model_card, scores
     from distill.merge import merged_model
@@ -118,6 +119,7 @@ def export(
         "template": manifest["template"],
         "truncation": manifest["truncation"],
         "tokenizer_hash": tokenizer_hash(AutoTokenizer.from_pretrained(temporary)),
+        "weights_hash": sha256_files(sorted(temporary.glob("*.safetensors"))),
         "temperature": found["temperature"],
         "scores": found,
         "made_of": made_of,

@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+import zlib
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -49,11 +51,14 @@ class Shards:
         if self.directory.parent.exists():
             for other in self.directory.parent.iterdir():
                 if other != self.directory:
-                    shutil.rmtree(other)
+                    shutil.rmtree(other, ignore_errors=True)
         found = []
         for path in sorted(self.directory.glob("*.npz")):
-            with np.load(path, allow_pickle=False) as file:
-                found.append((file["sequences"], file["logits"]))
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    found.append((file["sequences"], file["logits"]))
+            except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error):
+                path.unlink()  # damaged, and soon predicted again
         if not found:
             return np.empty(0, dtype=np.int64), np.empty((0, 0), dtype=np.float32)
         sequences, logits = zip(*found, strict=True)

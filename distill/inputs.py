@@ -49,9 +49,17 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse arguments; overrides may stand anywhere, also behind an option that takes several values."""
-    overrides = [word for word in argv if OVERRIDE.match(word)]
-    args = parser.parse_args([word for word in argv if word not in overrides])
+    """Parse arguments; overrides may stand anywhere, also behind an option that takes several values.
+
+    What follows an option that takes one value is that value, whatever it looks like:
+    ``--budget seconds=60``.
+    """
+    single = {name for action in parser._actions if action.nargs is None for name in action.option_strings}
+    overrides: list[str] = []
+    others: list[str] = []
+    for before, word in zip(["", *argv[:-1]], argv, strict=True):
+        (overrides if OVERRIDE.match(word) and before not in single else others).append(word)
+    args = parser.parse_args(others)
     args.overrides = [*overrides, *args.overrides]
     return args
 

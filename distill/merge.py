@@ -17,6 +17,7 @@ from data.errors import UserError
 from distill.backbone import compute_dtype, load_trained
 from distill.config import ModelConfig
 from distill.linear import dense, parts
+from distill.provenance import check_weights
 from distill.quiet import quiet_transformers
 from distill.verdict import VerdictClassifier
 
@@ -96,6 +97,7 @@ def merged_model(
 
     total: dict[str, torch.Tensor] = {}
     for path in weights:
+        check_weights(path)
         trained = load_trained(config.backbone, backbone, path, config.lora.enabled, n_classes)
         state = plain_state(trained.model, compute_dtype(config.backbone))
         if isinstance(trained, VerdictClassifier):

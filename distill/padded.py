@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.errors import UserError
 from distill.head import Classifier
 from distill.packing import Pack
 from distill.verdict import VerdictClassifier
@@ -42,7 +43,7 @@ def head_of(model: Any) -> tuple[str, nn.Linear]:
         head = getattr(model, name, None)
         if head is not None:
             return name, [m for m in head.modules() if isinstance(m, nn.Linear)][-1]
-    raise ValueError(f"{type(model).__name__} has no head named {' or '.join(HEADS)}")
+    raise UserError(f"{type(model).__name__} has no head named {' or '.join(HEADS)}; take another backbone")
 
 
 def poolers_of(model: Any) -> list[str]:
@@ -61,7 +62,10 @@ def poolers_of(model: Any) -> list[str]:
 def blocks_of(model: Any) -> tuple[nn.ModuleList, str]:
     """Return a model's layers, and the name of the list in its class: what PEFT calls the pattern."""
     lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
-    name = max((n for n in lists if n.rsplit(".", 1)[-1] in {"layer", "layers"}), key=lambda n: len(lists[n]))
+    known = [n for n in lists if n.rsplit(".", 1)[-1] in {"layer", "layers"}]
+    if not known:
+        raise UserError(f"{type(model).__name__} has no list of layers of that name; take another backbone")
+    name = max(known, key=lambda n: len(lists[n]))
     return lists[name], name.rsplit(".", 1)[-1]
 
 

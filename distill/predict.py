@@ -22,6 +22,9 @@ from data.errors import UserError
 from data.storage import fetch, is_address, local_path, publish, shown
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from data.schema import Rows
     from data.shards import Shard, ShardPlan
     from distill.labelling import Ended, Job
     from distill.saved import SavedModel
@@ -80,9 +83,8 @@ def main(argv: Sequence[str]) -> int:
     sharded = in_shards(args)
     targets = [] if sharded else output_files(args.out, args.model or args.cascade[:1])
     from data.softlabels import softmax
-    from data.sources import read_source
-    from distill.processes import join_others, on_first
-    from distill.saved import predict_rows, read_saved
+    from distill.processes import held, join_others, on_first
+    from distill.saved import predict_rows, read_saved, rows_for
     from ensemble.predict import write_predictions
 
     join_others()
@@ -93,11 +95,18 @@ def main(argv: Sequence[str]) -> int:
         from distill.cascade_run import check_cascade
 
         check_cascade(models, args.budget)
-    rows, _ = read_source(str(fetch(local_path(args.data))) if is_address(args.data) else args.data)
+    for model in models[1:]:
+        if model.classes != models[0].classes:
+            raise UserError(
+                f"{model.path} and {models[0].path}: have other classes; predict with each in a command of "
+                "its own"
+            )
+    rows = rows_for(models[0], str(fetch(local_path(args.data))) if is_address(args.data) else args.data)
     if args.cascade:
         from distill.cascade_run import run_cascade
 
         found = run_cascade(models, rows, args.budget)
+        check_finite(models[0], rows, found.probs)
         on_first(lambda: write_predictions(targets[0], rows.row_ids, found.probs, rows.classes.names))
         print(
             format_table(["budget", "s for 1,000 rows", "log-loss, by gain", "log-loss, by lot"], found.table)
@@ -108,12 +117,26 @@ def main(argv: Sequence[str]) -> int:
         return 0
     for model, out in zip(models, targets, strict=True):
         shards = out.with_name(f".{out.name}.predicting")
-        probs = softmax(predict_rows(model, rows, shards).mean(axis=1) / model.temperature)
-        on_first(partial(write_predictions, out, rows.row_ids, probs, rows.classes.names))
-        on_first(partial(publish, out))
-        on_first(partial(shutil.rmtree, shards, ignore_errors=True))
+        with held(shards):
+            probs = softmax(predict_rows(model, rows, shards).mean(axis=1) / model.temperature)
+            check_finite(model, rows, probs)
+            on_first(partial(write_predictions, out, rows.row_ids, probs, rows.classes.names))
+            on_first(partial(publish, out))
+            on_first(partial(shutil.rmtree, shards, ignore_errors=True))
         print(f"{model.name}: {len(rows)} rows, {len(model.weights)} model(s) averaged: {shown(out)}")
     return 0
+
+
+def check_finite(model: SavedModel, rows: Rows, probs: np.ndarray) -> None:
+    """Refuse predictions that are not numbers, naming the first row."""
+    import numpy as np
+
+    bad = np.flatnonzero(~np.isfinite(probs).all(axis=1))
+    if bad.size:
+        raise UserError(
+            f"{model.path}: the model's prediction of row {rows.row_ids[bad[0]]} is not finite; its weights "
+            "have gone out of range, train it again at a lower learning rate"
+        )
 
 
 def in_shards(args: argparse.Namespace) -> bool:
@@ -196,6 +219,8 @@ def output_files(out: Path, models: Sequence[Path]) -> list[Path]:
             raise UserError(
                 f"{shown(out)}: a prediction set is written as .csv or .parquet; give --out such a name"
             )
+        if out.is_dir():
+            raise UserError(f"{out}: is a directory; give --out the name of a file")
         return [out]
     names = [path.resolve().name for path in models]
     if out.suffix or out.is_file() or len(set(names)) != len(names):

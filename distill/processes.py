@@ -10,16 +10,18 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from data.errors import UserError
+from data.files import locked, make_directory
 
 T = TypeVar("T")
 
@@ -102,6 +104,31 @@ def gathered(own: T) -> list[T]:
     found: list[Any] = [None] * world
     distributed.all_gather_object(found, own, group=_host_group())
     return found
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold a directory, made if it is not there, for this command and all of its processes.
+
+    Raises
+    ------
+    UserError
+        Another command holds it (:func:`data.files.locked`), or it cannot be made.
+    """
+    with ExitStack() as stack:
+
+        def hold() -> None:
+            make_directory(directory)
+            stack.enter_context(locked(directory))
+            stack.callback(_drop_empty, directory)
+
+        on_first(hold)
+        yield
+
+
+def _drop_empty(directory: Path) -> None:
+    with suppress(OSError):  # it holds something
+        directory.rmdir()
 
 
 def lowest(values: Sequence[int]) -> list[int]:

@@ -7,18 +7,23 @@ when their columns are exchanged.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from itertools import combinations, permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.errors import UserError
-from data.files import read_json, sha256_text, write_json
+from data.files import read_json, sha256_files, sha256_text, write_json
 from data.folds import Folds
 from data.schema import Rows
 from data.softlabels import OOF, SoftLabels, read_logits, softmax
 
 TRAINED_ON = "trained_on.json"
+MAY_CHANGE = ("versions", "data", "backbone_path", "backbone_source", "truncated_share")
+"""Manifest fields that may differ when a run is continued: they do not change its numbers."""
 Z_REFUSED = 5.0
 """Standard errors from which a contradiction is no accident; a weak teacher's labels stay far below."""
 FEWEST = 30
@@ -27,9 +32,66 @@ ALL_PERMUTATIONS = 5
 """Classes up to which every permutation is tried; beyond, every exchange of two."""
 
 
-def write_trained_on(directory: Path, row_ids: list[str]) -> None:
-    """Record the rows that the model in ``directory`` is trained on."""
-    write_json(directory / TRAINED_ON, {"n_rows": len(row_ids), "rows_hash": _hash(row_ids)})
+def write_trained_on(
+    directory: Path,
+    row_ids: list[str],
+    weights: Path | None = None,
+    manifest: Mapping[str, Any] | None = None,
+) -> None:
+    """Record the rows that the model in ``directory`` is trained on, its weights' hash and its run's."""
+    record: dict[str, Any] = {"n_rows": len(row_ids), "rows_hash": _hash(row_ids)}
+    if weights is not None:
+        record["weights_hash"] = sha256_files(_files(weights))
+    if manifest is not None:
+        record["run_hash"] = run_hash(manifest)
+    write_json(directory / TRAINED_ON, record)
+
+
+def run_hash(manifest: Mapping[str, Any]) -> str:
+    """Hash what a manifest says of a run's numbers; where things lie may change."""
+    kept = {name: value for name, value in manifest.items() if name not in MAY_CHANGE}
+    return sha256_text(json.dumps(kept, sort_keys=True))
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """Read what :func:`write_trained_on` left; nothing where there is none."""
+    path = directory / TRAINED_ON
+    if not path.exists():
+        return {}
+    found = read_json(path, "training record")
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: is not a training record; it is damaged, train that model again")
+    return found
+
+
+def check_manifest(weights: Path, manifest: Mapping[str, Any], where: Path) -> None:
+    """Refuse a manifest that is not the one under which ``weights`` were trained."""
+    stated = read_record(weights.parent).get("run_hash")
+    if stated is not None and stated != run_hash(manifest):
+        raise UserError(
+            f"{where}: was changed or damaged after {weights.parent.name} was trained; restore it, or train "
+            "again"
+        )
+
+
+def check_weights(weights: Path) -> None:
+    """Refuse trained weights that are not as they were written, by the record beside them.
+
+    Raises
+    ------
+    UserError
+        A byte was changed, or a file is missing. An earlier version kept no hash; those weights pass.
+    """
+    stated = read_record(weights.parent).get("weights_hash")
+    if stated is not None and stated != sha256_files(_files(weights)):
+        raise UserError(
+            f"{weights}: these weights were changed or damaged after training; restore them, or delete "
+            f"{weights.parent} and start the training's command again"
+        )
+
+
+def _files(weights: Path) -> list[Path]:
+    return sorted(path for path in weights.iterdir() if path.is_file())
 
 
 def _hash(row_ids: list[str]) -> str:
@@ -89,7 +151,7 @@ def check_training(store: SoftLabels, rows: Rows, folds: Folds) -> None:
     everything = _hash(ids[known].tolist())
     for record in sorted(store.path.glob(f"fold-*/{TRAINED_ON}")):
         number = int(record.parent.name.removeprefix("fold-"))
-        found = read_json(record, "training record").get("rows_hash")
+        found = read_record(record.parent).get("rows_hash")
         if found == _hash(ids[known & (folds.fold != number)].tolist()):
             continue
         what = "all rows" if found == everything else "other rows than those outside its fold"

@@ -9,6 +9,7 @@ to its end from its last checkpoint, in a directory that ``distill.teacher_oof``
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,13 +54,15 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
     from distill.config import load_recipe
-    from distill.processes import stand_alone
+    from distill.processes import held, stand_alone
 
     stand_alone("distill.race")
     recipe = load_recipe(args.recipe, args.overrides)
     models = choose(recipe, args.backbones, args.recipe)
     if args.looks < 2 or not 0 < args.alpha < 1:
         raise UserError("--looks must be 2 or more, and --alpha lie between 0 and 1")
+    if args.validation_rows < 0:
+        raise UserError(f"--validation-rows is {args.validation_rows}; give 0 for all, or more")
     rows, folds, data_dir = open_data(args.data, recipe.data)
     if not 0 <= args.fold < folds.n_folds:
         raise UserError(f"--fold {args.fold}: the data have folds 0 to {folds.n_folds - 1}")
@@ -70,13 +73,14 @@ def main(argv: Sequence[str]) -> None:
 
     out = args.out or data_dir / "race"
     rules = Rules(args.looks, args.alpha, args.fold, args.validation_rows, args.budget, args.tune or "")
-    runs = plan_all(models, rows, folds, data_dir, out, rules)
-    race = Race([Contestant(r) for r in runs], rows, folds, rules, out)
-    race.claim()
-    race.go(tell=lambda line: print(line, flush=True))
-    race.finish()
-    verdict = in_words(race)
-    page, picture = write_pages(race, verdict)
+    with held(out):
+        runs = plan_all(models, rows, folds, data_dir, out, rules)
+        race = Race([Contestant(r) for r in runs], rows, folds, rules, out)
+        race.claim()
+        race.go(tell=lambda line: print(line, flush=True))
+        race.finish()
+        verdict = in_words(race)
+        page, picture = write_pages(race, verdict)
     print()
     print(format_table(HEADER, [treatment_line(treatment(c)) for c in race.contestants]))
     print()
@@ -133,7 +137,7 @@ def plan_all(
         return runs
     if kind == "tokens" and not amount:
         epochs = share_tokens(runs, rules.fold)
-    elif kind == "seconds" and amount.replace(".", "", 1).isdigit():
+    elif kind == "seconds" and re.fullmatch(r"\d+\.?\d*|\.\d+", amount) and float(amount) > 0:
         epochs = share_seconds(runs, rules.fold, float(amount), out / "pace")
     else:
         raise UserError(f"--budget {rules.budget}: not rows, tokens or seconds=S")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,22 @@ from typing import Any
 import numpy as np
 
 from data.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
-from data.errors import UserError
+from data.errors import UserError, listing
 from data.files import read_json, require_file, sha256_files, sha256_text
 from data.schema import Classes, Rows
-from data.softlabels import read_manifest
+from data.softlabels import MANIFEST, read_manifest
+from data.sources import SourceOptions, read_source
 from data.template import Template
 from distill.backbone import load_tokenizer, load_trained, weight_hash
 from distill.batches import Examples
 from distill.config import BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
 from distill.head import Classifier
+from distill.provenance import check_manifest, check_weights
 from distill.trainer import predict_logits
 
+NEEDED = ("classes", "template", "truncation", "tokenizer_hash")
+"""What prediction needs of a manifest, or of an exported model's settings."""
+KINDS = {"teacher": ModelConfig, "student": StudentConfig}
 EXPORTED = "distillstack.json"
 """In a directory of :mod:`distill.export`: what a plain checkpoint has no place for."""
 
@@ -75,8 +81,20 @@ def read_saved(path: Path) -> SavedModel:
     """
     if (path / EXPORTED).exists():
         return _read_exported(path)
+    if path.is_dir() and not (path / MANIFEST).exists():
+        raise UserError(
+            f"{path}: is neither a finished run ({MANIFEST}) nor a model of distill.export ({EXPORTED}); a "
+            "plain checkpoint has not been trained on your classes"
+        )
     manifest = read_manifest(path)
-    kind = StudentConfig if manifest.get("kind") == "student" else ModelConfig
+    if not isinstance(manifest, dict) or manifest.get("kind") not in KINDS:
+        raise UserError(f"{path}: is not a run of distill.teacher_oof or distill.student")
+    if "derived_from" in manifest:
+        raise UserError(
+            f"{path}: holds further labels of the run {path / manifest['derived_from']}, which has the models"
+        )
+    _require(manifest, path / MANIFEST, (*NEEDED, "backbone_path", "backbone", "n_folds"))
+    kind = KINDS[manifest["kind"]]
     final = path / "final" / "adapter"
     weights = [final] if final.exists() else sorted(path.glob("fold-*/adapter"))
     expected = 1 if final.exists() else manifest.get("n_folds")
@@ -84,14 +102,41 @@ def read_saved(path: Path) -> SavedModel:
         raise UserError(
             f"{path}: has {len(weights)} of {expected} fold models; start its command again to finish it"
         )
-    return SavedModel(path, manifest, read_config(path / "config.yaml", kind), weights)
+    for trained in weights:
+        check_manifest(trained, manifest, path / MANIFEST)
+    config = read_config(path / "config.yaml", kind)
+    for name, given in (("truncation", config.encode), ("lora", config.lora)):
+        if manifest.get(name) != asdict(given):
+            raise UserError(
+                f"{path}: config.yaml and {MANIFEST} disagree on {name}; restore the one that was changed"
+            )
+    return SavedModel(path, manifest, config, weights)
+
+
+def _require(manifest: Any, where: Path, names: Sequence[str]) -> None:
+    """Refuse a manifest that lacks what prediction needs."""
+    missing = [name for name in names if not isinstance(manifest, dict) or not manifest.get(name)]
+    if missing:
+        raise UserError(f"{where}: says nothing of {listing(missing)}; it is damaged, restore it")
 
 
 def _read_exported(path: Path) -> SavedModel:
     settings = read_json(path / EXPORTED, "exported model's settings")
     config = read_json(path / "config.json", "model configuration")
+    _require(settings, path / EXPORTED, (*NEEDED, "temperature"))
+    _require(config, path / "config.json", ("id2label",))
+    temperature = settings["temperature"]
+    if not isinstance(temperature, float | int) or not 0 < temperature < np.inf:
+        raise UserError(f"{path / EXPORTED}: the temperature is {temperature!r}, no number above 0")
+    if list(config["id2label"].values()) != settings["classes"]:
+        raise UserError(f"{path}: config.json and {EXPORTED} name other classes; restore the one changed")
+    stated = settings.get("weights_hash")
+    if stated is not None and stated != sha256_files(sorted(path.glob("*.safetensors"))):
+        raise UserError(f"{path}: its weights were changed or damaged after the export; export it again")
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[dtype]
+    precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype)
+    if precision is None:
+        raise UserError(f"{path / 'config.json'}: dtype is {dtype!r}, which no export leaves")
     try:
         model = ModelConfig(
             backbone=BackboneConfig(path=str(path), precision=precision),
@@ -114,7 +159,7 @@ def read_config(path: Path, kind: type[ModelConfig]) -> ModelConfig:
             OmegaConf.structured(kind), OmegaConf.load(require_file(path, "configuration"))
         )
         config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError) as error:
         raise UserError(f"{path}: not a saved configuration ({str(error).splitlines()[0]})") from error
     assert isinstance(config, ModelConfig)
     return config
@@ -195,6 +240,8 @@ class Loaded:
     def _with(self, weights: Path) -> Classifier:
         """The classifier with these weights: of a base loaded once the adapter is changed in place."""
         model = self.saved.model
+        if self._weights != weights:
+            check_weights(weights)
         if self._classifier is None or not (model.lora.enabled or self._weights == weights):
             backbone, n = self.saved.manifest["backbone_path"], self.saved.classes.n
             self._classifier = load_trained(model.backbone, backbone, weights, model.lora.enabled, n)
@@ -202,6 +249,32 @@ class Loaded:
             self._classifier.load(weights)
         self._weights = weights
         return self._classifier
+
+
+def rows_for(saved: SavedModel, source: str) -> Rows:
+    """Read rows to predict: a plain table that does not name its classes has those of the model.
+
+    Raises
+    ------
+    UserError
+        As :func:`data.sources.read_source`.
+    """
+    plain = mistake = None
+    try:
+        plain, _ = read_source(source)
+        if plain.classes == saved.classes:
+            return plain
+    except UserError as error:
+        mistake = error
+    try:
+        return read_source(source, SourceOptions(classes=saved.classes.names, swap=saved.classes.swap))[0]
+    except UserError as error:
+        if plain is not None:
+            return plain  # rows of other classes, which the model refuses by name
+        # What naming the classes would mend is told as it stands now that they are named.
+        if mistake is None or "--classes" in str(mistake):
+            raise
+        raise mistake from error
 
 
 def examples_of(saved: SavedModel, rows: Rows, tokenizer: Any = None) -> Examples:

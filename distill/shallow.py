@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from data.files import read_json, sha256_text, write_json
+from data.files import locked, make_directory, read_json, sha256_text, write_json
 from distill.backbone import weight_hash
 from distill.loading import INDEX, SINGLE
 
@@ -54,19 +54,23 @@ def shallow_copy(source: str, layers: int, cache: Path, revision: str | None = N
     hashed = weight_hash(source, revision)
     key = sha256_text(hashed, json.dumps(config, sort_keys=True), str(layers))
     out = cache / f"first-{layers}-{key[:12]}"
-    if not (out / CUT_FROM).exists():
-        temporary = out.with_name(f".{out.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for file in sorted(home.iterdir()):
-            if file.is_file() and not file.name.startswith(".") and not file.name.endswith(NOT_COPIED):
-                shutil.copyfile(file, temporary / file.name)
-        write_json(temporary / "config.json", shallow_config(config, layers))
-        _copy_weights(home, layers, config[DEPTH], temporary)
-        origin = {"path": source, "weight_hash": hashed, "layers": config[DEPTH], "first_layers": layers}
-        write_json(temporary / CUT_FROM, origin)
-        os.replace(temporary, out)
+    if (out / CUT_FROM).exists():
+        return out
+    make_directory(cache)
+    with locked(cache, wait=True):  # runs beside each other may want the same one
+        if not (out / CUT_FROM).exists():
+            temporary = out.with_name(f".{out.name}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(out, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            for file in sorted(home.iterdir()):
+                if file.is_file() and not file.name.startswith(".") and not file.name.endswith(NOT_COPIED):
+                    shutil.copyfile(file, temporary / file.name)
+            write_json(temporary / "config.json", shallow_config(config, layers))
+            _copy_weights(home, layers, config[DEPTH], temporary)
+            origin = {"path": source, "weight_hash": hashed, "layers": config[DEPTH], "first_layers": layers}
+            write_json(temporary / CUT_FROM, origin)
+            os.replace(temporary, out)
     return out
 
 

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
     from distill.config import load_recipe
-    from distill.processes import join_others
+    from distill.processes import held, join_others
 
     join_others()
     recipe = load_recipe(args.recipe, args.overrides)
@@ -85,12 +85,13 @@ def main(argv: Sequence[str]) -> int:
         print(verdict(board))
         if board.failures():
             return 1
-    model.fetch()
-    fetch(out)
-    student = model.plan((rows, folds))
-    store = cross_fit(student, args.report_to)
-    final = fit_final(student, args.report_to)
-    publish(out)
+    with held(out):
+        model.fetch()
+        fetch(out)
+        student = model.plan((rows, folds))
+        store = cross_fit(student, args.report_to)
+        final = fit_final(student, args.report_to)
+        publish(out)
     print(
         format_table(
             ["student", "rows", "log-loss", "accuracy", "out-of-fold store", "soft labels"],

@@ -342,10 +342,11 @@ def _of_recipe(name: str, scratch: Path, options: dict[str, Any]) -> list[Subjec
 
 
 def _of_run(name: str, path: Path, scratch: Path, options: dict[str, Any]) -> Subject:
+    from data.softlabels import read_manifest
     from distill.config import StudentConfig
     from distill.saved import read_config
 
-    manifest = read_json(path / "manifest.json", "manifest")
+    manifest = read_manifest(path)
     model = read_config(
         path / "config.yaml", StudentConfig if manifest.get("kind") == "student" else ModelConfig
     )

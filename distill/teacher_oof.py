@@ -56,13 +56,15 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
     from distill.config import load_recipe
-    from distill.processes import join_others
+    from distill.processes import held, join_others
 
     join_others()
     recipe = load_recipe(args.recipe, args.overrides)
-    names = args.only or list(recipe.teachers)
+    if not recipe.teachers:
+        raise UserError(f"recipe {args.recipe}: has no teachers")
+    names = list(dict.fromkeys(args.only or recipe.teachers))
     unknown = sorted(set(names) - set(recipe.teachers))
-    if unknown or not names:
+    if unknown:
         raise UserError(
             f"recipe {args.recipe}: has no teacher {listing(unknown)}; it has {listing(recipe.teachers)}"
         )
@@ -92,19 +94,20 @@ def main(argv: Sequence[str]) -> int:
             return 1
     lines = []
     for model in models:
-        model.fetch()
-        fetch(model.out)
-        teacher = model.plan((rows, folds))
-        store = cross_fit(teacher, args.report_to)
-        lines.append([*score_line(model.name, store, rows), "oof"])
-        if strict:
-            write_strict(teacher, args.report_to)
-            lines[-1][-1] = "oof, strict too"
-        publish(teacher.out)
-        for kind in labels:
-            derived = write_derived(teacher, kind, args.report_to)
-            lines.append([*score_line(derived.name, derived, rows), f"{kind}: rows it was trained on"])
-            publish(derived.path)
+        with held(model.out):
+            model.fetch()
+            fetch(model.out)
+            teacher = model.plan((rows, folds))
+            store = cross_fit(teacher, args.report_to)
+            lines.append([*score_line(model.name, store, rows), "oof"])
+            if strict:
+                write_strict(teacher, args.report_to)
+                lines[-1][-1] = "oof, strict too"
+            publish(teacher.out)
+            for kind in labels:
+                derived = write_derived(teacher, kind, args.report_to)
+                lines.append([*score_line(derived.name, derived, rows), f"{kind}: rows it was trained on"])
+                publish(derived.path)
     print(format_table(["teacher", "rows", "log-loss", "accuracy", "store", "soft labels"], lines))
     return 0
 

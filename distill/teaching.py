@@ -27,6 +27,7 @@ from data.files import sha256_files
 from data.folds import Folds
 from data.schema import Rows
 from data.softlabels import (
+    MANIFEST,
     OOF,
     SoftLabels,
     check_joinable,
@@ -37,7 +38,7 @@ from data.softlabels import (
     read_store,
     softmax,
 )
-from distill.config import DistillConfig
+from distill.config import CONFIG, DistillConfig
 from distill.losses import UNTAUGHT, cross_entropy, mix_teachers, named_loss, swap_consistency
 from distill.provenance import check_store
 
@@ -81,12 +82,28 @@ class Teachers:
 
 
 def find_teachers(directory: Path, kind: str = "oof") -> list[Path]:
-    """Return the teachers' stores of soft labels of ``kind`` directly under ``directory``."""
-    stores = [path for path in sorted(directory.iterdir()) if is_store(path)]
-    manifests = {path: read_manifest(path) for path in stores}
-    teachers = [
-        path for path, m in manifests.items() if m.get("kind") == "teacher" and m.get("label_kind") == kind
-    ]
+    """Return the teachers' stores of soft labels of ``kind`` directly under ``directory``.
+
+    Raises
+    ------
+    UserError
+        There are none; or one is unfinished or damaged, which is not to be left out without a word.
+    """
+    teachers = []
+    for path in sorted(directory.iterdir()):
+        if not is_store(path) and not ((path / MANIFEST).exists() and (path / CONFIG).exists()):
+            continue
+        manifest = read_manifest(path)
+        if "kind" not in manifest:
+            raise UserError(f"{path / MANIFEST}: does not say of what kind it is; it is damaged, restore it")
+        if manifest["kind"] != "teacher" or manifest.get("label_kind") != kind:
+            continue
+        if not is_store(path):
+            raise UserError(
+                f"{path}: this teacher is unfinished; start its command again to finish it, or name the ones "
+                "to learn from with --teachers"
+            )
+        teachers.append(path)
     if not teachers:
         option = "" if kind == "oof" else f" --labels {kind}"
         raise UserError(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.files import sha256_text, write_text
+from data.files import locked, make_directory, sha256_text, write_text
 from data.progress import progress
 from data.schema import Rows
 from data.template import Template
@@ -67,13 +67,17 @@ def tiny_backbone(tiny: TinyConfig, rows: Rows, template: Template, seed: int, c
     )
     path = cache / f"tiny-{tiny.family}-{key[:12]}"
     done = path / "made.txt"
-    if not done.exists():
-        shutil.rmtree(path, ignore_errors=True)
-        texts = _texts(rows, template)
-        tokenizer = train_tokenizer(tiny.family, texts, tiny.vocab_size)
-        _make_model(tiny, tokenizer, texts, seed, path)
-        tokenizer.save_pretrained(path)
-        write_text(done, key + "\n")
+    if done.exists():
+        return path
+    make_directory(cache)
+    with locked(cache, wait=True):  # runs beside each other may want the same one
+        if not done.exists():
+            shutil.rmtree(path, ignore_errors=True)
+            texts = _texts(rows, template)
+            tokenizer = train_tokenizer(tiny.family, texts, tiny.vocab_size)
+            _make_model(tiny, tokenizer, texts, seed, path)
+            tokenizer.save_pretrained(path)
+            write_text(done, key + "\n")
     return path
 
 

@@ -33,7 +33,7 @@ from distill.packing import Cutter, Static, Step, pack, plan_steps, send, static
 from distill.processes import lowest, on_first, process, sum_gradients
 from distill.quiet import quiet_transformers
 
-__all__ = ["ClassifierTrainer", "Loss", "last_checkpoint", "predict_logits", "train"]
+__all__ = ["ClassifierTrainer", "Loss", "LossNotFinite", "last_checkpoint", "predict_logits", "train"]
 
 Loss = Callable[[Tensor, dict[str, Tensor]], Tensor]
 """Maps logits (n, K) and a pack's targets to a loss a sequence, shape (n,)."""
@@ -42,6 +42,23 @@ log = logging.getLogger(__name__)
 
 MANY = 2**31
 """Stands for a number of layers not measured yet."""
+
+
+class LossNotFinite(FloatingPointError):
+    """A loss that is not finite.
+
+    Parameters
+    ----------
+    value : float
+    step : int
+        The optimiser step, from 1.
+    where : str
+        What else to say of the place.
+    """
+
+    def __init__(self, value: float, step: int, where: str = "") -> None:
+        super().__init__(f"the loss is {value} at step {step}{where}")
+        self.step = step
 
 
 class _Steps(Dataset):
@@ -189,7 +206,7 @@ class ClassifierTrainer(Trainer):
         self._unchecked.append((step, rows, copied, done))
 
     def check_losses(self, before: float = math.inf) -> None:
-        """Raise :class:`FloatingPointError`, naming step and rows, if a loss so far is not finite."""
+        """Raise :class:`LossNotFinite`, naming step and rows, if a loss so far is not finite."""
         while self._unchecked and self._unchecked[0][0] < before:
             step, rows, losses, done = self._unchecked.pop(0)
             if done is not None:
@@ -199,8 +216,7 @@ class ClassifierTrainer(Trainer):
                 ids = self.examples.row_ids
                 bad = dict.fromkeys(rows[wrong.numpy()])
                 names = listing([str(row) if ids is None else ids[row] for row in bad])
-                value = float(losses[wrong][0])
-                raise FloatingPointError(f"the loss is {value} at step {step}, rows {names}")
+                raise LossNotFinite(float(losses[wrong][0]), step, f", rows {names}")
 
     def _spare_memory(self, model: Any, failure: str) -> None:
         """After an out-of-memory error: recompute more, or lower the token budget; give up with one row."""
@@ -278,7 +294,7 @@ class _MetricsFile(TrainerCallback):
         """Write one line."""
         logs = dict(logs or {})
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise FloatingPointError(f"the loss is {logs['loss']} at step {state.global_step}")
+            raise LossNotFinite(logs["loss"], state.global_step)
         if not state.is_world_process_zero:
             return
         with open(self.path, "a", encoding="utf-8") as file:

@@ -523,6 +523,16 @@ def merged_into_nf4(healthy, out):
     yield recipe_file(healthy, out, backbone__precision="nf4"), {}
 
 
+@fault("files_as_trained")
+def adapter_damaged_after_training(healthy, out):
+    target = copied(healthy.run, out)
+    file = target / "fold-0" / "adapter" / "adapter_model.safetensors"
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 8
+    file.write_bytes(bytes(damaged))
+    yield target, {}
+
+
 @fault("logged_learning_rate")
 def run_trained_at_another_rate(healthy, out):
     target = copied(healthy.run, out)

@@ -1,18 +1,27 @@
 """Backbones of the true architectures, loaded the real way: NF4, head, adapters, attention."""
 
 import json
+import shutil
 
 import bitsandbytes as bnb
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from data.arena import ArenaConfig, simulate_arena
 from data.errors import UserError
 from data.template import Template
 from distill.attention import attention_for, sdpa
-from distill.backbone import add_adapters, load_base, lora_targets, weight_hash
+from distill.backbone import (
+    add_adapters,
+    attention_name,
+    check_vocabulary,
+    load_base,
+    lora_targets,
+    weight_hash,
+)
 from distill.batches import pad
 from distill.config import BackboneConfig, LoraConfig, TinyConfig
 from distill.tiny import tiny_backbone
@@ -178,3 +187,56 @@ def test_missing_backbones_are_named(tmp_path):
         weight_hash(str(tmp_path))
     with pytest.raises(UserError, match="compute"):
         load_base(BackboneConfig(path="x", compute="int1"), "x", 3)
+
+
+def test_no_layer_left_to_adapt_is_refused_and_does_not_mean_all(checkpoint):
+    """PEFT takes an empty list of layers for all of them."""
+    with pytest.raises(UserError, match=r"first_layer 0\.9 leaves none of the backbone's 4 layers"):
+        lora_targets(base(checkpoint), LoraConfig(first_layer=0.9))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "nf4"])
+@pytest.mark.parametrize("damage", ["missing", "deeper", "cut"])
+def test_weights_that_are_not_in_the_file_are_not_made_up(checkpoint, tmp_path, precision, damage):
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    file, config = copy / "model.safetensors", json.loads((copy / "config.json").read_text())
+    if damage == "missing":
+        weights = load_file(file)
+        del weights["model.layers.1.mlp.up_proj.weight"]
+        save_file(weights, file, metadata={"format": "pt"})
+    elif damage == "deeper":
+        config["num_hidden_layers"] = 5
+        if config.get("layer_types"):
+            config["layer_types"].append("full_attention")
+        (copy / "config.json").write_text(json.dumps(config))
+    else:
+        file.write_bytes(file.read_bytes()[:-100])
+    words = {"missing": "layers.1.mlp.up_proj", "deeper": r"layers\.4\.", "cut": "cannot be loaded"}
+    with pytest.raises(UserError, match=words[damage]):
+        base(copy, precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "nf4"])
+def test_pickled_weights_are_not_read(checkpoint, tmp_path, precision):
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="safetensors"):
+        weight_hash(str(copy))
+    with pytest.raises(UserError, match="safetensors"):
+        base(copy, precision)
+
+
+def test_tokens_without_an_embedding_are_refused(checkpoint):
+    config = BackboneConfig(path=str(checkpoint))
+    check_vocabulary(config, str(checkpoint), 399)
+    with pytest.raises(UserError, match=r"the token 400, and its config\.json has a vocabulary of 400"):
+        check_vocabulary(config, str(checkpoint), 400)
+
+
+def test_an_architecture_that_would_see_across_documents_is_kept_out_of_packs():
+    with pytest.raises(UserError, match=r"stablelm do not run in packs.*packed to false"):
+        attention_name(BackboneConfig(path="x", precision="fp32"), "stablelm")
+    assert attention_name(BackboneConfig(path="x", precision="fp32", packed=False), "stablelm") == "sdpa"

@@ -26,7 +26,33 @@ def test_overrides_reach_nested_keys():
         ("teachers.llama.train.epochs=many", ["epochs", "many"]),
         ("teachers.llama.train.epochs=0", ["epochs", "above 0"]),
         ("teachers.llama.backbone.precision=int3", ["precision", "int3", "nf4"]),
-        ("teachers.llama.train.micro_rows=-1", ["micro_rows", "between 0"]),
+        ("teachers.llama.train.micro_rows=-1", ["micro_rows", "not be below 0"]),
+        ("teachers.llama.train.epochs=.inf", ["train.epochs", "finite"]),
+        ("teachers.llama.train.epochs=1e9", ["train.epochs", "between 0 and 1000"]),
+        ("teachers.llama.train.weight_decay=.nan", ["weight_decay", "finite"]),
+        ("teachers.llama.train.weight_decay=-1", ["weight_decay", "not be below 0"]),
+        ("teachers.llama.train.max_grad_norm=-1", ["max_grad_norm", "not be below 0"]),
+        ("teachers.llama.train.head_lr=0", ["head_lr", "above 0"]),
+        ("teachers.llama.train.head_lr=-1", ["head_lr", "above 0"]),
+        ("teachers.llama.train.warmup=5", ["warmup", "between 0 and 1"]),
+        ("teachers.llama.train.schedule=reduce_lr_on_plateau", ["schedule", "cosine"]),
+        ("teachers.llama.train.optimizer=galore_adamw", ["optimizer", "adamw_torch"]),
+        ("teachers.llama.train.checkpoint_steps=-1", ["checkpoint_steps", "not be below 0"]),
+        ("teachers.llama.train.seed=-1", ["train.seed", "between 0"]),
+        ("teachers.llama.train.seed=5000000", ["train.seed", "between 0"]),
+        ("teachers.llama.lora.alpha=0", ["lora.alpha", "above 0"]),
+        ("teachers.llama.lora.dropout=1", ["lora.dropout", "between 0"]),
+        ("teachers.llama.lora.targets=[]", ["lora.targets", "all-linear"]),
+        ("teachers.llama.backbone.compute=fp8", ["compute", "bf16"]),
+        ("teachers.llama.backbone.tiny.heads=0", ["tiny.heads", "above 0"]),
+        ("teachers.llama.backbone.tiny.heads=3", ["hidden_size", "3 heads"]),
+        ("teachers.llama.backbone.tiny.heads=64", ["hidden_size", "64 heads", "pairs"]),
+        ("teachers.llama.backbone.tiny.kv_heads=3", ["heads", "kv_heads, 3"]),
+        ("teachers.llama.backbone.tiny.layers=-1", ["tiny.layers", "above 0"]),
+        ("teachers.llama.backbone.tiny.pretrain_steps=-1", ["pretrain_steps", "not be below 0"]),
+        ("teachers.llama.backbone.tiny.pretrain_lr=.nan", ["pretrain_lr", "finite"]),
+        ("student.distill.teacher_weights={llama: .nan}", ["teacher_weights.llama", "finite"]),
+        ("teachers.lama.train.epochs=2", ["no teacher lama", "llama, gemma2"]),
         ("teachers.llama.train.pack_tokens=0", ["pack_tokens", "above 0"]),
         ("teachers.llama.train.gradient_checkpointing=maybe", ["gradient_checkpointing", "maybe", "auto"]),
         ("teachers.llama.backbone.compile=never", ["compile", "never", "auto"]),
@@ -61,6 +87,42 @@ def test_damaged_yaml_and_missing_recipes_are_named(tmp_path):
         load_recipe(str(file))
     with pytest.raises(UserError, match="demo"):
         load_recipe("no-such-recipe")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- teachers\n", ["a list"]),
+        ("5\n", ["int"]),
+        ("teachers: [llama]\n", ["bad recipe"]),
+        ("data: {rows: 5}\ndata: {rows: 6}\n", ["line 2, column 1", "duplicate key data"]),
+        ("data:\n  rows: ${nowhere}\n", ["mine.yaml", "data.rows", "nowhere"]),
+        ("teachers:\n  a: {backbone: {path: x, head: other}}\n", ["backbone.head", "other"]),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named(tmp_path, text, words):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"mine\.yaml|recipe: ") as caught:
+        load_recipe(str(file))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_recipe_that_is_a_directory_is_named(tmp_path):
+    (tmp_path / "mine.yaml").mkdir()
+    with pytest.raises(UserError, match="is a directory"):
+        load_recipe(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    "name", ["../elsewhere", "/tmp/x", "", ".", "x" * 101, "student", "rows.parquet", "a-in_sample"]
+)
+def test_a_teachers_name_is_that_of_a_directory_of_its_own(tmp_path, name):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"teachers:\n  '{name}': {{backbone: {{path: x}}}}\n")
+    with pytest.raises(UserError, match="recipe: teachers"):
+        load_recipe(str(file))
 
 
 def test_the_resolved_recipe_loads_again(tmp_path):

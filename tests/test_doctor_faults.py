@@ -1,6 +1,7 @@
 """Every check sees its planted fault, and every healthy family passes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -229,3 +230,14 @@ def test_a_check_that_breaks_off_is_no_pass(healthy, tmp_path, monkeypatch, caps
     assert "0 failed, 1 could not be run" in shown
     assert main([str(healthy.data), "--json"]) == 1
     assert {r["status"] for r in json.loads(capsys.readouterr().out)} == {"pass", "error"}
+
+
+def test_a_damaged_store_is_a_fault_and_does_not_end_the_doctor(healthy, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(healthy.run, run)
+    (run / "oof.parquet").write_bytes((run / "oof.parquet").read_bytes()[:500])
+    (subject,) = open_subjects(str(run), tmp_path / "scratch", data=healthy.data)
+    found = {r.check: r for r in examine(subject)}
+    assert found["files_as_trained"].status == "fail"
+    assert "oof.parquet" in found["files_as_trained"].seen
+    assert any(r.status == "pass" for r in found.values())

@@ -1,6 +1,7 @@
 """A deployed student is one plain model that predicts what the run predicts, in any process."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from data.errors import UserError
+from data.files import locked
 from data.schema import read_rows
 from data.softlabels import softmax
 from distill import export, predict
@@ -155,3 +157,41 @@ def test_an_exported_model_is_a_backbone_whose_head_is_discarded(exported, n_cla
     assert not started.score.weight.any()
     for name, parameter in before.model.named_parameters():
         assert torch.equal(started.model.get_parameter(name), parameter)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("distillstack.json", {"temperature": -1}, "no number above 0"),
+        ("distillstack.json", {"classes": ["a", "b", "c"]}, "name other classes"),
+        ("distillstack.json", {"template": None}, "says nothing of template"),
+        ("config.json", {"dtype": "int8"}, "which no export leaves"),
+    ],
+)
+def test_an_exported_model_that_was_changed_is_refused(trained, exported, tmp_path, file, change, words):
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    content = json.loads((copy / file).read_text()) | change
+    (copy / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=words):
+        predict.main(["--model", str(copy), "--data", str(trained), "--out", str(tmp_path / "out.csv")])
+
+
+def test_exported_weights_that_were_damaged_are_refused(exported, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    file = copy / "model.safetensors"
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 8
+    file.write_bytes(bytes(damaged))
+    with pytest.raises(UserError, match="changed or damaged after the export"):
+        read_saved(copy)
+
+
+def test_an_output_that_is_a_file_or_held_is_refused(trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="a file of that name is in the way"):
+        export.main(["--model", str(trained / "student"), "--out", str(tmp_path / "file")])
+    (tmp_path / "held").mkdir()
+    with locked(tmp_path / "held"), pytest.raises(UserError, match="another command is writing there"):
+        export.main(["--model", str(trained / "student"), "--out", str(tmp_path / "held")])

@@ -1,18 +1,23 @@
 """A pack gives every document the logits and gradients it has alone, however it is packed."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from data.arena import ArenaConfig, simulate_arena
 from data.encode import Encoded
 from data.template import Template
+from distill.attention import registered
 from distill.backbone import add_adapters, load_base
 from distill.batches import pad
 from distill.config import BackboneConfig, LoraConfig, TinyConfig
+from distill.head import Classifier
 from distill.packing import Static, pack
 from distill.tiny import tiny_backbone
 
@@ -175,3 +180,26 @@ def test_gemma_in_float16_does_not_overflow_where_its_residuals_do(make, family)
     for name, gradient in gradients["fp32"].items():
         other = gradients["fp16"][name]
         assert torch.nn.functional.cosine_similarity(gradient.ravel(), other.ravel(), dim=0) > 0.98, name
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", ["mistral", "gemma", "qwen2", "phi3", "starcoder2"])
+def test_windows_are_kept_in_the_last_layer_too(kind, attention):
+    """Mistral's attention modules do not know their window; their configuration does."""
+    config = AutoConfig.for_model(
+        kind, vocab_size=300, hidden_size=32, intermediate_size=32, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, num_labels=3, pad_token_id=0,
+        sliding_window=8, use_sliding_window=True, max_window_layers=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    options = {"attn_implementation": registered(attention)}
+    packed = AutoModelForSequenceClassification.from_config(copy.deepcopy(config), **options).eval()
+    plain = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    plain.load_state_dict(packed.state_dict())
+    encoded = documents([5, 30, 1, 17])
+    with torch.no_grad():
+        found = Classifier(packed)(pack=pack(encoded, np.arange(4), 0))
+        alone = [
+            plain(input_ids=torch.from_numpy(encoded[i].astype(np.int64))[None]).logits for i in range(4)
+        ]
+    torch.testing.assert_close(found, torch.cat(alone), atol=1e-5, rtol=1e-5)

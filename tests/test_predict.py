@@ -12,10 +12,13 @@ import pytest
 import torch
 
 import distill.saved
+from data.arena import ArenaConfig, simulate_arena
+from data.dataset import prepare
 from data.errors import UserError
+from data.prepare import main as prepare_main
 from data.schema import read_rows
 from data.softlabels import read_store, softmax
-from distill import inference, predict
+from distill import inference, predict, teacher_oof
 from distill.head import Classifier
 from distill.packing import by_length
 from distill.saved import predict_rows, read_saved
@@ -141,7 +144,10 @@ def test_exchanged_weights_are_refused(trained, tmp_path):
     other = tmp_path / "llama"
     shutil.copytree(trained / "llama", other)
     manifest = json.loads((other / "manifest.json").read_text())
-    manifest["backbone"]["weight_hash"] = "0" * 64
+    shutil.copytree(manifest["backbone_path"], tmp_path / "backbone")
+    weights = tmp_path / "backbone" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    manifest["backbone_path"] = str(tmp_path / "backbone")
     (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="not the weights"):
         predict_rows(read_saved(other), read_rows(trained))
@@ -201,3 +207,81 @@ def test_what_cannot_be_a_cascade_is_refused(trained, tmp_path):
         predict.main(["--cascade", student, *common])
     with pytest.raises(UserError, match="between 0 and 1"):
         predict.main(["--cascade", student, student, "--budget", "2", *common])
+
+
+@pytest.mark.parametrize("kind", ["two classes", "plain text"])
+def test_rows_that_name_no_classes_have_those_of_the_model(tmp_path, tiny_recipe, kind):
+    """Only three-class pairs used to be readable without labels."""
+    source, given = tmp_path / "train.csv", tmp_path / "new.csv"
+    if kind == "two classes":
+        lines = ["id,prompt,response_a,response_b,label"]
+        lines += [f"r{i},question {i} is,yes {i},no {i},{'AB'[i % 2]}" for i in range(24)]
+        options = ["--classes", "A,B", "--swap", "1,0"]
+        fresh = ["id,prompt,response_a,response_b", "n1,what is,this,that", "n2,who is,she,he"]
+        names = ["A", "B"]
+    else:
+        lines = ["id,prompt,label", *(f"r{i},text number {i},c{i % 5}" for i in range(30))]
+        names = [f"c{k}" for k in range(5)]
+        options = ["--classes", ",".join(names)]
+        fresh = ["id,prompt", "n1,some text", "n2,another"]
+    source.write_text("\n".join(lines) + "\n")
+    given.write_text("\n".join(fresh) + "\n")
+    common = ["--folds", "2", "--near", "off"]
+    prepare_main(["--source", str(source), "--out", str(tmp_path / "data"), *common, *options])
+    recipe = ["--recipe", str(tiny_recipe), "teachers.llama.train.epochs=0.2"]
+    teacher_oof.main([*recipe, "--data", str(tmp_path / "data"), "--only", "llama"])
+    model, out = tmp_path / "data" / "llama", tmp_path / "out.csv"
+    predict.main(["--model", str(model), "--data", str(given), "--out", str(out)])
+    header, *body = out.read_text().splitlines()
+    assert header.replace('"', "").split(",") == ["id", *names]
+    assert [line.replace('"', "").split(",")[0] for line in body] == ["n1", "n2"]
+
+
+def test_an_output_that_is_a_directory_is_refused_before_anything_is_predicted(trained, tmp_path):
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(UserError, match="is a directory"):
+        predict.main(
+            ["--model", str(trained / "llama"), "--data", str(trained), "--out", str(tmp_path / "out.csv")]
+        )
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        ("config.yaml", "max_length: 192", "max_length: 100", "disagree on truncation"),
+        ("manifest.json", '"winner_tie"', '"winner_ties"', "changed or damaged after fold-0"),
+        ("manifest.json", '"template":', '"temp":', "says nothing of template"),
+        ("fold-1/adapter/adapter_config.json", '"lora_alpha": 8', '"lora_alpha": 9', "changed or damaged"),
+    ],
+)
+def test_a_run_that_was_changed_is_not_used(trained, tmp_path, file, old, new, words):
+    run = tmp_path / "llama"
+    shutil.copytree(trained / "llama", run)
+    text = (run / file).read_text()
+    assert old in text
+    (run / file).write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=words):
+        predict.main(["--model", str(run), "--data", str(trained), "--out", str(tmp_path / "out.csv")])
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_prediction_that_is_no_number_is_not_written(trained, tmp_path, monkeypatch):
+    def broken(saved, rows, shards=None):
+        return np.full((len(rows), 2, 3), np.nan)
+
+    monkeypatch.setattr("distill.saved.predict_rows", broken)
+    with pytest.raises(UserError, match=r"prediction of row .* is not finite"):
+        predict.main(
+            ["--model", str(trained / "llama"), "--data", str(trained), "--out", str(tmp_path / "out.csv")]
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cascade_whose_data_were_changed_is_refused(trained, tmp_path):
+    for name in ("llama", "student", "backbones"):
+        shutil.copytree(trained / name, tmp_path / "arena" / name)
+    rows = simulate_arena(ArenaConfig(n_rows=96, seed=1))
+    prepare(rows, tmp_path / "arena", n_folds=2, seed=2)
+    runs = [str(tmp_path / "arena" / name) for name in ("student", "llama")]
+    with pytest.raises(UserError, match="disagree on folds_hash"):
+        predict.main(["--cascade", *runs, "--data", str(trained), "--out", str(tmp_path / "out.csv")])

@@ -214,6 +214,9 @@ def test_tuning_picks_a_rate_by_another_fold(recipe, arena, tmp_path):
         (["--backbones", "llama", "nonsense"], "nonsense"),
         ([*BACKBONES, "--looks", "1"], "--looks"),
         ([*BACKBONES, "--fold", "9"], "--fold"),
+        ([*BACKBONES, "--validation-rows", "-3"], "--validation-rows is -3"),
+        ([*BACKBONES, "--budget", "seconds=0"], "--budget seconds=0: not rows"),
+        ([*BACKBONES, "--budget", "seconds=nan"], "--budget seconds=nan: not rows"),
         ([*BACKBONES, "--looks", "50"], "8 steps, too few for 50 looks"),
     ],
 )
@@ -235,3 +238,19 @@ def test_the_threads_recipe_freezes_the_layers_it_says():
     assert round(shares["gemma2-9b"] * 42) == 16
     assert round(shares["llama31-8b-same-layers"] * 32) == 16
     assert round(shares["llama31-8b-same-share"] * 32) == 12
+
+
+def test_an_options_value_that_looks_like_an_override_is_the_options():
+    words = [
+        "--budget",
+        "seconds=60",
+        "--backbones",
+        "a",
+        "b",
+        "teachers.a.train.lr=1",
+        "--out",
+        "seed=1/race",
+    ]
+    args = race.arguments(words)
+    assert (args.budget, str(args.out), args.backbones) == ("seconds=60", "seed=1/race", ["a", "b"])
+    assert args.overrides == ["teachers.a.train.lr=1"]

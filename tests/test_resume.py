@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from data.errors import UserError
+from data.files import locked, read_parquet
 from data.softlabels import read_store
-from distill import teacher_oof
+from distill import student, teacher_oof
 
 DEADLINE_S = 300
 
@@ -109,3 +110,53 @@ def test_a_directory_of_something_else_is_not_touched(trained, tiny_recipe, tmp_
     with pytest.raises(UserError, match="not empty"):
         teacher_oof.main(command(tiny_recipe, trained, tmp_path))
     assert [path.name for path in precious.parent.iterdir()] == ["thesis.txt"]
+
+
+def test_a_recipes_mistake_that_training_shows_leaves_the_directory_free(trained, tiny_recipe, tmp_path):
+    shutil.copytree(trained / "backbones", tmp_path / "backbones")
+    command_ = command(tiny_recipe, trained, tmp_path)
+    with pytest.raises(UserError, match=r"lora\.targets names wrong_proj"):
+        teacher_oof.main([*command_, "teachers.llama.lora.targets=[wrong_proj]"])
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step"):
+        teacher_oof.main(
+            [*command_, "teachers.llama.train.lr=1e30", "teachers.llama.train.checkpoint_steps=0"]
+        )
+    teacher_oof.main(command_)
+    stored = [read_parquet(home / "llama" / "oof.parquet") for home in (tmp_path, trained)]
+    assert stored[0].equals(stored[1])
+
+
+def test_two_commands_cannot_train_in_one_directory(trained, tiny_recipe, tmp_path):
+    (tmp_path / "llama").mkdir()
+    with locked(tmp_path / "llama"), pytest.raises(UserError, match="another command is writing there"):
+        teacher_oof.main(command(tiny_recipe, trained, tmp_path))
+    with (
+        locked(trained / "student"),
+        pytest.raises(UserError, match="student: another command is writing there"),
+    ):
+        student.main(["--recipe", str(tiny_recipe), "--data", str(trained)])
+
+
+def test_weights_damaged_after_training_are_not_used(trained, tiny_recipe, tmp_path):
+    for name in ("llama", "backbones"):
+        shutil.copytree(trained / name, tmp_path / name)
+    store = tmp_path / "llama"
+    weights = store / "fold-0" / "adapter" / "adapter_model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[len(damaged) // 2] ^= 8
+    weights.write_bytes(bytes(damaged))
+    (store / "oof.parquet").unlink()
+    (store / "fold-0" / "oof.parquet").unlink()
+    with pytest.raises(UserError, match=r"fold-0/adapter: these weights were changed or damaged"):
+        teacher_oof.main(command(tiny_recipe, trained, tmp_path))
+
+
+def test_a_flipped_byte_of_a_store_is_seen(trained, tmp_path):
+    file = trained / "llama" / "oof.parquet"
+    content = file.read_bytes()
+    for place in range(100, len(content) // 2, len(content) // 20):
+        damaged = bytearray(content)
+        damaged[place] ^= 8
+        (tmp_path / "oof.parquet").write_bytes(bytes(damaged))
+        with pytest.raises(UserError, match=r"oof\.parquet"):
+            read_parquet(tmp_path / "oof.parquet")

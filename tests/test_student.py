@@ -102,3 +102,14 @@ def test_a_student_without_teachers_says_what_to_run(tmp_path, tiny_recipe, trai
         shutil.copy(trained / name, tmp_path / name)
     with pytest.raises(UserError, match=r"distill\.teacher_oof first"):
         student.main(["--recipe", str(tiny_recipe), "--data", str(tmp_path)])
+
+
+def test_an_unfinished_teacher_is_not_left_out_without_a_word(trained, tmp_path, tiny_recipe):
+    data = tmp_path / "arena"
+    shutil.copytree(trained, data, ignore=shutil.ignore_patterns("student"))
+    (data / "gemma2" / "oof.parquet").unlink()
+    with pytest.raises(UserError, match=r"gemma2: this teacher is unfinished.*--teachers"):
+        student.main(["--recipe", str(tiny_recipe), "--data", str(data)])
+    (data / "gemma2" / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"gemma2/manifest\.json: does not say of what kind"):
+        student.main(["--recipe", str(tiny_recipe), "--data", str(data)])
