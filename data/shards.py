@@ -235,7 +235,7 @@ def write_part(out: str, shard: Shard, table: pa.Table, key: str) -> None:
         write_parquet(Path(out) / shard.part, table)
         return
     sink = io.BytesIO()
-    pq.write_table(table, sink)
+    pq.write_table(table, sink, write_page_checksum=True)
     write_bytes(f"{out}/{shard.part}", sink.getvalue())
 
 
