@@ -7,6 +7,7 @@ line wins over the file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,20 @@ def column_map(value: Any, where: Path | str) -> dict[str, str]:
                 f"{where}: field {name!r} holds {brief(column, 60)}; give a column name, or a list of them"
             )
         columns[str(name)] = ",".join(names)
+    return columns
+
+
+def read_column_map(items: Sequence[str]) -> dict[str, str]:
+    """Read a command line's ``field=column`` pairs and YAML files of such pairs; later ones win."""
+    columns: dict[str, str] = {}
+    for item in items:
+        name, equals, column = item.partition("=")
+        if equals and column and not Path(item).exists():
+            columns[name] = column
+        elif item.endswith((".yaml", ".yml")):
+            columns.update(column_map(read_yaml(Path(item), "column map"), item))
+        else:
+            raise UserError(f"--columns {item}: give field=column, e.g. prompt=question, or a .yaml file")
     return columns
 
 

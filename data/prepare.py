@@ -332,6 +332,7 @@ def _simulate(args: argparse.Namespace) -> Rows:
 
 
 def _source_options(args: argparse.Namespace) -> SourceOptions:
+    from data.plan import read_column_map
     from data.sources import SourceOptions
 
     if args.rows is not None:
@@ -344,7 +345,7 @@ def _source_options(args: argparse.Namespace) -> SourceOptions:
         swap = tuple(int(number) for number in numbers)
     return SourceOptions(
         format=args.format,
-        columns=_column_map(args.columns),
+        columns=read_column_map(args.columns),
         classes=tuple(name.strip() for name in args.classes.split(",")) if args.classes else None,
         swap=swap,
         ids=args.ids,
@@ -353,22 +354,6 @@ def _source_options(args: argparse.Namespace) -> SourceOptions:
         streaming=args.streaming,
         margin=args.margin,
     )
-
-
-def _column_map(items: list[str]) -> dict[str, str]:
-    """Read ``field=column`` pairs and YAML files of such pairs; later ones win."""
-    from data.plan import column_map, read_yaml
-
-    columns: dict[str, str] = {}
-    for item in items:
-        name, equals, column = item.partition("=")
-        if equals and column and not Path(item).exists():
-            columns[name] = column
-        elif item.endswith((".yaml", ".yml")):
-            columns.update(column_map(read_yaml(Path(item), "column map"), item))
-        else:
-            raise UserError(f"--columns {item}: give field=column, e.g. prompt=question, or a .yaml file")
-    return columns
 
 
 def _report_pins(rows: Rows, folds: Folds, plan: Plan) -> None:

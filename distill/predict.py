@@ -57,6 +57,14 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="rows to predict: any source that data.prepare reads, or Parquet files of any size",
     )
     parser.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="MAP",
+        help="where the data are a plain table: pairs such as prompt=question, or a YAML file of them, as "
+        "data.prepare takes",
+    )
+    parser.add_argument(
         "--out",
         type=local_path,
         required=True,
@@ -82,6 +90,7 @@ def main(argv: Sequence[str]) -> int:
     args.data = args.data.removeprefix("file://")
     sharded = in_shards(args)
     targets = [] if sharded else output_files(args.out, args.model or args.cascade[:1])
+    from data.plan import read_column_map
     from data.softlabels import softmax
     from distill.processes import held, join_others, on_first
     from distill.saved import predict_rows, read_saved, rows_for
@@ -101,7 +110,8 @@ def main(argv: Sequence[str]) -> int:
                 f"{model.path} and {models[0].path}: have other classes; predict with each in a command of "
                 "its own"
             )
-    rows = rows_for(models[0], str(fetch(local_path(args.data))) if is_address(args.data) else args.data)
+    source = str(fetch(local_path(args.data))) if is_address(args.data) else args.data
+    rows = rows_for(models[0], source, read_column_map(args.columns))
     if args.cascade:
         from distill.cascade_run import run_cascade
 
@@ -157,6 +167,8 @@ def in_shards(args: argparse.Namespace) -> bool:
         raise UserError(
             "--launcher ray predicts in shards: give Parquet files as --data and a directory as --out"
         )
+    if wanted and args.columns:
+        raise UserError("--columns maps one table read whole; shards are read by the names of a row table")
     if args.shard_rows < 1:
         raise UserError(f"--shard-rows is {args.shard_rows}; give 1 or more")
     return wanted

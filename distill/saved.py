@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -251,8 +251,15 @@ class Loaded:
         return self._classifier
 
 
-def rows_for(saved: SavedModel, source: str) -> Rows:
+def rows_for(saved: SavedModel, source: str, columns: Mapping[str, str] | None = None) -> Rows:
     """Read rows to predict: a plain table that does not name its classes has those of the model.
+
+    Parameters
+    ----------
+    saved : SavedModel
+    source : str
+    columns : mapping of str to str, optional
+        Field to column, as in :class:`data.sources.SourceOptions`.
 
     Raises
     ------
@@ -261,13 +268,14 @@ def rows_for(saved: SavedModel, source: str) -> Rows:
     """
     plain = mistake = None
     try:
-        plain, _ = read_source(source)
+        plain, _ = read_source(source, SourceOptions(columns=columns or {}))
         if plain.classes == saved.classes:
             return plain
     except UserError as error:
         mistake = error
     try:
-        return read_source(source, SourceOptions(classes=saved.classes.names, swap=saved.classes.swap))[0]
+        own = SourceOptions(classes=saved.classes.names, swap=saved.classes.swap, columns=columns or {})
+        return read_source(source, own)[0]
     except UserError as error:
         if plain is not None:
             return plain  # rows of other classes, which the model refuses by name

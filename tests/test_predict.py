@@ -120,6 +120,25 @@ def test_unlabelled_rows_from_a_csv_are_predicted_by_several_models(trained, tmp
     assert pc.read_csv(out / "llama.csv")["id"].to_pylist() == [7]
 
 
+def test_columns_of_other_names_are_mapped(trained, tmp_path):
+    """Columns `key`, `question`, `left` and `right` give what the usual names give."""
+    usual, renamed = tmp_path / "usual.csv", tmp_path / "renamed.csv"
+    row = "7,What is new?,Nothing much,A lot\n"
+    usual.write_text("id,prompt,response_a,response_b\n" + row)
+    renamed.write_text("key,question,left,right\n" + row)
+    model = ["--model", str(trained / "llama")]
+    predict.main([*model, "--data", str(usual), "--out", str(tmp_path / "a.csv")])
+    given = ["row_id=key", "prompt=question", "response_a=left", "response_b=right"]
+    predict.main([*model, "--data", str(renamed), "--out", str(tmp_path / "b.csv"), "--columns", *given])
+    assert (tmp_path / "b.csv").read_text() == (tmp_path / "a.csv").read_text()
+    with pytest.raises(UserError, match="--columns prompt=COLUMN"):
+        predict.main([*model, "--data", str(renamed), "--out", str(tmp_path / "c.csv")])
+    pq.write_table(pc.read_csv(renamed), tmp_path / "renamed.parquet")
+    shards = ["--data", str(tmp_path / "renamed.parquet"), "--out", str(tmp_path / "parts")]
+    with pytest.raises(UserError, match="shards are read by the names"):
+        predict.main([*model, *shards, "--columns", *given])
+
+
 def test_mistakes_are_named_and_nothing_is_written(trained, tmp_path):
     rows = str(trained / "rows.parquet")
     with pytest.raises(UserError, match=r"\.csv or \.parquet"):
