@@ -204,9 +204,7 @@ def read_store(path: Path) -> SoftLabels:
         Not a store, unfinished, damaged, or of an unknown ``label_kind``.
     """
     manifest = read_manifest(path)
-    missing = [
-        key for key in (*JOIN_FIELDS, "label_kind") if not isinstance(manifest, dict) or key not in manifest
-    ]
+    missing = [key for key in (*JOIN_FIELDS, "label_kind") if key not in manifest]
     if missing:
         raise UserError(f"{path / MANIFEST}: no field {listing(missing)}; is this a soft-label store?")
     if manifest["label_kind"] not in LABEL_KINDS:

@@ -87,7 +87,7 @@ def read_saved(path: Path) -> SavedModel:
             "plain checkpoint has not been trained on your classes"
         )
     manifest = read_manifest(path)
-    if not isinstance(manifest, dict) or manifest.get("kind") not in KINDS:
+    if manifest.get("kind") not in KINDS:
         raise UserError(f"{path}: is not a run of distill.teacher_oof or distill.student")
     if "derived_from" in manifest:
         raise UserError(

@@ -177,7 +177,7 @@ def test_class_names_that_are_none_are_refused(tmp_path: Path, names: object) ->
 def test_a_manifest_that_is_no_object_is_refused(tmp_path: Path) -> None:
     write_store(tmp_path / "s")
     (tmp_path / "s" / "manifest.json").write_text("5", encoding="utf-8")
-    with pytest.raises(UserError, match="is this a soft-label store"):
+    with pytest.raises(UserError, match="is not a manifest"):
         read_store(tmp_path / "s")
 
 
