@@ -57,8 +57,10 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     single = {name for action in parser._actions if action.nargs is None for name in action.option_strings}
     overrides: list[str] = []
     others: list[str] = []
-    for before, word in zip(["", *argv[:-1]], argv, strict=True):
+    before = ""
+    for word in argv:
         (overrides if OVERRIDE.match(word) and before not in single else others).append(word)
+        before = word
     args = parser.parse_args(others)
     args.overrides = [*overrides, *args.overrides]
     return args

@@ -67,10 +67,10 @@ def cluster(remote: Path) -> Iterator[object]:
         initialize_head=True,
         head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False, "_system_config": QUICK},
     )
+    os.environ["RAY_ADDRESS"] = cluster.address
+    connect()  # while there is no other: a test may end a node, and this process with its own would be lost
     for _ in range(2):
         cluster.add_node(**NODE)
-    os.environ["RAY_ADDRESS"] = cluster.address
-    connect()
     yield cluster
     ray.shutdown()
     cluster.shutdown()
