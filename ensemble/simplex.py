@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 _RIDGE = 1e-12
+_ROUNDING = 1e-14
+"""Relative rounding of a loss: close to the optimum a good step gains less than that, and is still taken."""
 _SAMPLED, _SAMPLE_ROWS = 8, 2000
 """Many rows are first solved on every eighth, where that leaves so many: a near start saves passes."""
 _STALE = 0.05
@@ -91,7 +93,7 @@ def solve_simplex(
             trial /= trial.sum()
             trial_mixture = likelihoods @ trial
             trial_value = _loss(trial_mixture, row_weights)
-            if trial_value <= value + 1e-4 * size * decrease + 1e-16:
+            if trial_value <= value + 1e-4 * size * decrease + _ROUNDING * (1 + abs(value)):
                 break
             size /= 2
         else:

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -55,6 +55,7 @@ def test_simplex_matches_slsqp_with_a_certificate(members: int, k: int) -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@example(1, 4, 30)
 @given(st.integers(0, 10_000), st.integers(1, 8), st.integers(3, 60))
 def test_the_certificate_bounds_any_other_weights(seed: int, members: int, n: int) -> None:
     rng = np.random.default_rng(seed)
@@ -65,7 +66,8 @@ def test_the_certificate_bounds_any_other_weights(seed: int, members: int, n: in
     loss = -(weights @ np.log(likelihoods @ found.weights))
     for other in rng.dirichlet(np.full(members, 0.5), size=20):
         assert loss - found.gap <= -(weights @ np.log(likelihoods @ other + 1e-300)) + 1e-12
-    assert found.gap <= 1e-7  # likelihoods over nine decades: 1.05e-8 was seen at seed 1, 4 members, 30 rows
+    assert found.gap <= 1e-8
+    assert found.iterations < 50  # a step that gains less than rounding is a step all the same
 
 
 def test_identical_members_and_impossible_rows_break_nothing() -> None:
