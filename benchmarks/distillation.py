@@ -15,7 +15,6 @@ import argparse
 import gc
 import json
 import multiprocessing
-import os
 import shutil
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cards import take_card
 from benchmarks.distillation_plan import (
     FOLDS,
     FULL,
@@ -123,12 +123,7 @@ _bench: Bench | None = None
 def start_worker(out: Path, scale: Scale) -> None:
     """Load what all jobs share, on one GPU of those that the processes share."""
     global _bench
-    cards = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if cards == [""]:
-        cards = [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
-    if cards:
-        number = multiprocessing.current_process()._identity[-1]
-        os.environ["CUDA_VISIBLE_DEVICES"] = cards[number % len(cards)]
+    take_card()
     import torch
 
     torch.set_num_threads(1)

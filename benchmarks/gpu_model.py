@@ -26,6 +26,8 @@ from distill.loading import build
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if CUDA else torch.device("cpu")
 GIB = 2**30
+WARM = 4
+"""Training steps before the timed ones."""
 MAX_LENGTH = 2048 if CUDA else 64
 PACK_TOKENS = 16384 if CUDA else 512
 QUANTILES = [
@@ -40,31 +42,39 @@ QUANTILES = [
     (100, 8634),
 ]
 """Tokens of prompt and both responses of real preference rows, by percentile."""
+
+
+def _llama(**shape: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=128256, max_position_embeddings=131072, num_key_value_heads=8, rms_norm_eps=1e-5,
+        pad_token_id=2, bos_token_id=0, eos_token_id=1, num_labels=3, **shape,
+    )  # fmt: skip
+
+
+def _gemma(**shape: int) -> Gemma2Config:
+    return Gemma2Config(
+        vocab_size=256000, head_dim=256, query_pre_attn_scalar=256,
+        pad_token_id=0, bos_token_id=2, eos_token_id=1, num_labels=3, **shape,
+    )  # fmt: skip
+
+
 SHAPES: dict[str, Any] = {
-    "llama": LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-        num_attention_heads=32, num_key_value_heads=8, head_dim=128, max_position_embeddings=131072,
-        rms_norm_eps=1e-5, pad_token_id=2, bos_token_id=0, eos_token_id=1, num_labels=3,
+    "llama": _llama(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, head_dim=128
     ),
-    "gemma": Gemma2Config(
-        vocab_size=256000, hidden_size=3584, intermediate_size=14336, num_hidden_layers=42,
-        num_attention_heads=16, num_key_value_heads=8, head_dim=256, query_pre_attn_scalar=256,
-        pad_token_id=0, bos_token_id=2, eos_token_id=1, num_labels=3,
+    "gemma": _gemma(
+        hidden_size=3584, intermediate_size=14336, num_hidden_layers=42, num_attention_heads=16,
+        num_key_value_heads=8,
     ),
-    "llama70": LlamaConfig(
-        vocab_size=128256, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
-        num_attention_heads=64, num_key_value_heads=8, head_dim=128, max_position_embeddings=131072,
-        rms_norm_eps=1e-5, pad_token_id=2, bos_token_id=0, eos_token_id=1, num_labels=3,
+    "llama70": _llama(
+        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, head_dim=128
     ),
-    "llama1b": LlamaConfig(
-        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
-        num_attention_heads=32, num_key_value_heads=8, head_dim=64, max_position_embeddings=131072,
-        rms_norm_eps=1e-5, pad_token_id=2, bos_token_id=0, eos_token_id=1, num_labels=3,
+    "llama1b": _llama(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, head_dim=64
     ),
-    "gemma2b": Gemma2Config(
-        vocab_size=256000, hidden_size=2304, intermediate_size=9216, num_hidden_layers=26,
-        num_attention_heads=8, num_key_value_heads=4, head_dim=256, query_pre_attn_scalar=256,
-        pad_token_id=0, bos_token_id=2, eos_token_id=1, num_labels=3,
+    "gemma2b": _gemma(
+        hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
+        num_key_value_heads=4,
     ),
 }  # fmt: skip
 """The teachers' true shapes, and of the students that the recipes name."""

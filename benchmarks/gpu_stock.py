@@ -18,6 +18,7 @@ from benchmarks.gpu_model import (
     CUDA,
     DEVICE,
     PACK_TOKENS,
+    WARM,
     Clock,
     RandomWeights,
     config_of,
@@ -28,8 +29,6 @@ from benchmarks.gpu_model import (
 )
 from distill.batches import Examples, pad
 from distill.loading import build
-
-WARM = 4
 
 
 def padded_batches(n: int, grouped: bool, file: Path | None, vocab: int) -> tuple[Examples, list[np.ndarray]]:

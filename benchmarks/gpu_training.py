@@ -33,6 +33,7 @@ from benchmarks.gpu_model import (
     MAX_LENGTH,
     PACK_TOKENS,
     SHAPES,
+    WARM,
     Clock,
     config_of,
     make_classifier,
@@ -53,7 +54,7 @@ from distill.losses import cross_entropy
 from distill.packing import Cutter, Static, Step, pack, plan_steps, static_shape, targets_of
 from distill.trainer import train
 
-WARM, TIMED = 4, 20
+TIMED = 20
 ROWS_PER_STEP = 12
 FIELD_CEILING = 790e12
 PHASES = {

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.cards import take_card
 from data.dataset import load_prepared, prepare
 from data.files import write_text
 from data.schema import Rows
@@ -66,14 +66,6 @@ def hard_only(rows: Rows) -> Rows:
     if "label_probs" in table.column_names:
         table = table.drop_columns(["label_probs"])
     return Rows(table, rows.classes)
-
-
-def share_cards() -> None:
-    """Put a worker on one of the GPUs that all of them share."""
-    cards = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card]
-    if cards:
-        number = multiprocessing.current_process()._identity[-1]
-        os.environ["CUDA_VISIBLE_DEVICES"] = cards[number % len(cards)]
 
 
 def run_seed(home: Path, path: Path, seed: int, arms: list[str]) -> dict[str, Path]:
@@ -129,7 +121,7 @@ def measure(name: str, rows: Rows, args: argparse.Namespace, home: Path) -> list
     if "human" in arms:
         prepare(rows, home / "human", n_folds=args.folds, seed=0)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.processes, spawn, initializer=share_cards) as pool:
+    with ProcessPoolExecutor(args.processes, spawn, initializer=take_card) as pool:
         begun = [pool.submit(run_seed, home, path, seed, arms) for seed in range(args.seeds)]
         runs = [future.result() for future in begun]
     hard, folds = load_prepared(home / "hard")
