@@ -65,6 +65,7 @@ def locked(directory: Path, wait: bool = False) -> Iterator[None]:
     Parameters
     ----------
     directory : Path
+        Made where it is not there, and taken away again where nothing was written.
     wait : bool
         Wait for another command that holds it, instead of refusing. Not to be asked for a directory that
         this process holds already.
@@ -72,8 +73,10 @@ def locked(directory: Path, wait: bool = False) -> Iterator[None]:
     Raises
     ------
     UserError
-        Another command holds it, or it cannot be opened.
+        Another command holds it, or it cannot be made or opened.
     """
+    there = directory.exists()
+    make_directory(directory)
     try:
         handle = os.open(directory, os.O_RDONLY)
     except OSError as error:
@@ -91,6 +94,9 @@ def locked(directory: Path, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+        if not there:
+            with suppress(OSError):  # it holds something by now
+                directory.rmdir()
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

@@ -174,7 +174,6 @@ def _nothing_left_behind(out: Path) -> Iterator[Path]:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file where a directory is to be written; choose another --out")
     made = [parent for parent in [out, *out.parents] if not parent.exists()]
-    make_directory(out)
     with locked(out):
         scratch = out / SCRATCH
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left

@@ -75,7 +75,6 @@ def open_tokens(rows: Rows, encoder: Encoder, home: Path, workers: int | None = 
     path = _place(home, key)
     if check_store(path, key) is None:
         return _map(path), "opened"
-    make_directory(home)
     with locked(home, wait=True):
         wrong = check_store(path, key)  # again: it may have been built while this process waited
         if wrong is None:

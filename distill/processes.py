@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, distributed
 
 from data.errors import UserError
-from data.files import locked, make_directory
+from data.files import locked
 
 T = TypeVar("T")
 
@@ -108,27 +108,16 @@ def gathered(own: T) -> list[T]:
 
 @contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """Hold a directory, made if it is not there, for this command and all of its processes.
+    """Hold a directory for this command and all of its processes, as :func:`data.files.locked` does.
 
     Raises
     ------
     UserError
-        Another command holds it (:func:`data.files.locked`), or it cannot be made.
+        Another command holds it, or it cannot be made.
     """
     with ExitStack() as stack:
-
-        def hold() -> None:
-            make_directory(directory)
-            stack.enter_context(locked(directory))
-            stack.callback(_drop_empty, directory)
-
-        on_first(hold)
+        on_first(lambda: stack.enter_context(locked(directory)))
         yield
-
-
-def _drop_empty(directory: Path) -> None:
-    with suppress(OSError):  # it holds something
-        directory.rmdir()
 
 
 def lowest(values: Sequence[int]) -> list[int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from data.files import locked, make_directory, read_json, sha256_text, write_json
+from data.files import locked, read_json, sha256_text, write_json
 from distill.backbone import weight_hash
 from distill.loading import INDEX, SINGLE
 
@@ -56,7 +56,6 @@ def shallow_copy(source: str, layers: int, cache: Path, revision: str | None = N
     out = cache / f"first-{layers}-{key[:12]}"
     if (out / CUT_FROM).exists():
         return out
-    make_directory(cache)
     with locked(cache, wait=True):  # runs beside each other may want the same one
         if not (out / CUT_FROM).exists():
             temporary = out.with_name(f".{out.name}.tmp")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.files import locked, make_directory, sha256_text, write_text
+from data.files import locked, sha256_text, write_text
 from data.progress import progress
 from data.schema import Rows
 from data.template import Template
@@ -69,7 +69,6 @@ def tiny_backbone(tiny: TinyConfig, rows: Rows, template: Template, seed: int, c
     done = path / "made.txt"
     if done.exists():
         return path
-    make_directory(cache)
     with locked(cache, wait=True):  # runs beside each other may want the same one
         if not done.exists():
             shutil.rmtree(path, ignore_errors=True)

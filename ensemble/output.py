@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import UserError
-from data.files import locked, make_directory
+from data.files import locked
 from ensemble.calibrate import Calibrated
 from ensemble.features import NAMES
 from ensemble.problem import Problem
@@ -37,7 +37,6 @@ def hold(out: Path, inputs: Iterable[Path]) -> Iterator[None]:
     Parameters
     ----------
     out : Path
-        Made where it is not there, and taken away again where nothing was written.
     inputs : iterable of Path
         Files that are read, which must not be written over.
 
@@ -52,20 +51,13 @@ def hold(out: Path, inputs: Iterable[Path]) -> Iterator[None]:
         refuse_overwriting(out / name, inputs)
         if (out / name).exists() and not _is_ours(out / name):
             raise UserError(f"{out / name}: was written by no stack; move it away, or choose another --out")
-    there = out.exists()
-    make_directory(out)
-    try:
+    with locked(out):
         if not os.access(out, os.W_OK | os.X_OK):
             raise UserError(f"{out}: cannot be written; choose another --out")
-        with locked(out):
-            for left in out.glob(".*.tmp"):  # of a killed command
-                if _HALF_WRITTEN.fullmatch(left.name):
-                    left.unlink(missing_ok=True)
-            yield
-    finally:
-        if not there:
-            with suppress(OSError):  # it holds something by now
-                out.rmdir()
+        for left in out.glob(".*.tmp"):  # of a killed command
+            if _HALF_WRITTEN.fullmatch(left.name):
+                left.unlink(missing_ok=True)
+        yield
 
 
 def _is_ours(path: Path) -> bool:
