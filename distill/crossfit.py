@@ -22,7 +22,7 @@ from data.errors import UserError
 from data.files import read_json, write_json
 from data.folds import Folds
 from data.schema import Rows
-from data.softlabels import MANIFEST, OOF, SoftLabels, read_logits, read_store, write_logits
+from data.softlabels import MANIFEST, OOF, SoftLabels, read_logits, read_manifest, read_store, write_logits
 from data.template import Template, read_template
 from data.tokens import find_tokens
 from distill.backbone import (
@@ -221,9 +221,7 @@ def open_run(run: Run) -> None:
     """
     path = run.out / MANIFEST
     if path.exists() and _has_begun(run.out):
-        found = read_json(path, "manifest")
-        if not isinstance(found, dict):
-            raise UserError(f"{path}: not a manifest; it may be damaged, delete {run.out} to start over")
+        found = read_manifest(run.out)
         for field in sorted(set(found) | set(run.manifest)):
             if field not in MAY_CHANGE and found.get(field) != run.manifest.get(field):
                 difference = _difference(field, found, run.manifest)
