@@ -15,10 +15,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.ensemble import as_problem
-from ensemble.base import Blender, softmax
-from ensemble.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
-from ensemble.calibrate import Calibrated
-from ensemble.evaluate import average, bootstrap, choice_included, cross_fit, log_loss, near_best
+from ensemble.methods.base import Blender, softmax
+from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
+from ensemble.methods.calibrate import Calibrated
+from ensemble.scoring.crossfit import average, bootstrap, choice_included, cross_fit, log_loss, near_best
 
 FRESH = 20_000
 FOLDS = 10

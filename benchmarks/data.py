@@ -30,14 +30,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.arena import ArenaConfig, simulate_arena
-from data.encode import CHUNK_ROWS, Encoder
+from data.encoding.encode import CHUNK_ROWS, Encoder
+from data.encoding.template import Template
+from data.encoding.tokenizer import load_tokenizer
+from data.encoding.tokens import open_tokens
+from data.encoding.truncate import Truncation
 from data.files import write_text
 from data.schema import Rows
-from data.sources import SourceOptions, read_source
-from data.template import Template
-from data.tokenizer import load_tokenizer
-from data.tokens import open_tokens
-from data.truncate import Truncation
+from data.sources.read import SourceOptions, read_source
 
 HERE = Path(__file__).parent
 NEAR_SHARE, REPEAT_SHARE = 0.05, 0.10

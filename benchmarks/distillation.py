@@ -1,9 +1,10 @@
 """The ablation of distillation on the simulated arena: ``python -m benchmarks.distillation --out DIR``.
 
 Trains tiny Llamas of the true architecture, fully and in float32, many at once in processes that share the
-GPUs, by the project's own ``distill.trainer.train``, losses, encoder and prediction; only the cross-fitting
-around them is laid out here, as jobs, so that a run cut short still leaves tables. Every seed has rows,
-teachers and students of its own; all are scored on the same test rows, which share no prompt with them.
+GPUs, by the project's own ``distill.training.trainer.train``, losses, encoder and prediction; only the
+cross-fitting around them is laid out here, as jobs, so that a run cut short still leaves tables. Every seed
+has rows, teachers and students of its own; all are scored on the same test rows, which share no prompt with
+them.
 
 Each result is appended to ``results.jsonl`` as it finishes, its test logits beside it;
 ``python -m benchmarks.distillation_report DIR`` writes the tables and pictures from them, at any time.
@@ -84,9 +85,9 @@ class Bench:
     @cache  # noqa: B019
     def backbone(self, name: str) -> Path:
         """The checkpoint of a model, made on first use from text of some training rows."""
-        from data.template import Template
+        from data.encoding.template import Template
         from distill.config import TinyConfig
-        from distill.tiny import tiny_backbone
+        from distill.model.tiny import tiny_backbone
 
         some = self.places(0)[0][: self.scale.pretrain_rows]
         tiny = TinyConfig(
@@ -97,10 +98,10 @@ class Bench:
     @cache  # noqa: B019
     def examples(self, name: str) -> Any:
         """All rows, encoded for a backbone."""
-        from data.encode import Encoded, Encoder, Truncation, pad_token_id
-        from data.template import Template
-        from distill.backbone import load_tokenizer
-        from distill.batches import Examples
+        from data.encoding.encode import Encoded, Encoder, Truncation, pad_token_id
+        from data.encoding.template import Template
+        from distill.model.backbone import load_tokenizer
+        from distill.packing.examples import Examples
 
         path = self.backbone(name)
         tokenizer = load_tokenizer(backbone_config(path), str(path))
@@ -148,9 +149,9 @@ def fit(
     what: str,
 ) -> Any:
     """Train a backbone on some rows by the project's own trainer."""
-    from distill.backbone import add_adapters, load_base
     from distill.config import LoraConfig
-    from distill.trainer import train
+    from distill.model.backbone import add_adapters, load_base
+    from distill.training.trainer import train
 
     path = bench.backbone(name)
     model = add_adapters(
@@ -164,7 +165,7 @@ def fit(
 
 def predict(bench: Bench, name: str, model: Any, rows: np.ndarray) -> np.ndarray:
     """Logits of rows, averaged over both orders, (len(rows), K)."""
-    from distill.trainer import predict_logits
+    from distill.training.trainer import predict_logits
 
     return predict_logits(model, bench.examples(name), rows, 0, "predicting", 65536).mean(axis=1)
 
@@ -185,7 +186,7 @@ def train_config(bench: Bench, who: str, seed: int, rate: list[float] | None = N
 
 def hard_loss(logits: Any, batch: dict[str, Any]) -> Any:
     """Cross-entropy on the labels."""
-    from distill.losses import cross_entropy
+    from distill.teaching.losses import cross_entropy
 
     return cross_entropy(logits, batch["targets"])
 
@@ -211,8 +212,8 @@ def run_warm(bench: Bench, job: Job) -> dict[str, Any]:
     """Import what trainings need and wake the GPU, while others make the backbones."""
     import torch
 
-    from distill.teaching import StudentLoss
-    from distill.trainer import train
+    from distill.teaching.teachers import StudentLoss
+    from distill.training.trainer import train
 
     assert StudentLoss
     assert train
@@ -283,7 +284,7 @@ def soft_labels(bench: Bench, job: Job, name: str, fold: np.ndarray) -> np.ndarr
 def run_student(bench: Bench, job: Job) -> dict[str, Any]:
     """Train a student on a seed's rows; keep its test logits."""
     from distill.config import DistillConfig
-    from distill.teaching import StudentLoss, row_weights
+    from distill.teaching.teachers import StudentLoss, row_weights
 
     mine, fold, test = bench.places(job.seed)
     config = DistillConfig(**job.spec.get("distill", {}))
@@ -316,8 +317,8 @@ def run_student(bench: Bench, job: Job) -> dict[str, Any]:
 
 def run_speed(bench: Bench, job: Job) -> dict[str, Any]:
     """Rows a second, both orders each, of every backbone, alone on the machine."""
-    from distill.backbone import add_adapters, load_base
     from distill.config import LoraConfig
+    from distill.model.backbone import add_adapters, load_base
 
     test = bench.places(0)[2]
     found: dict[str, Any] = {}

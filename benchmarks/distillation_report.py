@@ -23,8 +23,8 @@ from benchmarks.distillation_pictures import Difference, heat_map, whiskers
 from benchmarks.distillation_plan import FOLDS, STUDENT, TEACHERS
 from data.files import write_text
 from data.softlabels import softmax
-from ensemble.calibrate import TemperatureScaling
-from ensemble.evaluate import bootstrap
+from ensemble.methods.calibrate import TemperatureScaling
+from ensemble.scoring.crossfit import bootstrap
 
 DRAWS = 1000
 QUESTIONS = {

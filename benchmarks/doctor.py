@@ -15,21 +15,21 @@ from pathlib import Path
 
 from data.arena import ArenaConfig, simulate_arena
 from data.dataset import prepare
+from data.encoding.template import Template
 from data.files import write_text
-from data.template import Template
 from distill import teacher_oof
-from distill.checks import examine
 from distill.config import TinyConfig
-from distill.cost import FAULT_ARMS, Cost, measure, open_bench
+from distill.doctor.cost import FAULT_ARMS, Cost, measure, open_bench
+from distill.doctor.finding import examine
+from distill.doctor.subject import open_subjects
+from distill.model.tiny import tiny_backbone
 from distill.quiet import quiet_transformers
-from distill.subject import open_subjects
-from distill.tiny import tiny_backbone
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests"))
-from conftest import TINY_RECIPE  # noqa: E402
+sys.path.insert(0, str(HERE.parent / "tests" / "helpers"))
 from encoders import ENCODERS, tiny_encoder  # noqa: E402
 from planted import FAULTS, Healthy, find  # noqa: E402
+from recipes import TINY_RECIPE  # noqa: E402
 
 
 def make_healthy(out: Path) -> Healthy:

@@ -22,16 +22,16 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.ensemble_peers import autogluon_greedy, likelihoods_of, nested, slsqp
 from data.schema import Classes
-from ensemble.base import Blender, softmax
-from ensemble.blend import EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
-from ensemble.evaluate import choice_included, cross_fit, log_loss
-from ensemble.greedy import GreedySelection
-from ensemble.methods import family
-from ensemble.problem import Problem, load_problem
-from ensemble.scalings import KINDS, LinearScaling
-from ensemble.simplex import solve_simplex
-from ensemble.splits import group_folds
-from ensemble.temperature import TemperatureScaling
+from ensemble.methods.base import Blender, softmax
+from ensemble.methods.blend import EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
+from ensemble.methods.catalogue import family
+from ensemble.methods.greedy import GreedySelection
+from ensemble.methods.scalings import KINDS, LinearScaling
+from ensemble.methods.temperature import TemperatureScaling
+from ensemble.reading.problem import Problem, load_problem
+from ensemble.scoring.crossfit import choice_included, cross_fit, log_loss
+from ensemble.solvers.folds import group_folds
+from ensemble.solvers.simplex import solve_simplex
 
 
 def members(n: int, m: int, k: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

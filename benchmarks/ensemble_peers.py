@@ -19,9 +19,9 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ensemble.greedy import GreedySelection
-from ensemble.problem import Problem
-from ensemble.stackers import stack_features
+from ensemble.methods.greedy import GreedySelection
+from ensemble.methods.logit import stack_features
+from ensemble.reading.problem import Problem
 
 Fit = Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]]
 """From members' predictions (n, members, K) and labels (n,) to what predicts (n, K) from further ones."""

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from transformers import Gemma2Config, LlamaConfig, TrainerCallback
 
-from data.encode import Encoded
-from distill.attention import attention_for, registered
-from distill.backbone import add_adapters, compute_dtype, prepared
-from distill.batches import Examples
+from data.encoding.encode import Encoded
 from distill.config import BackboneConfig, LoraConfig
-from distill.loading import build
+from distill.kernels.attention import attention_for, registered
+from distill.model.backbone import add_adapters, compute_dtype, prepared
+from distill.model.quantised import build
+from distill.packing.examples import Examples
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if CUDA else torch.device("cpu")

@@ -26,13 +26,13 @@ from transformers import AutoModelForCausalLM
 
 from data.arena import ArenaConfig, simulate_arena
 from data.dataset import load_prepared, prepare
+from data.encoding.template import Template
 from data.files import write_text
 from data.schema import Rows
-from data.template import Template
-from distill import race
 from distill.config import TinyConfig
+from distill.model.tiny import tiny_model_config, train_tokenizer
 from distill.quiet import quiet_transformers
-from distill.tiny import tiny_model_config, train_tokenizer
+from distill.race import __main__ as race
 
 HERE = Path(__file__).parent
 WINDOW, BATCH = 256, 32

@@ -27,8 +27,8 @@ from benchmarks.gpu_model import (
     reset,
     speed,
 )
-from distill.batches import Examples, pad
-from distill.loading import build
+from distill.model.quantised import build
+from distill.packing.examples import Examples, pad
 
 
 def padded_batches(n: int, grouped: bool, file: Path | None, vocab: int) -> tuple[Examples, list[np.ndarray]]:

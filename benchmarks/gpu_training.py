@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-import distill.attention
-import distill.inference
+import distill.kernels.attention
+import distill.training.predict
 from benchmarks.gpu_model import (
     CUDA,
     DEVICE,
@@ -46,13 +46,13 @@ from benchmarks.gpu_model import (
 )
 from benchmarks.gpu_stock import measure_padded
 from data.command import format_table
-from distill.batches import Examples
 from distill.config import TrainConfig
-from distill.inference import predict_logits
-from distill.linear import merge_adapters
-from distill.losses import cross_entropy
-from distill.packing import Cutter, Static, Step, pack, plan_steps, static_shape, targets_of
-from distill.trainer import train
+from distill.kernels.linear import merge_adapters
+from distill.packing.examples import Examples
+from distill.packing.pack import Cutter, Static, Step, pack, plan_steps, static_shape, targets_of
+from distill.teaching.losses import cross_entropy
+from distill.training.predict import predict_logits
+from distill.training.trainer import train
 
 TIMED = 20
 ROWS_PER_STEP = 12
@@ -173,7 +173,7 @@ def measure_prediction(classifier: Any, family: str, lengths: Path | None, merge
     config = config_of(family)
     if merge:
         merge_adapters(classifier)
-    distill.inference.WORTH_COMPILING = 0
+    distill.training.predict.WORTH_COMPILING = 0
     examples = make_examples(480 if CUDA else 32, lengths, config.vocab_size)
     rows = np.arange(len(examples.targets))
     reset()
@@ -224,7 +224,7 @@ def profile(classifier: Any, family: str, lengths: Path | None, training: bool) 
 
 def measure_ceiling() -> dict[str, Any]:
     """Matrix products of the true shapes in bf16 and FP8: what no step can exceed."""
-    from distill.frozen import quantise_rows, scaled_mm
+    from distill.kernels.products import quantise_rows, scaled_mm
 
     m = PACK_TOKENS
     found: dict[str, Any] = {}
@@ -337,7 +337,7 @@ def main() -> None:
         wanted[name] = measures.split(",") if measures else PHASES[name]
     if args.flex:
         tiles = dict(zip(FLEX_KEYS, FLEX[args.flex], strict=True))
-        distill.attention.KERNELS.update(dict.fromkeys(distill.attention.KERNELS, tiles))
+        distill.kernels.attention.KERNELS.update(dict.fromkeys(distill.kernels.attention.KERNELS, tiles))
     if args.inside:
         ((phase, measures),) = wanted.items()
         run_phase(phase, measures, args)

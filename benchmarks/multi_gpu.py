@@ -2,9 +2,10 @@
 
 Llama-3.1-8B as a 3-class LoRA classifier, NF4 and bf16, on one GPU and on several: the same rows in the same
 steps (12 rows a GPU and step, both orders, real length mix), so that the losses must agree. Then the shape of
-Llama-3.1-70B in NF4, cut over the GPUs (:mod:`distill.sharding`). Only real tokens count. The single-GPU runs
-of both precisions go on two cards at the same time, so that the host is as busy as it is with several. Every
-line is written as it is measured; ``--tiny`` runs tiny models on CPUs, to check the script itself.
+Llama-3.1-70B in NF4, cut over the GPUs (:mod:`distill.model.sharding`). Only real tokens count. The
+single-GPU runs of both precisions go on two cards at the same time, so that the host is as busy as it is
+with several. Every line is written as it is measured; ``--tiny`` runs tiny models on CPUs, to check the
+script itself.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from typing import Any
 import numpy as np
 import torch
 
-import distill.inference
-import distill.packing
-import distill.trainer
+import distill.packing.pack
+import distill.training.predict
+import distill.training.trainer
 from benchmarks import gpu_model as one
 from data.command import format_table
 from distill.config import TrainConfig
-from distill.inference import predict_logits
-from distill.linear import merge_adapters
-from distill.losses import cross_entropy
-from distill.packing import Cutter, cost, cut, plan_steps
+from distill.kernels.linear import merge_adapters
+from distill.packing.pack import Cutter, cost, cut, plan_steps
 from distill.processes import gathered, join_others, process
-from distill.trainer import train
+from distill.teaching.losses import cross_entropy
+from distill.training.predict import predict_logits
+from distill.training.trainer import train
 
 CUDA = one.CUDA
 WARM, TIMED = (4, 12) if CUDA else (1, 3)
@@ -76,7 +77,7 @@ class Watch(one.Clock):
         return float(np.mean([one.between(before, after) for before, after in self.sums[self.warm :]]))
 
 
-original_sum = distill.trainer.sum_gradients
+original_sum = distill.training.trainer.sum_gradients
 
 
 def measure_training(
@@ -93,7 +94,7 @@ def measure_training(
     )
     one.reset()
     watch = Watch(warm)
-    distill.trainer.sum_gradients = watch.sum_gradients
+    distill.training.trainer.sum_gradients = watch.sum_gradients
 
     def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return cross_entropy(logits, batch["targets"])
@@ -102,7 +103,7 @@ def measure_training(
         train(classifier, examples, everything, settings, loss, Path(out), "train", callbacks=[watch])
         file = Path(out) / "metrics.jsonl"
         logged = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    distill.trainer.sum_gradients = original_sum
+    distill.training.trainer.sum_gradients = original_sum
     seconds = watch.seconds(warm - 1, n_steps - 1)
     tokens = np.concatenate([own[s.sequences(2)] for s in steps[warm:]])
     busy = np.array(gathered(watch.busy()))
@@ -158,24 +159,24 @@ def measure_prediction(classifier: Any, family: str, lengths: Path | None) -> di
     """Predict through the engine's own ``predict_logits``; the second of two runs is timed."""
     config = one.config_of(family)
     merge_adapters(classifier)
-    distill.inference.WORTH_COMPILING = 0
+    distill.training.predict.WORTH_COMPILING = 0
     examples = one.make_examples(PREDICTED, lengths, config.vocab_size)
     rows = np.arange(PREDICTED)
     one.reset()
     predict_logits(classifier, examples, rows, 0, "warm up", one.PACK_TOKENS)
     seen: list[int] = []
-    packed = distill.inference.pack
+    packed = distill.training.predict.pack
 
     def counting(encoded: Any, sequences: np.ndarray, *rest: Any) -> Any:
         seen.extend(sequences.tolist())
         return packed(encoded, sequences, *rest)
 
-    distill.inference.pack = counting
+    distill.training.predict.pack = counting
     gathered(None)
     started = time.perf_counter()
     logits = predict_logits(classifier, examples, rows, 0, "predict", one.PACK_TOKENS)
     seconds = time.perf_counter() - started
-    distill.inference.pack = packed
+    distill.training.predict.pack = packed
     by_all = sorted(s for share in gathered(seen) for s in share)
     return {
         **one.speed(config, examples.encoded.lengths, seconds, False),
@@ -254,9 +255,9 @@ def run_phase(phase: str, args: argparse.Namespace) -> None:
                 found = measure_training(classifier, family, rows, SHARDED_STEPS, args.lengths, warm=2)
                 found |= gathering(classifier, found["step_s"])
             else:
-                distill.trainer.Cutter = {"uneven": Cutter, "in_turn": InTurn}[measure]
+                distill.training.trainer.Cutter = {"uneven": Cutter, "in_turn": InTurn}[measure]
                 found = measure_training(classifier, family, UNEVEN_ROWS * args.gpus, 4, args.lengths)
-                distill.trainer.Cutter = Cutter
+                distill.training.trainer.Cutter = Cutter
             say(measure=measure, **found)
         except Exception as error:
             traceback.print_exc()

@@ -23,19 +23,19 @@ import torch
 from benchmarks import gpu_model as one
 from data.arena import ArenaConfig, simulate_arena
 from data.command import format_table
-from data.encode import Encoder, Truncation, pad_token_id
+from data.encoding.encode import Encoder, Truncation, pad_token_id
+from data.encoding.template import Template
 from data.folds import make_folds
 from data.softlabels import softmax
-from data.template import Template
-from distill.backbone import add_adapters, load_base, load_tokenizer, load_trained
-from distill.batches import Examples
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
-from distill.inference import predict_logits
-from distill.linear import merge_adapters
-from distill.losses import cross_entropy
-from distill.tiny import tiny_backbone
-from distill.trainer import train
-from ensemble.evaluate import log_loss
+from distill.kernels.linear import merge_adapters
+from distill.model.backbone import add_adapters, load_base, load_tokenizer, load_trained
+from distill.model.tiny import tiny_backbone
+from distill.packing.examples import Examples
+from distill.teaching.losses import cross_entropy
+from distill.training.predict import predict_logits
+from distill.training.trainer import train
+from ensemble.scoring.crossfit import log_loss
 
 PRECISIONS = ("bf16", "int8", "fp8", "nf4")
 ALLOWED = 0.0005

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from data.files import write_text
-from distill.sequential import PairedLooks
+from distill.race.intervals import PairedLooks
 
 HERE = Path(__file__).parent
 LOOKS, ROWS, ALPHA, NOISE, STAY = 10, 1000, 0.05, 0.5, 0.9

@@ -25,10 +25,10 @@ from data.dataset import load_prepared, prepare
 from data.files import write_text
 from data.schema import Rows
 from data.softlabels import read_store
-from data.sources import read_source
+from data.sources.read import read_source
 from distill import student, teacher_oof
 from distill.quiet import quiet_transformers
-from ensemble.evaluate import bootstrap, log_loss
+from ensemble.scoring.crossfit import bootstrap, log_loss
 
 HERE = Path(__file__).parent
 SETS = {"LMSYS": "lmsys/preferences.csv", "PandaLM": "pandalm/testset-v1.json"}

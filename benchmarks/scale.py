@@ -266,7 +266,7 @@ STUDENT_RATE = 266_028.0
 
 def plan(rows: float = 100e6, row_tokens: float = 640.0) -> None:
     """Reckon labelling of many rows by an 8B teacher, a 1B student and a cascade, from measured rates."""
-    from distill.estimate import MEASURED, _linear
+    from distill.runs.estimate import MEASURED, _linear
 
     teacher = MEASURED["llama", "bf16"]
     small = _linear(16, 2048, 8192, 32, 8, 64)  # Llama-3.2-1B

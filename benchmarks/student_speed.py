@@ -18,8 +18,8 @@ import torch
 from benchmarks.distillation import Bench, backbone_config, predict
 from benchmarks.distillation_plan import FULL, STUDENT, TEACHERS
 from data.command import format_table
-from distill.backbone import add_adapters, load_base
 from distill.config import LoraConfig
+from distill.model.backbone import add_adapters, load_base
 
 
 def main() -> None:

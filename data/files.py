@@ -196,7 +196,7 @@ def read_table(path: Path, what: str = "file", as_text: bool = False) -> pa.Tabl
     if suffix in {".parquet", ".pq"}:
         return read_parquet(path, what)
     if path.name.lower().endswith((".csv.gz", ".tsv.gz")):  # Arrow unpacks by the name
-        from data.text_files import refuse_bomb
+        from data.sources.text_files import refuse_bomb
 
         refuse_bomb(path)
         suffix = path.name.lower()[-7:-3]

@@ -21,11 +21,11 @@ from data.command import format_table, run
 from data.errors import UserError
 
 if TYPE_CHECKING:
-    from data.encode import Encoder
+    from data.encoding.encode import Encoder
     from data.folds import Folds
-    from data.plan import Plan
     from data.schema import Rows
-    from data.sources import SourceOptions
+    from data.sources.plan import Plan
+    from data.sources.read import SourceOptions
 
 ARENA = "arena"
 SCRATCH = ".scratch"
@@ -75,9 +75,9 @@ def _prepare(args: argparse.Namespace) -> None:
 
 def _read(plan: Plan, scratch: Path) -> tuple[Rows, list[str], dict]:
     """Read and combine the sources; return rows, what was changed, and what the manifest says of it."""
-    from data.combine import combine
-    from data.layouts import source_name
-    from data.sources import read_source
+    from data.sources.combine import combine
+    from data.sources.layouts import source_name
+    from data.sources.read import read_source
 
     parts, notes = [], []
     for source in plan.sources:
@@ -94,7 +94,7 @@ def _read(plan: Plan, scratch: Path) -> tuple[Rows, list[str], dict]:
 def _check(args: argparse.Namespace) -> None:
     """Prove prepared data from their files; print fold balance."""
     from data.dataset import check_prepared
-    from data.tokens import check_store
+    from data.encoding.tokens import check_store
 
     for name in ("source", "out", "inspect", "tokenizer"):
         if getattr(args, name):
@@ -132,8 +132,8 @@ def _inspect_prepared(args: argparse.Namespace) -> None:
 
 def _tokens(args: argparse.Namespace, encoder: Encoder, rows: Rows, out: Path) -> None:
     """Build or open the token store, and show rows, lengths and cuts if asked."""
-    from data.lengths import measure
-    from data.tokens import open_tokens
+    from data.encoding.lengths import measure
+    from data.encoding.tokens import open_tokens
 
     tokens, what = open_tokens(rows, encoder, out)
     lengths = measure(encoder, tokens, rows.classes.swap is not None)
@@ -145,9 +145,9 @@ def _tokens(args: argparse.Namespace, encoder: Encoder, rows: Rows, out: Path) -
         return
     import numpy as np
 
+    from data.encoding.lengths import PERCENTILES, cuts, plot
+    from data.encoding.show import legend, show_row
     from data.files import write_text
-    from data.lengths import PERCENTILES, cuts, plot
-    from data.show import legend, show_row
 
     colour = "NO_COLOR" not in os.environ and (sys.stdout.isatty() or "FORCE_COLOR" in os.environ)
     order = np.argsort(lengths.rows, kind="stable")
@@ -275,10 +275,10 @@ def _encoder(args: argparse.Namespace) -> Encoder | None:
         raise UserError(f"--inspect {args.inspect} shows nothing; give 1 or more")
     if not args.tokenizer:
         return None
-    from data.encode import Encoder
-    from data.template import read_template
-    from data.tokenizer import load_tokenizer
-    from data.truncate import Truncation
+    from data.encoding.encode import Encoder
+    from data.encoding.template import read_template
+    from data.encoding.tokenizer import load_tokenizer
+    from data.encoding.truncate import Truncation
 
     truncation = Truncation(args.max_length, args.prompt_share, args.side, not args.keep_turns)
     template = read_template(args.template)
@@ -288,7 +288,7 @@ def _encoder(args: argparse.Namespace) -> Encoder | None:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    from data.plan import Plan, checked, read_plan
+    from data.sources.plan import Plan, checked, read_plan
 
     given = {name: getattr(args, name) for name in ("folds", "seed", "repeats", "prefix_ids")}
     given = {name: value for name, value in given.items() if value is not None}
@@ -331,8 +331,8 @@ def _simulate(args: argparse.Namespace) -> Rows:
 
 
 def _source_options(args: argparse.Namespace) -> SourceOptions:
-    from data.plan import read_column_map
-    from data.sources import SourceOptions
+    from data.sources.plan import read_column_map
+    from data.sources.read import SourceOptions
 
     if args.rows is not None:
         raise UserError(f"--rows sizes the simulated arena (--source {ARENA}); for other sources use --limit")

@@ -1,6 +1,6 @@
 """Recipes: what to train on what, as dataclasses filled from YAML and dotted overrides.
 
-OmegaConf checks types and unknown keys against these classes; :mod:`distill.validate` checks what types
+OmegaConf checks types and unknown keys against these classes; :mod:`distill.recipe` checks what types
 cannot say. The resolved recipe is saved beside every run.
 """
 
@@ -45,19 +45,19 @@ class BackboneConfig:
     """Which pretrained model, and how it is loaded.
 
     ``path`` is a Hugging Face name or a local checkpoint; ``tiny`` makes one instead. ``first_layers`` takes
-    a copy of it cut down to so many layers (:mod:`distill.shallow`). ``precision`` of the frozen base: nf4
-    (QLoRA), int8, fp8 (row-wise, products in FP8 on Hopper and later), bf16, fp16 or fp32. ``compute`` is the
-    matmul dtype of a quantised base: ``auto`` is bfloat16 on cards that have it, float16 on those that do
-    not, float32 on the CPU.
+    a copy of it cut down to so many layers (:mod:`distill.model.shallow`). ``precision`` of the frozen base:
+    nf4 (QLoRA), int8, fp8 (row-wise, products in FP8 on Hopper and later), bf16, fp16 or fp32. ``compute``
+    is the matmul dtype of a quantised base: ``auto`` is bfloat16 on cards that have it, float16 on those
+    that do not, float32 on the CPU.
     ``attention``: auto, varlen, flex_attention, sdpa, eager or flash_attention_2/3/4; see
-    :mod:`distill.attention`. ``packed: false`` runs a decoder in padded batches through the library's own
-    forward, as encoders always are: see :mod:`distill.padded`. ``compile`` compiles the decoder layers: true,
-    false, or auto, which does on CUDA. ``shard`` cuts a frozen decoder over the GPUs of several processes
-    (:mod:`distill.sharding`), for bases that do not fit into one.
+    :mod:`distill.kernels.attention`. ``packed: false`` runs a decoder in padded batches through the
+    library's own forward, as encoders always are: see :mod:`distill.model.padded`. ``compile`` compiles the
+    decoder layers: true, false, or auto, which does on CUDA. ``shard`` cuts a frozen decoder over the GPUs
+    of several processes (:mod:`distill.model.sharding`), for bases that do not fit into one.
 
     ``head``: score is a fresh linear layer over the last hidden state; tokens reads the language model's own
     logits of the words ``verdicts``, one a class (A, B, C and so on where none are named):
-    :mod:`distill.verdict`.
+    :mod:`distill.model.verdict`.
     """
 
     path: str = ""
@@ -95,7 +95,7 @@ class LoraConfig:
 
 @dataclass
 class EncodeConfig:
-    """Truncation: see :class:`data.truncate.Truncation`."""
+    """Truncation: see :class:`data.encoding.truncate.Truncation`."""
 
     max_length: int = 1024
     prompt_share: float = 0.25
@@ -117,8 +117,8 @@ class TrainConfig:
     (0: never).
 
     ``select_share`` of the training's prompt groups is held back to keep the moment of least log-loss after
-    temperature scaling (:mod:`distill.select`); it is looked at every ``select_steps`` (0: ten times), and
-    the training stops after ``patience`` looks without improvement (0: never).
+    temperature scaling (:mod:`distill.training.keep_best`); it is looked at every ``select_steps`` (0: ten
+    times), and the training stops after ``patience`` looks without improvement (0: never).
     """
 
     epochs: float = 1.0
@@ -148,9 +148,9 @@ class TrainConfig:
 class DistillConfig:
     """What the student learns from whom.
 
-    Loss: ``loss`` is one of :data:`distill.losses.LOSSES`; ``weight`` and ``temperature`` are those of
-    ``(1 - weight) * CE + weight * T**2 * KL``, ``smoothing`` that of label smoothing. ``consistency`` adds so
-    much of the divergence between a pair's two orders; it needs ``train.both_orders``.
+    Loss: ``loss`` is one of :data:`distill.teaching.losses.LOSSES`; ``weight`` and ``temperature`` are those
+    of ``(1 - weight) * CE + weight * T**2 * KL``, ``smoothing`` that of label smoothing. ``consistency``
+    adds so much of the divergence between a pair's two orders; it needs ``train.both_orders``.
 
     Soft labels: ``labels`` is oof, in_sample, fold_mean, or human (the rows' own ``label_probs``).
     ``leakage`` says whom a fold's student learns from, which decides what its score is worth: standard, the
@@ -199,7 +199,7 @@ class ResourcesConfig:
 class ModelConfig:
     """One model: backbone, adapters, input and optimisation.
 
-    ``template`` is the name of a template of :mod:`data.template` or a ``.jinja`` file.
+    ``template`` is the name of a template of :mod:`data.encoding.template` or a ``.jinja`` file.
     """
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -252,7 +252,7 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from distill.validate import check_recipe
+    from distill.recipe import check_recipe
 
     path = Path(name_or_file)
     if path.suffix not in {".yaml", ".yml"}:

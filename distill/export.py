@@ -18,7 +18,7 @@ from data.command import format_table, run
 from data.errors import UserError
 
 if TYPE_CHECKING:
-    from distill.saved import SavedModel
+    from distill.runs.saved import SavedModel
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
     from distill.processes import held, stand_alone
-    from distill.saved import read_saved
+    from distill.runs.saved import read_saved
 
     stand_alone("distill.export")
     saved = read_saved(args.model)
@@ -76,13 +76,13 @@ def export(
     from transformers import AutoTokenizer
 
     from data.dataset import load_prepared
-    from data.encode import pad_token_id, tokenizer_hash
+    from data.encoding.encode import pad_token_id, tokenizer_hash
     from data.files import sha256_files, write_json, write_text
     from data.softlabels import check_joinable, read_store
-    from distill.card import model_card, scores
-    from distill.merge import merged_model
+    from distill.prediction.card import model_card, scores
+    from distill.prediction.merge import merged_model
     from distill.quiet import quiet_transformers
-    from distill.saved import EXPORTED, checked_tokenizer
+    from distill.runs.saved import EXPORTED, checked_tokenizer
 
     manifest, model = saved.manifest, saved.model
     home = data or Path(os.path.normpath(saved.path / manifest["data"]))

@@ -5,7 +5,7 @@ A student predicts with its final model, a teacher with the average of its fold 
 several give a directory of them, named so that ``ensemble.predict`` finds each member.
 
 Parquet files with a directory as ``--out`` are predicted shard by shard, of any number of rows, here or on a
-Ray cluster, and what is finished is not done again: see :mod:`distill.labelling`.
+Ray cluster, and what is finished is not done again: see :mod:`distill.prediction.shards`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from data.schema import Rows
     from data.shards import Shard, ShardPlan
-    from distill.labelling import Ended, Job
-    from distill.saved import SavedModel
+    from distill.prediction.shards import Ended, Job
+    from distill.runs.saved import SavedModel
 
 SUFFIXES = (".csv", ".parquet")
 
@@ -90,10 +90,10 @@ def main(argv: Sequence[str]) -> int:
     args.data = args.data.removeprefix("file://")
     sharded = in_shards(args)
     targets = [] if sharded else output_files(args.out, args.model or args.cascade[:1])
-    from data.plan import read_column_map
     from data.softlabels import softmax
+    from data.sources.plan import read_column_map
     from distill.processes import held, join_others, on_first
-    from distill.saved import predict_rows, read_saved, rows_for
+    from distill.runs.saved import predict_rows, read_saved, rows_for
     from ensemble.predict import write_predictions
 
     join_others()
@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
     if sharded:
         return label_shards(args, models)
     if args.cascade:
-        from distill.cascade_run import check_cascade
+        from distill.prediction.cascade_run import check_cascade
 
         check_cascade(models, args.budget)
     for model in models[1:]:
@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
     source = str(fetch(local_path(args.data))) if is_address(args.data) else args.data
     rows = rows_for(models[0], source, read_column_map(args.columns))
     if args.cascade:
-        from distill.cascade_run import run_cascade
+        from distill.prediction.cascade_run import run_cascade
 
         found = run_cascade(models, rows, args.budget)
         check_finite(models[0], rows, found.probs)
@@ -177,7 +177,7 @@ def in_shards(args: argparse.Namespace) -> bool:
 def label_shards(args: argparse.Namespace, models: Sequence[SavedModel]) -> int:
     """Label the input with each model, in turn; return 1 if a shard failed."""
     from data.shards import place_of
-    from distill.labelling import label_here, open_job
+    from distill.prediction.shards import label_here, open_job
 
     failed = False
     for model in models:
@@ -201,7 +201,7 @@ def on_cluster(args: argparse.Namespace, model: SavedModel, job: Job, plan: Shar
     from tqdm import tqdm
 
     from data.progress import is_terminal
-    from distill.ray_labelling import label_on_cluster
+    from distill.cluster.labelling import label_on_cluster
 
     asked = model.model.resources if args.gpus is None else replace(model.model.resources, gpus=args.gpus)
     with tqdm(total=plan.rows, desc=f"{model.name} labels", unit="row", disable=not is_terminal()) as bar:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from data.command import format_table, run
 from data.errors import UserError
 from data.storage import fetch, local_path, publish
-from distill.inputs import (
+from distill.arguments import (
     DEMO,
     add_common_arguments,
     add_launch_arguments,
@@ -64,9 +64,9 @@ def main(argv: Sequence[str]) -> int:
     rows, folds, home = open_data(args.data, recipe.data)
 
     from data.softlabels import second_order_leak
-    from distill.crossfit import cross_fit, fit_final
-    from distill.teaching import mode_of
-    from distill.units import ModelSpec, units_of
+    from distill.runs.crossfit import cross_fit, fit_final
+    from distill.runs.units import ModelSpec, units_of
+    from distill.teaching.teachers import mode_of
 
     check_tracker(args.report_to)
     out = args.out or home / "student"
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         "student", recipe.student, args.data or DEMO, out, tuple(args.teachers), leakage=leakage
     )
     if args.dry_run or args.launcher == "ray":
-        from distill.launch import estimated, on_cluster, verdict
+        from distill.cluster.launch import estimated, on_cluster, verdict
 
         units = units_of(model, folds.n_folds, final=True, report_to=args.report_to)
         if args.dry_run:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from data.command import format_table, run
 from data.errors import UserError, listing
 from data.storage import fetch, local_path, publish
-from distill.inputs import (
+from distill.arguments import (
     DEMO,
     add_common_arguments,
     add_launch_arguments,
@@ -71,9 +71,9 @@ def main(argv: Sequence[str]) -> int:
     rows, folds, home = open_data(args.data, recipe.data)
     out = args.out or home
 
-    from distill.crossfit import cross_fit
     from distill.labels import check_strict, write_derived, write_strict
-    from distill.units import ModelSpec, units_of
+    from distill.runs.crossfit import cross_fit
+    from distill.runs.units import ModelSpec, units_of
 
     check_tracker(args.report_to)
     labels, strict = wanted(recipe, args.labels, args.leakage)
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         check_strict(folds.n_folds)
     models = [ModelSpec(name, recipe.teachers[name], args.data or DEMO, out / name) for name in names]
     if args.dry_run or args.launcher == "ray":
-        from distill.launch import estimated, on_cluster, verdict
+        from distill.cluster.launch import estimated, on_cluster, verdict
 
         options = {"strict": strict, "everywhere": bool(labels), "report_to": args.report_to}
         units = [unit for model in models for unit in units_of(model, folds.n_folds, **options)]
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
 
 def wanted(recipe: Recipe, labels: Sequence[str], leakage: str) -> tuple[list[str], bool]:
     """Which further labels to leave, and whether strict ones: those asked for and those its student needs."""
-    from distill.losses import UNTAUGHT
+    from distill.teaching.losses import UNTAUGHT
 
     found = list(labels)
     student = recipe.student

@@ -14,11 +14,11 @@ import numpy as np
 
 from data.errors import UserError
 from data.files import locked
-from ensemble.calibrate import Calibrated
-from ensemble.features import NAMES
-from ensemble.problem import Problem
-from ensemble.results import Result, Score, shown_weights
+from ensemble.methods.calibrate import Calibrated
+from ensemble.reading.features import NAMES
+from ensemble.reading.problem import Problem
 from ensemble.saved import FORMAT, STACK, refuse_overwriting, save_stack
+from ensemble.scoring.results import Result, Score, shown_weights
 
 PREDICTIONS = "predictions.parquet"
 REPORT = "report.html"

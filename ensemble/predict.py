@@ -16,13 +16,13 @@ from data.command import run
 from data.errors import UserError, listing
 
 if TYPE_CHECKING:
-    from ensemble.oof import Member
+    from ensemble.reading.members import Member
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
-    from ensemble.oof import split_name
+    from ensemble.reading.members import split_name
     from ensemble.saved import classes_of, load_stack, refuse_overwriting
 
     if args.out.suffix.lower() not in (".csv", ".parquet"):
@@ -85,7 +85,7 @@ def load_fresh(
     UserError
         A member is missing, unknown or given twice, or the sets predict different rows.
     """
-    from ensemble.oof import load_member, split_name
+    from ensemble.reading.members import load_member, split_name
     from ensemble.saved import classes_of
 
     members: dict[str, list[Member]] = {}
@@ -132,7 +132,7 @@ def load_features(data: Path | None, ids: Sequence[str], stack: Path) -> np.ndar
         No row table, or one that lacks a row.
     """
     from data.schema import read_rows
-    from ensemble.features import row_features
+    from ensemble.reading.features import row_features
 
     if data is None:
         raise UserError(f"{stack}: looks at the rows themselves too; give their row table with --data")

@@ -15,8 +15,8 @@ from typing import Any
 from data.errors import UserError, listing
 from data.files import read_json, sha256_text, write_json, write_text
 from data.schema import Classes
-from ensemble.base import Blender
-from ensemble.methods import from_dict
+from ensemble.methods.base import Blender
+from ensemble.methods.catalogue import from_dict
 
 STACK = "stack.json"
 FORMAT = 1

@@ -15,7 +15,7 @@ from data.command import format_table, run
 from data.errors import UserError
 
 if TYPE_CHECKING:
-    from ensemble.results import Result, Score
+    from ensemble.scoring.results import Result, Score
 
 DEMO = Path("runs/demo")
 MOST_REPEATS = 100
@@ -34,12 +34,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not 0 <= args.seed <= MOST_SEED:
         raise UserError(f"--seed {args.seed}: must be a whole number from 0 to {MOST_SEED}")
 
-    from ensemble.lint import leave_out_suspects
-    from ensemble.oof import split_name
     from ensemble.output import REPORT, hold, write_result
-    from ensemble.problem import declare_swap, load_problem
-    from ensemble.report import write_report
-    from ensemble.results import evaluate
+    from ensemble.reading.lint import leave_out_suspects
+    from ensemble.reading.members import split_name
+    from ensemble.reading.problem import declare_swap, load_problem
+    from ensemble.report.page import write_report
+    from ensemble.scoring.results import evaluate
 
     problem = load_problem(oof, args.labels, data, args.folds, args.seed)
     if args.swap:

@@ -1,0 +1,1 @@
+"""From rows to token ids: templates, tokenizers, truncation, and the store of tokens."""

@@ -1,0 +1,62 @@
+"""Between a training command and its units: what they will cost, and having a cluster run them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data import storage
+from data.command import format_table
+from data.folds import Folds
+from data.schema import Rows
+from distill.cluster.board import Board
+from distill.runs.estimate import HEADER, estimates, table_of
+from distill.runs.units import BACKBONES, WEIGHTS, ModelSpec, Unit
+
+if TYPE_CHECKING:
+    from distill.runs.crossfit import Run
+
+
+def estimated(units: Sequence[Unit], rows: Rows, folds: Folds) -> str:
+    """Return the table that ``--dry-run`` prints; nothing is trained, downloaded or written for it."""
+    found = estimates(units, rows, folds)
+    body, notes = table_of(found)
+    return "\n".join([format_table(HEADER, body), *notes])
+
+
+def on_cluster(
+    models: Sequence[ModelSpec], units: Sequence[Unit], home: Path, command: str, loaded: tuple[Rows, Folds]
+) -> Board:
+    """Claim the stores, make what the units share, and run the units on a Ray cluster.
+
+    Raises
+    ------
+    UserError
+        As :func:`distill.cluster.units.run_units` and :func:`distill.runs.crossfit.open_run`.
+    """
+    from distill.cluster.connect import connect
+    from distill.cluster.units import run_units
+    from distill.runs.crossfit import open_run
+
+    connect()  # before anything is spent on planning
+    for model in models:
+        model.fetch()
+        storage.fetch(model.out, skip=WEIGHTS)
+        run: Run = model.plan(loaded)
+        open_run(run)
+        storage.publish(model.out / "manifest.json")
+        storage.publish(model.out / "config.yaml")
+        if (model.out.parent / BACKBONES).exists():
+            storage.publish(model.out.parent / BACKBONES)
+    return run_units(units, home, command)
+
+
+def verdict(board: Board) -> str:
+    """Return the last word on a command's units: how they ended, and of those that failed, why and where."""
+    lines = [f"units: {board.counts()}; {board.summary.with_suffix('.txt')}"]
+    for line in board.failures():
+        lines.append(f"failed: {line.unit}: {line.message}; log: {line.log}")
+    if board.failures():
+        lines.append("the same command runs only what is not finished")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Checks that tell, in minutes, whether the plumbing is broken."""

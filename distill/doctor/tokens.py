@@ -1,0 +1,388 @@
+"""Checks of what the model reads: start and end tokens, padding, special tokens in text, truncation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distill.doctor.finding import Finding, check, failed, passed, warned
+from distill.doctor.subject import Subject, read_ids
+
+if TYPE_CHECKING:
+    from data.schema import Rows
+
+TEXT = "The quick brown fox jumps over the lazy dog."
+FEW_ROWS = 24
+EMPTY = np.zeros(0, dtype=np.uint32)
+BOS_COST = "a different model: about 6 % of MMLU came back after a fix (retaining-by-doing #5)"
+TRUNCATED_SHARE = 0.25
+CONVERSATION = [{"role": "user", "content": "Hello"}]
+
+
+def sample_rows(exchanged: bool = False) -> Rows:
+    """Return a few preference rows, one longer than any truncation; on request responses exchanged."""
+    from data.schema import PREFERENCE, make_rows
+
+    long = " ".join(f"word{i % 97}" for i in range(9000))
+    columns: dict[str, list] = {
+        "row_id": ["a", "b", "c", "long"],
+        "prompt": [["What is 2 + 2?"], ["Name a colour."], ["Say hello.", "And goodbye."], ["Go on."]],
+        "response_a": [["It is 4."], ["Blue, of course, as the sky is."], ["Hello!", "Goodbye!"], [long]],
+        "response_b": [["Perhaps 5, who knows?"], ["Red."], ["Hi.", "Bye."], [long + " end"]],
+        "label": [0, 1, 2, 0],
+    }
+    if exchanged:
+        columns["response_a"], columns["response_b"] = columns["response_b"], columns["response_a"]
+    return make_rows(columns, PREFERENCE, "sample")
+
+
+def encoder_of(subject: Subject) -> Any:
+    """The encoder this toolkit would train the subject with."""
+    from data.encoding.encode import Encoder, Truncation
+    from data.encoding.template import Template
+
+    template = Template(**subject.manifest["template"]) if subject.manifest else Template()
+    return Encoder(subject.tokenizer, template, Truncation(**asdict(subject.model.encode)))
+
+
+def training_ids(subject: Subject) -> list[list[int]]:
+    """Token ids of training: another pipeline's where given, else those of this toolkit on sample rows."""
+    if subject.ids is not None:
+        return read_ids(subject.ids)
+    encoded = encoder_of(subject).encode(_some_rows(subject))
+    return [encoded[s].tolist() for s in range(len(encoded.lengths))]
+
+
+def _some_rows(subject: Subject) -> Rows:
+    rows = subject.rows
+    return sample_rows() if rows is None else rows.take(np.arange(min(FEW_ROWS, len(rows))))
+
+
+def start_id(tokenizer: Any) -> int | None:
+    """Id of the token a text starts with: BOS, or an encoder's CLS."""
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+
+
+@check("tokens", "tokenizer")
+def one_start_token(subject: Subject) -> Finding:
+    """A plain call of the tokenizer puts exactly one BOS (an encoder's CLS) at the start.
+
+    Source: transformers #32172 (``[9906]`` instead of ``[128000, 9906]``), #30947.
+    """
+    tokenizer = subject.tokenizer
+    start = start_id(tokenizer)
+    wanted = getattr(subject.config, "bos_token_id", None)
+    if start is None:
+        if wanted is None:
+            return passed("this family has no BOS")
+        return failed(
+            f"config.json names BOS {wanted}, the tokenizer has none",
+            BOS_COST,
+            "take the model's own tokenizer",
+        )
+    ids = tokenizer(TEXT)["input_ids"]
+    count, first = ids.count(start), ids[0] == start
+    shown = f"tokenizer(text) starts {ids[:3]}, BOS is {start}"
+    if count == 1 and first:
+        return passed(shown)
+    what = "no BOS" if count == 0 else f"{count} BOS tokens" if count > 1 else "BOS, but not first"
+    return failed(
+        f"{what}: {shown}",
+        BOS_COST,
+        "set the post-processor to one BOS (tokenizers.processors.TemplateProcessing) and save the tokenizer",
+    )
+
+
+@check("tokens", "tokenizer")
+def start_token_on_training_path(subject: Subject) -> Finding | None:
+    """Every training sequence has one BOS, first, and none in mid-text where pieces were joined.
+
+    Source: OpenRLHF #393, open-r1 #462 (double BOS); pieces tokenized apart leave one a piece.
+    """
+    start = start_id(subject.tokenizer)
+    if start is None or (subject.is_encoder and subject.ids is None):
+        return None
+    rows = training_ids(subject)
+    missing = sum(ids[0] != start for ids in rows)
+    doubled = sum(ids[:2] == [start, start] for ids in rows)
+    inside = sum(start in ids[1:] for ids in rows) - doubled
+    if missing + doubled + inside == 0:
+        return passed(f"one BOS, first, in {len(rows)} sequences")
+    return failed(
+        f"of {len(rows)} sequences {missing} lack it, {doubled} have it twice, {inside} have it in mid-text",
+        BOS_COST,
+        "tokenize pieces with add_special_tokens=False and put one BOS in by id",
+    )
+
+
+@check("tokens", "tokenizer")
+def chat_template_start(subject: Subject) -> Finding | None:
+    """The chat template, rendered and tokenized in one go, gives one BOS, not none and not two.
+
+    Source: FastChat PR #3289, OpenRLHF #393.
+    """
+    tokenizer = subject.tokenizer
+    start = tokenizer.bos_token_id
+    if not tokenizer.chat_template or start is None:
+        return None
+    rendered = tokenizer.apply_chat_template(CONVERSATION, tokenize=False)
+    together = tokenizer(rendered, add_special_tokens=False)["input_ids"].count(start)
+    again = tokenizer(rendered)["input_ids"].count(start)
+    if together != 1:
+        return failed(
+            f"the rendered template holds {together} BOS",
+            BOS_COST,
+            "put {{ bos_token }} once at the start of the chat template",
+        )
+    if again != 1:
+        return warned(
+            f"one BOS in the template, but {again} if its text is tokenized again",
+            BOS_COST,
+            "use apply_chat_template(tokenize=True), or add_special_tokens=False on its text",
+        )
+    return passed("one BOS, also if tokenized again")
+
+
+@check("tokens", "tokenizer")
+def end_token_policy(subject: Subject) -> Finding:
+    """EOS is added exactly where it is declared: an encoder's SEP, ``add_eos_token``, else none.
+
+    Source: transformers #30947 and PR #31316 (``add_eos_token`` ignored by fast Llama-3 tokenizers).
+    """
+    tokenizer = subject.tokenizer
+    last = tokenizer(TEXT)["input_ids"][-1]
+    if subject.is_encoder:
+        end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+        if last == end:
+            return passed(f"ends in SEP {end}")
+        return failed(f"ends in {last}, not in SEP {end}", "unmeasured", "restore the post-processor")
+    adds = tokenizer.eos_token_id is not None and last == tokenizer.eos_token_id
+    declared = bool(subject.raw_tokenizer_config.get("add_eos_token"))
+    if declared and not adds:
+        return failed(
+            "add_eos_token is set and nothing is added",
+            "training and serving disagree on the last token, the one that is pooled",
+            "add EOS by id where you want it, and unset add_eos_token",
+        )
+    if adds:
+        return warned(
+            "every text ends in EOS, so a classifier pools EOS and not the verdict cue",
+            "unmeasured; harmless if training and prediction both do it",
+            "tokenize with add_special_tokens=False and put BOS in by id",
+        )
+    return passed("no EOS is added, none is declared")
+
+
+@check("tokens", "tokenizer")
+def pad_token(subject: Subject) -> Finding:
+    """A pad token exists, in tokenizer and configuration, and it is not EOS or BOS.
+
+    Source: transformers #35352, PR #35911: the pooled token is the rightmost that is not the pad id.
+    """
+    from data.encoding.encode import pad_token_id
+    from data.encoding.plain_text import special_ids
+
+    tokenizer, config = subject.tokenizer, subject.config
+    text = getattr(config, "pad_token_id", None)
+    cost = "a row that ends in EOS is pooled at another token (transformers #35352)"
+    taken = {"EOS": tokenizer.eos_token_id, "BOS": tokenizer.bos_token_id}
+    for where, value in (("the tokenizer's", tokenizer.pad_token_id), ("config.json's", text)):
+        for name, other in taken.items():
+            if value is not None and value == other:
+                return failed(
+                    f"{where} pad token is {name} ({value})",
+                    cost,
+                    f"set pad_token_id to a reserved token, {pad_token_id(tokenizer)} here",
+                )
+    reserve = pad_token_id(tokenizer)
+    if tokenizer.pad_token_id is None:
+        return warned(
+            "the tokenizer has no pad token",
+            "plain ForSequenceClassification refuses batches, and pools wrongly with EOS as pad",
+            f"set pad_token to {tokenizer.convert_ids_to_tokens(reserve)!r} ({reserve})"
+            if reserve in special_ids(tokenizer)
+            else "give it one of its own: tokenizer.add_special_tokens({'pad_token': '<pad>'})",
+        )
+    if text is not None and text != tokenizer.pad_token_id:
+        return failed(
+            f"config.json pads with {text}, the tokenizer with {tokenizer.pad_token_id}",
+            "plain ForSequenceClassification pools at the last pad of every shorter row",
+            "set config.pad_token_id to the tokenizer's",
+        )
+    return passed(f"{tokenizer.pad_token!r} ({tokenizer.pad_token_id})")
+
+
+@check("tokens", "tokenizer")
+def special_tokens_in_text(subject: Subject) -> Finding | None:
+    """Special tokens spelled out in a row's text are encoded as text on the training path.
+
+    Source: prompt injection by ``<|eot_id|>`` or ``</s>`` in user text; tokenizers'
+    ``encode_special_tokens`` covers only tokens that are flagged special.
+    """
+    from data.schema import PREFERENCE, make_rows
+
+    tokenizer = subject.tokenizer
+    names = [
+        t for t in (*tokenizer.all_special_tokens, *map(str, tokenizer.get_added_vocab())) if t.strip("▁ ")
+    ]
+    markers = [t for t in dict.fromkeys(names) if t.startswith(("<", "[")) and t.endswith((">", "]"))][:300]
+    if not markers:
+        return None
+    ids = {tokenizer.convert_tokens_to_ids(t): t for t in markers}
+    rows = make_rows(
+        {
+            "row_id": ["x"],
+            "prompt": [["a " + " b ".join(markers) + " c"]],
+            "response_a": [["a"]],
+            "response_b": [["b"]],
+        },
+        PREFERENCE,
+        "sample",
+    )
+    encoder = encoder_of(subject)
+    encoded = encoder.encode(rows)[0].tolist()
+    own = encoded[len(encoder.prefix) : len(encoded) - len(encoder.suffix)]
+    found = [ids[t] for t in own if t in ids and t != tokenizer.unk_token_id]
+    if not found:
+        return passed(f"none of {len(markers)} came through")
+    shown = ", ".join(list(Counter(found))[:4])
+    return failed(
+        f"{len(found)} come through as tokens, such as {shown}",
+        "a row's text can end its own prompt, or imitate the template",
+        "flag them special (AddedToken(special=True)), or strip them in data.prepare",
+    )
+
+
+@check("tokens", "tokenizer")
+def verdict_cue_kept(subject: Subject) -> Finding | None:
+    """Every sequence ends alike, in the verdict cue, also where it was truncated.
+
+    Source: the public LMSYS notebook cuts 1,024 tokens on the right, cue and response B with them; left
+    truncation was worth .005 (discussion 527596).
+    """
+    if subject.is_encoder and subject.ids is None:
+        return None
+    rows = training_ids(subject)
+    ends = Counter(ids[-1] for ids in rows)
+    (usual, count), longest = ends.most_common(1)[0], max(map(len, rows))
+    cut = sum(len(ids) == longest and ids[-1] != usual for ids in rows)
+    one_turn = ([EMPTY], [EMPTY], [EMPTY])
+    if subject.ids is None and isinstance(encoder_of(subject).layout(one_turn, True)[-1], tuple):
+        return warned("the template closes with nothing", "unmeasured", "give the template a closing cue")
+    if count == len(rows):
+        return passed(f"{count} of {count} end in token {usual}")
+    return failed(
+        f"{len(rows) - count} of {len(rows)} do not end in the cue, {cut} of them at the length limit",
+        "about .005 log-loss at 1,024 tokens (discussion 527596)",
+        "budget truncation by segment (data.encoding.encode), or truncate on the left",
+    )
+
+
+@check("tokens", "tokenizer")
+def truncation_commutes(subject: Subject) -> Finding | None:
+    """Cutting a long row and swapping its responses commute, so both orders see the same text.
+
+    Source: 1st and 2nd place of LMSYS average both orders; a cut that favours one slot biases the average.
+    """
+    if subject.is_encoder or subject.ids is not None:
+        return None
+    encoder = encoder_of(subject)
+    encoded, exchanged = encoder.encode(sample_rows()), encoder.encode(sample_rows(exchanged=True))
+    pairs = [(encoded[2 * i + 1], exchanged[2 * i]) for i in range(len(encoded.lengths) // 2)]
+    uneven = [i for i, (one, two) in enumerate(pairs) if not np.array_equal(one, two)]
+    if uneven:
+        return failed(
+            f"{len(uneven)} of {len(pairs)} rows keep other text when swapped",
+            "biased order averaging",
+            "give both responses symmetric budgets",
+        )
+    return passed(f"{encoded.truncated} cut sequences keep the same text in both orders")
+
+
+@check("tokens", "tokenizer", "data_dir")
+def truncated_share(subject: Subject) -> Finding | None:
+    """Few rows of the data are truncated at the declared length.
+
+    Source: max_length 1,024 → 2,048 was worth .004, inference at 3,072 another .001 (discussion 527596).
+    """
+    if subject.rows is None or subject.is_encoder:
+        return None
+    encoded = encoder_of(subject).encode(subject.rows)
+    share = encoded.truncated / max(1, len(encoded.lengths))
+    limit = subject.model.encode.max_length
+    shown = f"{share:.1%} at max_length {limit}; mean {encoded.lengths.mean():.0f} tokens"
+    if share <= TRUNCATED_SHARE:
+        return passed(shown)
+    return warned(shown, "about .004 from 1,024 to 2,048 (discussion 527596)", "raise encode.max_length")
+
+
+@check("tokens", "tokenizer")
+def training_and_prediction_alike(subject: Subject) -> Finding | None:
+    """Training and prediction encode the same rows to the same ids, byte for byte.
+
+    Source: the commonest fault of submission kernels: another tokenizer, template or length at inference.
+    """
+    if subject.ids is not None and subject.predict_ids is not None:
+        one, two = read_ids(subject.ids), read_ids(subject.predict_ids)
+        other = [i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
+        if len(one) != len(two) or other:
+            return failed(
+                f"{len(one)} and {len(two)} sequences, {len(other)} differ"
+                + (f", first number {other[0]}" if other else ""),
+                "the model is asked about a text it was not trained on",
+                "call the same function in both",
+            )
+        return passed(f"{len(one)} sequences are the same")
+    if subject.manifest is None:
+        return None
+    return _manifest_agrees(subject)
+
+
+def _manifest_agrees(subject: Subject) -> Finding:
+    from data.encoding.encode import tokenizer_hash
+
+    manifest = subject.manifest or {}
+    found = tokenizer_hash(subject.tokenizer)
+    cost, fix = "the model is asked about a text it was not trained on", "restore the files of the training"
+    if found != manifest.get("tokenizer_hash"):
+        return failed(
+            f"the tokenizer is {found[:12]}…, trained with {manifest['tokenizer_hash'][:12]}…", cost, fix
+        )
+    now = encoder_of(subject).describe()["truncation"]
+    then = manifest.get("truncation", {})
+    differing = [key for key in then if now.get(key) != then[key]]
+    if differing:
+        key = differing[0]
+        return failed(f"{key} is {now.get(key)}, trained with {then[key]}", cost, fix)
+    return passed("tokenizer, template and truncation are those of the training")
+
+
+@check("tokens", "tokenizer")
+def fast_tokenizer(subject: Subject) -> Finding:
+    """The tokenizer has a fast form, whose behaviour a ``tokenizer.json`` pins whole.
+
+    Source: transformers #30947: slow and fast Llama tokenizers disagree on BOS and EOS.
+    """
+    if getattr(subject.tokenizer, "is_fast", False):
+        return passed("fast")
+    return failed("slow only", "this toolkit refuses it", "convert it: transformers.convert_slow_tokenizer")
+
+
+@check("tokens", "tokenizer", "config")
+def vocabulary_fits(subject: Subject) -> Finding:
+    """No token id lies outside the embedding matrix.
+
+    Source: a pad token added without ``resize_token_embeddings`` fails on CUDA with an opaque assertion.
+    """
+    top = max(subject.tokenizer.get_vocab().values())
+    rows = subject.config.vocab_size
+    if top < rows:
+        return passed(f"largest id {top}, {rows} embeddings")
+    return failed(
+        f"largest id {top}, but {rows} embeddings",
+        "a crash, or garbage at those tokens",
+        "use a reserved token in place of the added one, or resize the embeddings",
+    )

@@ -1,0 +1,1 @@
+"""Attention and matrix products, checked against their formulas before use; knows nothing of models."""

@@ -1,0 +1,121 @@
+"""FlashAttention packages newer than torch's own kernels: taken where installed and where they are right.
+
+Torch's ``varlen_attn`` is FlashAttention-2; the packages of versions 3 and 4 are faster on Hopper and later.
+They are optional and come in many builds, so one is taken only after it has given, on this very device, the
+outputs and gradients of attention written out.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+PACKAGES = {
+    "flash_attention_3": "is_flash_attn_3_available",
+    "flash_attention_4": "is_flash_attn_4_available",
+}
+"""The library's names of the implementations, the preferred first, and how it tells that they are there."""
+LENGTHS = (70, 1, 129)
+
+
+@cache
+def flash_package() -> str | None:
+    """Return the implementation to take instead of torch's own, if any."""
+    from transformers.utils import import_utils
+
+    for name, available in PACKAGES.items():
+        if getattr(import_utils, available, bool)():
+            if agrees(name, torch.device("cuda"), torch.bfloat16):
+                return name
+            log.warning(
+                "%s is installed but does not compute attention over packs here; it is left out", name
+            )
+    return None
+
+
+class _Probe(nn.Module):
+    """What an implementation reads of a layer."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(_attn_implementation=name)
+        self.is_causal, self.layer_idx = True, 0
+
+
+def agrees(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether an implementation of the library gives the formula's outputs and gradients on packs."""
+    try:
+        return max(gaps_to_formula(name, device, dtype)) < 0.02
+    except Exception as error:  # whatever a build may raise that was made for another device or torch
+        log.info("%s: %s", name, error)
+        return False
+
+
+def gaps_to_formula(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: tuple[int, int] = (8, 2),
+    head_dim: int = 64,
+    softcap: float | None = None,
+    window: int | None = None,
+    sharpness: float = 1.0,
+) -> list[float]:
+    """How far an implementation is from attention written out, on one pack of random tokens.
+
+    Parameters
+    ----------
+    name : str
+        Of ours for packs, or of the library.
+    heads : tuple of int
+        Query heads, and key and value heads.
+    sharpness : float
+        Size of the attention logits: a cap is felt only by large ones.
+
+    Returns
+    -------
+    list of float
+        Norm of the difference over the formula's norm: of the output and of the gradients of query, key
+        and value.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    from distill.kernels.attention import IMPLEMENTATIONS, block_masks, eager, flex_tiles
+
+    generator = torch.Generator(device).manual_seed(0)
+    total = sum(LENGTHS)
+    bounds = torch.tensor([0, *LENGTHS], device=device).cumsum(0).to(torch.int32)
+    positions = torch.cat([torch.arange(n, device=device) for n in LENGTHS])
+
+    def drawn(*shape: int, size: float = 1.0) -> Tensor:
+        return size * torch.randn(shape, device=device, dtype=dtype, generator=generator)
+
+    sizes = ((heads[0], sharpness), (heads[1], 1.0), (heads[1], 1.0))
+    query, key, value = tensors = [drawn(1, n, total, head_dim, size=s).requires_grad_() for n, s in sizes]
+    weights = drawn(1, total, heads[0], head_dim)
+    options: dict[str, Any] = {
+        "scaling": head_dim**-0.5,
+        "softcap": softcap,
+        "sliding_window": window,
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": max(LENGTHS),
+        "max_length_k": max(LENGTHS),
+        "position_ids": positions[None],
+    }
+    if name == "flex":
+        documents = torch.repeat_interleave(torch.arange(len(LENGTHS), device=device), bounds.diff())
+        masks = block_masks(positions, documents, window, max(LENGTHS))
+        options |= {"block_mask": masks[window is not None], "kernel_options": flex_tiles(head_dim, dtype)}
+    results: list[list[Tensor]] = []
+    for run in (eager, IMPLEMENTATIONS.get(name) or ALL_ATTENTION_FUNCTIONS[name]):
+        out = run(_Probe(name), query, key, value, None, **options)[0]
+        results.append([out.detach(), *torch.autograd.grad(out, tensors, weights)])
+    return [float((b - a).float().norm() / a.float().norm()) for a, b in zip(*results, strict=True)]

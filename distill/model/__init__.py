@@ -1,0 +1,1 @@
+"""Backbones: loading, quantising, adapters, the classifier's forward in packs or padded batches."""

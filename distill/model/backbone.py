@@ -1,0 +1,339 @@
+"""Load a pretrained backbone as a classifier: quantisation, attention, adapters and the head.
+
+One path for real and tiny checkpoints: ``AutoModelForSequenceClassification.from_pretrained``, then
+PEFT. The head (``score``) stays in float32, outside quantisation, and is saved with the adapter
+through ``modules_to_save``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data.errors import UserError, listing
+from data.files import sha256_files, sha256_text
+from distill.config import CHECKPOINTING, QUANTISED, BackboneConfig, LoraConfig
+from distill.kernels.attention import SOFTCAPPED, attention_for, registered
+from distill.model.classifier import Classifier
+from distill.model.decoder import PACKED
+from distill.model.padded import HEADS, POOLERS, blocks_of, head_of, is_encoder, poolers_of, wrap
+from distill.model.quantised import Checkpoint, build
+from distill.model.verdict import verdict_ids
+from distill.quiet import quiet_transformers
+
+ALL_LINEAR = "all-linear"
+CPU = torch.device("cpu")
+TASKS = {"score": "AutoModelForSequenceClassification", "tokens": "AutoModelForCausalLM"}
+"""The library's class for each head."""
+EAGER_ONLY = {*SOFTCAPPED, "deberta", "deberta-v2"}
+"""Architectures that in padded batches take no other attention: capped ones, and those with no other."""
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def compute_dtype(config: BackboneConfig) -> torch.dtype:
+    """Return the dtype of matrix products: the base's own, or for a quantised one what hardware does well."""
+    wanted = config.compute if config.precision in QUANTISED else config.precision
+    if wanted in DTYPES:
+        return DTYPES[wanted]
+    if wanted != "auto":
+        raise UserError(f"recipe: compute is {wanted!r}; it is auto or one of {listing(DTYPES)}")
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def load_tokenizer(config: BackboneConfig, path: str) -> Any:
+    """Load the backbone's fast tokenizer, by the same road as ``python -m data.prepare``."""
+    from data.encoding import tokenizer
+
+    return tokenizer.load_tokenizer(
+        path, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+
+
+def model_type(config: BackboneConfig, path: str) -> str:
+    """Return the checkpoint's architecture by the library's name for it."""
+    from transformers import AutoConfig
+
+    with _named_failures(path):
+        return AutoConfig.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        ).model_type
+
+
+def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
+    """Load the frozen base with a fresh float32 head of ``n_classes`` outputs.
+
+    Returns a ``*ForSequenceClassification`` model in evaluation mode, its head all zeros: a fresh
+    classifier predicts the uniform distribution, whatever the scale of the backbone's hidden states. With
+    ``head: tokens`` a ``*ForCausalLM`` model that carries its ``verdict_ids``.
+    """
+    import transformers
+    from transformers import AutoConfig
+
+    task = TASKS[config.head]
+
+    dtype = compute_dtype(config)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
+    with _named_failures(path), quiet_transformers():
+        hub: dict[str, Any] = {"revision": config.revision}
+        options = {**hub, "trust_remote_code": config.trust_remote_code}
+        model_config = AutoConfig.from_pretrained(path, num_labels=n_classes, **options)
+        attention = _attention(config, model_config.model_type)
+        if config.precision in QUANTISED or config.shard:
+            if is_encoder(model_config.model_type):
+                raise UserError(
+                    f"recipe: {config.precision} is for decoders; {model_config.model_type} takes bf16, fp32"
+                )
+            weights = Checkpoint(path, **hub)
+            model = build(
+                model_config,
+                weights,
+                config.precision,
+                dtype,
+                attention,
+                device,
+                config.double_quant,
+                config.shard,
+                task,
+            )
+        else:
+            model = _whole(
+                getattr(transformers, task),
+                path,
+                fresh_head=True,
+                config=model_config,
+                dtype=dtype,
+                attn_implementation=attention,
+                device_map={"": device},
+                **options,
+            )
+    if config.head == "tokens":
+        model.verdict_ids = verdict_ids(load_tokenizer(config, path), config.verdicts, n_classes)
+    return prepared(model, config)
+
+
+def _whole(kind: Any, path: str, fresh_head: bool, **options: Any) -> Any:
+    """Load a checkpoint by its class, and see that the file had every weight: the library makes up others.
+
+    Parameters
+    ----------
+    fresh_head : bool
+        Whether the head, and what pools for it, may be missing or of another size: it is made anew.
+    """
+    model, found = kind.from_pretrained(
+        path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    made_up = [*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]
+    if fresh_head:
+        made_up = [name for name in made_up if not {*HEADS, *POOLERS} & set(name.split("."))]
+    if made_up:
+        raise UserError(
+            f"{path}: its weights lack, or have in another size, {listing(sorted(made_up))}; is config.json "
+            "another model's, or a file damaged?"
+        )
+    return model
+
+
+def check_vocabulary(config: BackboneConfig, path: str, highest: int) -> None:
+    """Refuse token ids that the backbone has no embedding for."""
+    from transformers import AutoConfig
+
+    with _named_failures(path):
+        found = AutoConfig.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    size = found.get_text_config().vocab_size
+    if highest >= size:
+        raise UserError(
+            f"{path}: its tokenizer makes the token {highest}, and its config.json has a vocabulary of "
+            f"{size}; tokenizer and weights are not of one model"
+        )
+
+
+def prepared(model: Any, config: BackboneConfig) -> Any:
+    """Give a base its fresh head, and the settings that do not come with a checkpoint."""
+    _configure(model, config)
+    if config.head == "tokens":
+        return model.eval()
+    last = head_of(model)[1]
+    nn.init.zeros_(last.weight)
+    if last.bias is not None:
+        nn.init.zeros_(last.bias)
+    return model.eval()
+
+
+def _configure(model: Any, config: BackboneConfig) -> None:
+    """Note on a loaded model how it is to be run; a decoder's head computes in float32."""
+    model.config.use_cache = False
+    model.compile_layers = _compiles(config)
+    model.padded = not packs(config, model.config.model_type)
+    if not is_encoder(model.config.model_type) and config.head == "score":
+        model.score.to(torch.float32)
+
+
+def packs(config: BackboneConfig, model_type: str) -> bool:
+    """Whether a model of this architecture runs in packs."""
+    return config.packed and not is_encoder(model_type)
+
+
+def attention_name(config: BackboneConfig, model_type: str) -> str:
+    """Attention implementation of a backbone: ours in packs, the library's own in padded batches."""
+    if packs(config, model_type):
+        if model_type not in PACKED:
+            raise UserError(
+                f"recipe: backbones of type {model_type} do not run in packs, which are for "
+                f"{listing(PACKED, len(PACKED))}; set backbone.packed to false"
+            )
+        wanted = config.attention
+        if wanted == "auto" and compute_dtype(config) == torch.float32:
+            # The kernels for packs want 16 bits; on any device float32 is for checking, not for speed.
+            wanted = "eager" if model_type in SOFTCAPPED else "sdpa"
+        return attention_for(model_type, wanted)
+    if config.attention == "auto":
+        return "eager" if model_type in EAGER_ONLY else "sdpa"
+    if model_type in SOFTCAPPED and config.attention == "sdpa":
+        raise UserError(f"recipe: attention sdpa drops the soft-capping of {model_type}; use eager")
+    return config.attention
+
+
+def _attention(config: BackboneConfig, model_type: str) -> str:
+    name = attention_name(config, model_type)
+    return registered(name) if packs(config, model_type) else name
+
+
+def lora_targets(model: Any, lora: LoraConfig) -> tuple[list[str], list[int]]:
+    """Resolve ``targets`` and ``first_layer`` into linear-layer names and layer indices.
+
+    Raises
+    ------
+    UserError
+        A target that no layer has; no layer is left to adapt.
+    """
+    layers = blocks_of(model)[0]
+    found = sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name, module in layers[0].named_modules()
+            if isinstance(module, nn.Linear)
+        }
+    )
+    wanted = found if lora.targets == [ALL_LINEAR] else list(lora.targets)
+    unknown = sorted(set(wanted) - set(found))
+    if unknown:
+        raise UserError(
+            f"recipe: lora.targets names {listing(unknown)}; the backbone has {listing(found, 12)}"
+        )
+    adapted = list(range(round(lora.first_layer * len(layers)), len(layers)))
+    if not adapted:  # PEFT would take an empty list for all layers
+        raise UserError(
+            f"recipe: lora.first_layer {lora.first_layer} leaves none of the backbone's {len(layers)} layers "
+            "to adapt; lower it"
+        )
+    return list(dict.fromkeys(wanted)), adapted
+
+
+def add_adapters(
+    model: Any, lora: LoraConfig, seed: int, gradient_checkpointing: bool | str = False
+) -> Classifier:
+    """Freeze the base, add LoRA adapters (float32) and its trainable head, and wrap as a classifier."""
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import TaskType, get_peft_model
+
+    torch.manual_seed(seed)
+    if not lora.enabled:
+        return _checkpointed(wrap(model.requires_grad_(True)), gradient_checkpointing)
+    targets, layers = lora_targets(model, lora)
+    own_head = not hasattr(model, "verdict_ids")
+    peft_config = PeftLoraConfig(
+        task_type=TaskType.SEQ_CLS if own_head else TaskType.CAUSAL_LM,
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        layers_to_transform=layers,
+        layers_pattern=blocks_of(model)[1],
+        modules_to_save=[head_of(model)[0], *poolers_of(model)] if own_head else None,
+    )
+    with quiet_transformers():
+        adapted = get_peft_model(model, peft_config)
+    return _checkpointed(wrap(adapted), gradient_checkpointing)
+
+
+def _checkpointed(classifier: Classifier, wanted: bool | str) -> Classifier:
+    classifier.plan.checkpoint = CHECKPOINTING[str(wanted).lower()]
+    return classifier
+
+
+def _compiles(config: BackboneConfig) -> bool:
+    """Whether the layers are compiled: ``auto`` does where a GPU and its kernels make it worth the wait."""
+    if config.compile == "auto":
+        return torch.cuda.is_available() and compute_dtype(config) != torch.float32
+    return config.compile.lower() == "true"
+
+
+def load_trained(
+    config: BackboneConfig, path: str, trained: Path, lora_enabled: bool, n_classes: int
+) -> Classifier:
+    """Load a trained classifier for prediction from the directory that :meth:`Classifier.save` wrote."""
+    if not lora_enabled:
+        return wrap(load_full(config, str(trained), n_classes))
+    classifier = wrap(load_base(config, path, n_classes))
+    with _named_failures(str(trained)):
+        classifier.load(trained)
+    return classifier
+
+
+def load_full(config: BackboneConfig, path: str, n_classes: int) -> Any:
+    """Load a fully fine-tuned classifier, its trained head included."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    with _named_failures(path), quiet_transformers():
+        model_config = AutoConfig.from_pretrained(path)
+        if model_config.num_labels != n_classes:
+            raise UserError(f"{path}: has {model_config.num_labels} classes, not {n_classes}")
+        model = _whole(
+            AutoModelForSequenceClassification,
+            path,
+            fresh_head=False,
+            dtype=compute_dtype(config),
+            attn_implementation=_attention(config, model_config.model_type),
+        )
+    _configure(model, config)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def weight_hash(path: str, revision: str | None = None) -> str:
+    """Hash a checkpoint's weights: file contents of a local one, commit and names of a hub's snapshot."""
+    directory = Path(path)
+    if directory.is_dir():
+        files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
+        if not any(file.suffix == ".safetensors" for file in files):
+            raise UserError(f"{path}: holds no weights in safetensors (*.safetensors); no other form is read")
+        return sha256_files(files)
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    except ValueError:  # no hub's name at all: a directory that is gone
+        cached = None
+    if not isinstance(cached, str):
+        raise UserError(f"{path}: not in the local cache; download it or give a directory")
+    return sha256_text(path, Path(cached).parent.name)
+
+
+@contextmanager
+def _named_failures(path: str) -> Iterator[None]:
+    """Turn what a missing or damaged checkpoint raises into a message that names it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: cannot be loaded as a model: {reason}") from error

@@ -1,0 +1,218 @@
+"""Build a quantised base one weight at a time, never holding more full precision than one weight.
+
+``from_pretrained`` may materialise a whole checkpoint before it quantises (transformers #43032). Here the
+model is made without weights, and each is read, quantised and put in its place before the next is read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from data.errors import UserError
+from distill.kernels.linear import QUANTISED, QuantisedLinear
+from distill.model.sharding import Shards
+from distill.processes import process
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class Weights(Protocol):
+    """Where weights come from."""
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a weight of that name."""
+
+    def get(self, name: str, shape: torch.Size, device: torch.device) -> Tensor:
+        """Return a weight of the checked shape on a device."""
+
+
+class Checkpoint:
+    """The safetensors files of a checkpoint, read weight by weight.
+
+    Parameters
+    ----------
+    path : str
+        Local directory, or hub name of a checkpoint.
+    options : keyword arguments
+        ``revision`` and the like, for the hub.
+
+    Raises
+    ------
+    FileNotFoundError
+        The checkpoint has no safetensors.
+    """
+
+    def __init__(self, path: str, **options: Any) -> None:
+        from safetensors import safe_open
+
+        self.path = path
+        index = _file(path, INDEX, options)
+        if index is not None:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        else:
+            shards = [SINGLE]
+        self._shards: dict[str, Path] = {}
+        for shard in shards:
+            file = _file(path, shard, options)
+            if file is None:
+                raise FileNotFoundError(f"{path}: holds no {shard}")
+            with safe_open(file, framework="pt") as opened:
+                self._shards |= dict.fromkeys(opened.keys(), file)
+
+    def __contains__(self, name: str) -> bool:
+        return self._stored(name) is not None
+
+    def _stored(self, name: str) -> str | None:
+        """The name in the files; a bare decoder's checkpoint lacks the prefix."""
+        return next((n for n in (name, name.removeprefix("model.")) if n in self._shards), None)
+
+    def get(self, name: str, shape: torch.Size, device: torch.device) -> Tensor:
+        """Return a weight of the checked shape on a device."""
+        from safetensors import safe_open
+
+        stored = self._stored(name)
+        if stored is None:
+            raise UserError(f"{self.path}: has no weight {name}")
+        with safe_open(self._shards[stored], framework="pt", device=str(device)) as opened:
+            tensor = opened.get_tensor(stored)
+        if tensor.shape != shape:
+            raise UserError(f"{self.path}: {name} is {tuple(tensor.shape)}, not {tuple(shape)}")
+        return tensor
+
+
+def _file(path: str, name: str, options: dict[str, Any]) -> Path | None:
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        path,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **options,
+    )
+    return None if found is None else Path(found)
+
+
+def build(
+    config: Any,
+    weights: Weights,
+    precision: str,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device,
+    double_quant: bool = False,
+    shard: bool = False,
+    task: str = "AutoModelForSequenceClassification",
+) -> Any:
+    """Return a model of a task's class whose decoder's linear layers are held in ``precision``.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+    weights : Weights
+        A head may be missing; it is then zero.
+    precision : {"nf4", "int8", "fp8", "bf16", "fp16", "fp32"}
+    dtype : torch.dtype
+        Of everything that is not quantised.
+    attention : str
+        The library's name of the implementation.
+    shard : bool
+        Cut the layers over the processes, where there are several (:mod:`distill.model.sharding`).
+    task : str
+        The library's class that knows the architecture's class for the task.
+    """
+    import transformers
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        model = getattr(transformers, task).from_config(config, dtype=dtype, attn_implementation=attention)
+    for name, buffer in list(model.named_buffers()):
+        parent, leaf = _place(model, name)
+        parent._buffers[leaf] = buffer.to(device)
+    layers = model.get_decoder().layers
+    linear = {
+        id(m): number
+        for number, layer in enumerate(layers)
+        for m in layer.modules()
+        if isinstance(m, nn.Linear)
+    }
+    shards = Shards() if shard and process()[1] > 1 else None
+    for name, module in list(model.named_modules()):
+        if id(module) in linear and precision in ("nf4", *QUANTISED):
+            weight = weights.get(f"{name}.weight", module.weight.shape, device).to(dtype)
+            bias = None
+            if module.bias is not None:
+                bias = weights.get(f"{name}.bias", module.bias.shape, device).to(dtype)
+            parent, leaf = _place(model, name)
+            made = _quantised(weight, bias, precision, dtype, double_quant)
+            setattr(parent, leaf, made)
+            if shards is not None:
+                shards.take(linear[id(module)], made)
+            continue
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            full = f"{name}.{leaf}"
+            if full.startswith("lm_head.") and full not in weights:
+                continue  # tied to the embedding
+            if full.startswith("score.") and full not in weights:
+                value = torch.zeros(parameter.shape, dtype=dtype, device=device)
+            else:
+                value = weights.get(full, parameter.shape, device).to(dtype)
+            module._parameters[leaf] = nn.Parameter(value)
+        if shards is not None and id(module) in linear:
+            shards.take(linear[id(module)], module)
+    model.tie_weights()
+    if shards is not None:
+        shards.furnish(layers)
+        model.get_decoder().shards = shards
+    if precision == "nf4":
+        _mark_4bit(model, dtype, double_quant)
+    return model
+
+
+def _quantised(
+    weight: Tensor, bias: Tensor | None, precision: str, dtype: torch.dtype, double_quant: bool
+) -> nn.Linear:
+    if precision != "nf4":
+        return QuantisedLinear(weight, precision, bias)
+    import bitsandbytes as bnb
+
+    layer = bnb.nn.Linear4bit(
+        weight.shape[1],
+        weight.shape[0],
+        bias=False,
+        compute_dtype=dtype,
+        compress_statistics=double_quant,
+        quant_type="nf4",
+        device="meta",
+    )
+    stored: Any = bnb.nn.Params4bit(
+        weight, requires_grad=False, quant_type="nf4", compress_statistics=double_quant
+    )
+    layer.weight = stored.to(weight.device)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer
+
+
+def _mark_4bit(model: Any, dtype: torch.dtype, double_quant: bool) -> None:
+    """Leave the marks that ``from_pretrained`` leaves; PEFT chooses its layers by them."""
+    from transformers import BitsAndBytesConfig
+
+    model.is_loaded_in_4bit = True
+    model.config.quantization_config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=double_quant,
+    )
+
+
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds the attribute ``name``, and the attribute's own name."""
+    parent, _, leaf = name.rpartition(".")
+    return model.get_submodule(parent), leaf

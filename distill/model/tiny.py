@@ -1,0 +1,218 @@
+"""Tiny models of the true architectures, made locally: what the demo and the tests run on.
+
+Same classes, same files, same ``from_pretrained`` path as ``meta-llama/Llama-3.1-8B-Instruct`` and
+``google/gemma-2-9b-it``: Llama-3.1's rope scaling and grouped-query attention; Gemma-2's soft-capping,
+alternating sliding window and four norms a layer. Frozen random weights limit what adapters can learn,
+so a short next-token training on the rows' text (never their labels) stands in for pretraining.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data.encoding.template import Template
+from data.files import locked, sha256_text, write_text
+from data.progress import progress
+from data.schema import Rows
+from distill.config import TinyConfig
+from distill.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = {
+    "llama": {
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": "<|end_of_text|>",
+        "pad_token": "<|finetune_right_pad_id|>",
+    },
+    "bert": {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    },
+    "gemma2": {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"},
+}
+FORMAT = 1
+PRETRAIN_LENGTH = 160
+PRETRAIN_BATCH = 16
+MASKED = 0.15
+"""Share of tokens that an encoder's pretraining hides (Devlin et al., arXiv 1810.04805)."""
+
+
+def tiny_backbone(tiny: TinyConfig, rows: Rows, template: Template, seed: int, cache: Path) -> Path:
+    """Return the directory of the tiny checkpoint for these rows, making it on first use.
+
+    Parameters
+    ----------
+    tiny : TinyConfig
+    rows : Rows
+        Their text trains the tokenizer and, for ``pretrain_steps``, the model.
+    template : Template
+        The layout of the pretraining text.
+    seed : int
+    cache : Path
+        Directory that holds made checkpoints.
+    """
+    key = sha256_text(
+        str(FORMAT), str(sorted(asdict(tiny).items())), str(asdict(template)), str(seed), rows.content_hash
+    )
+    path = cache / f"tiny-{tiny.family}-{key[:12]}"
+    done = path / "made.txt"
+    if done.exists():
+        return path
+    with locked(cache, wait=True):  # runs beside each other may want the same one
+        if not done.exists():
+            shutil.rmtree(path, ignore_errors=True)
+            texts = _texts(rows, template)
+            tokenizer = train_tokenizer(tiny.family, texts, tiny.vocab_size)
+            _make_model(tiny, tokenizer, texts, seed, path)
+            tokenizer.save_pretrained(path)
+            write_text(done, key + "\n")
+    return path
+
+
+def _texts(rows: Rows, template: Template) -> list[str]:
+    pair = rows.classes.swap is not None
+    columns = [rows.table.column(name).to_pylist() for name in ("prompt", "response_a", "response_b")]
+    return [
+        "".join(segment.text for segment in template.segments(p or [], a or [], b or [], pair=pair))
+        for p, a, b in zip(*columns, strict=True)
+    ]
+
+
+def train_tokenizer(family: str, texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with the family's special tokens and its habit of adding BOS."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = SPECIAL_TOKENS[family]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(special.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    bos, sep = special.get("bos_token") or special["cls_token"], special.get("sep_token")
+    end = f" {sep}" if sep else ""
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A{end}",
+        pair=f"{bos} $A {sep or bos} $B{end}",
+        special_tokens=[(token, backend.token_to_id(token)) for token in (bos, sep) if token],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def tiny_model_config(tiny: TinyConfig, tokenizer: Any) -> PretrainedConfig:
+    """Return the ``transformers`` configuration of a tiny Llama-3.1, Gemma-2 or BERT."""
+    from transformers import BertConfig, Gemma2Config, LlamaConfig
+
+    if tiny.family == "bert":
+        return BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=tiny.hidden_size,
+            intermediate_size=tiny.intermediate_size,
+            num_hidden_layers=tiny.layers,
+            num_attention_heads=tiny.heads,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": tiny.hidden_size,
+        "intermediate_size": tiny.intermediate_size,
+        "num_hidden_layers": tiny.layers,
+        "num_attention_heads": tiny.heads,
+        "num_key_value_heads": tiny.kv_heads,
+        "head_dim": tiny.hidden_size // tiny.heads,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": True,
+    }
+    if tiny.family == "llama":
+        rope = {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+        return LlamaConfig(**shape, max_position_embeddings=131072, rms_norm_eps=1e-5, rope_parameters=rope)
+    return Gemma2Config(
+        **shape,
+        max_position_embeddings=8192,
+        sliding_window=4096,
+        attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0,
+        query_pre_attn_scalar=tiny.hidden_size // tiny.heads,
+    )
+
+
+def _make_model(tiny: TinyConfig, tokenizer: Any, texts: list[str], seed: int, path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    torch.manual_seed(seed)
+    kind = AutoModelForMaskedLM if tiny.family == "bert" else AutoModelForCausalLM
+    model = kind.from_config(tiny_model_config(tiny, tokenizer), attn_implementation="eager")
+    model = model.to(torch.float32)
+    if tiny.pretrain_steps:
+        _pretrain(model, tokenizer, texts, tiny, seed)
+    with quiet_transformers():
+        model.save_pretrained(path)
+
+
+def _pretrain(model: Any, tokenizer: Any, texts: list[str], tiny: TinyConfig, seed: int) -> None:
+    """Train next-token or masked-token prediction on windows of the rows' text, in float32."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+
+    windows = []
+    for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts):
+        ids = encoding.ids
+        windows += [ids[i : i + PRETRAIN_LENGTH] for i in range(0, len(ids), PRETRAIN_LENGTH)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=tiny.pretrain_lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=tiny.pretrain_lr, total_steps=tiny.pretrain_steps, pct_start=0.1
+    )
+    generator = np.random.default_rng(seed)
+    options = {} if tiny.family == "bert" else {"use_cache": False}
+    model.train()
+    for _ in progress(range(tiny.pretrain_steps), f"pretraining tiny {tiny.family}", unit="step"):
+        chosen = [windows[i] for i in generator.integers(len(windows), size=PRETRAIN_BATCH)]
+        longest = max(len(ids) for ids in chosen)
+        batch = torch.full((len(chosen), longest), tokenizer.pad_token_id)
+        labels = torch.full((len(chosen), longest), -100)
+        for i, ids in enumerate(chosen):
+            batch[i, : len(ids)] = torch.tensor(ids)
+            labels[i, : len(ids)] = torch.tensor(ids)
+        mask = (labels != -100).long()
+        if tokenizer.mask_token_id is not None:
+            hidden = torch.from_numpy(generator.random(batch.shape) < MASKED) & mask.bool()
+            batch, labels = (
+                batch.masked_fill(hidden, tokenizer.mask_token_id),
+                labels.masked_fill(~hidden, -100),
+            )
+        batch, mask, labels = (x.to(device) for x in (batch, mask, labels))
+        loss = model(input_ids=batch, attention_mask=mask, labels=labels, **options).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    model.eval().cpu()

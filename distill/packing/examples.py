@@ -1,0 +1,63 @@
+"""Encoded rows and what to learn from them; padded batches, for one-by-one use and as a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.encoding.encode import Encoded
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Encoded rows and what to learn from them.
+
+    Attributes
+    ----------
+    encoded : Encoded
+    targets : ndarray of shape (n, K)
+        Target distribution in the row's own class order; NaN where unlabelled.
+    permutation : list of int
+        What swapping does to the classes.
+    teacher_logits : ndarray of shape (n, teachers, K) or None
+    pad_id : int
+    row_ids : sequence of str or None
+        For messages.
+    teacher_weights : ndarray of shape (n, teachers) or None
+        Summing to one over the teachers.
+    """
+
+    encoded: Encoded
+    targets: np.ndarray
+    permutation: list[int]
+    pad_id: int
+    teacher_logits: np.ndarray | None = None
+    row_ids: Sequence[str] | None = None
+    teacher_weights: np.ndarray | None = None
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Which rows have a target, shape (n,), bool."""
+        return np.isfinite(self.targets).all(axis=1)
+
+
+def pad(encoded: Encoded, sequences: np.ndarray, pad_id: int, side: str = "right") -> dict[str, Tensor]:
+    """Stack sequences, padded on the right or left: ``input_ids``, ``attention_mask``, ``last``."""
+    pieces = [encoded[int(s)] for s in sequences]
+    longest = max(len(piece) for piece in pieces)
+    ids = np.full((len(pieces), longest), pad_id, dtype=np.int64)
+    mask = np.zeros((len(pieces), longest), dtype=np.int64)
+    for i, piece in enumerate(pieces):
+        where = slice(0, len(piece)) if side == "right" else slice(longest - len(piece), longest)
+        ids[i, where] = piece
+        mask[i, where] = 1
+    last = np.array([len(piece) - 1 if side == "right" else longest - 1 for piece in pieces])
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(mask),
+        "last": torch.from_numpy(last),
+    }

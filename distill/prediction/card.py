@@ -1,0 +1,121 @@
+"""The model card of an exported student, written from what its run recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.folds import Folds
+from data.schema import Rows
+from data.softlabels import SoftLabels
+from ensemble.methods.calibrate import TemperatureScaling
+from ensemble.scoring.crossfit import bootstrap, log_loss
+
+
+def scores(store: SoftLabels, rows: Rows, folds: Folds) -> dict[str, Any]:
+    """Out-of-fold log-loss with its 95 % interval over prompt groups, accuracy, and a temperature.
+
+    Returns
+    -------
+    dict
+        ``rows``, ``log_loss``, ``log_loss_ci95``, ``accuracy``, ``temperature``, ``log_loss_tempered``
+        (cross-fitted over the folds, while ``temperature`` is fitted on all rows).
+    """
+    position = {row_id: i for i, row_id in enumerate(store.row_ids)}
+    known = np.isfinite(rows.targets).all(axis=1) & ~folds.pinned
+    probs = store.probs[[position[rows.row_ids[i]] for i in np.flatnonzero(known)]]
+    targets, fold = rows.targets[known], folds.fold[known]
+    losses = log_loss(probs, targets)
+    interval = bootstrap(np.array(folds.group_ids)[known]).interval(losses)
+    tempered = np.empty_like(probs)
+    for number in np.unique(fold):
+        inside = fold == number
+        fitted = TemperatureScaling().fit(probs[~inside], targets[~inside])
+        tempered[inside] = fitted.transform(probs[inside])
+    return {
+        "rows": int(known.sum()),
+        "log_loss": float(losses.mean()),
+        "log_loss_ci95": interval.as_list(),
+        "accuracy": float((probs.argmax(axis=1) == targets.argmax(axis=1)).mean()),
+        "temperature": TemperatureScaling().fit(probs, targets).temperature_,
+        "log_loss_tempered": float(log_loss(tempered, targets).mean()),
+    }
+
+
+def model_card(manifest: dict[str, Any], found: dict[str, Any], made_of: str, licence: str) -> str:
+    """Return the card in Markdown, with the hub's metadata on top.
+
+    Parameters
+    ----------
+    manifest : dict
+        The run's.
+    found : dict
+        From :func:`scores`.
+    made_of : str
+        Which weights the model is: the final student, or the mean of fold students.
+    licence : str
+        An identifier that the hub knows, such as ``apache-2.0``.
+    """
+    low, high = found["log_loss_ci95"]
+    distill, teachers = manifest.get("distill"), manifest.get("teachers") or {}
+    base = manifest.get("backbone_source", manifest["backbone_path"])
+    origin = ""
+    if "cut_from" in manifest:
+        cut = manifest["cut_from"]
+        origin = f"; the first {cut['first_layers']} of {cut['layers']} layers of {Path(base).name}"
+    lines = [
+        "---",
+        f"license: {licence}",
+        "library_name: transformers",
+        "pipeline_tag: text-classification",
+        *([f"base_model: {base}"] if base.count("/") == 1 and not base.startswith("/") else []),
+        "tags: [distillation, preference, distillstack]",
+        "---",
+        "",
+        f"# {manifest['name']}",
+        "",
+        f"A classifier of {', '.join(manifest['classes'])}: {made_of}, merged into one plain model.",
+        "",
+        "## Scores",
+        "",
+        "| rows | log-loss, out of fold | 95 % interval over prompts | accuracy | at its temperature |",
+        "|---|---|---|---|---|",
+        f"| {found['rows']} | {found['log_loss']:.4f} | {low:.4f} – {high:.4f} | {found['accuracy']:.3f} "
+        f"| {found['log_loss_tempered']:.4f} (T = {found['temperature']:.3f}) |",
+        "",
+        "Scored are the fold students, each on the fold that it was not trained on, both orders of a pair "
+        "averaged. The model here was trained on the same rows and is not scored itself.",
+        "",
+        "## Training",
+        "",
+        f"- data: {manifest['n_rows']} rows, {manifest['n_folds']} folds grouped by prompt "
+        f"(rows {manifest['rows_hash'][:12]}, folds {manifest['folds_hash'][:12]})",
+        f"- backbone: weights {manifest['backbone']['weight_hash'][:12]}, "
+        f"precision {manifest['backbone']['precision']}" + origin,
+        f"- input: at most {manifest['truncation']['max_length']} tokens, "
+        f"longer turns cut at the {manifest['truncation']['side']}",
+    ]
+    if distill:
+        kind = manifest.get("teacher_label_kind")
+        labels = f"{kind} soft labels, {manifest.get('leakage')} leakage" if kind else "no teacher"
+        if manifest.get("hard_labels_only"):
+            labels += f"; {manifest['hard_labels_only']} rows pinned to training by their hard labels only"
+        lines += [
+            f"- distillation: loss {distill['loss']}, weight {distill['weight']}, "
+            f"temperature {distill['temperature']}; {labels}",
+            f"- teachers: {', '.join(teachers) or 'none'}",
+        ]
+    versions = ", ".join(f"{name} {v}" for name, v in manifest.get("versions", {}).items())
+    lines += [
+        f"- libraries: {versions}",
+        "",
+        "## Use",
+        "",
+        "`AutoModelForSequenceClassification.from_pretrained` loads it. The input's layout, its truncation "
+        "and the temperature stand in `distillstack.json`; `python -m distill.predict --model` this "
+        "directory applies all three.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Backbones trained under one budget until the intervals part them."""

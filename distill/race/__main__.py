@@ -1,0 +1,177 @@
+"""``python -m distill.race``: train backbones side by side under one budget and stop the losers early.
+
+Same rows, same order, same validation rows. At every look the paired differences get intervals that hold for
+all looks at once (:mod:`distill.race.intervals`); a backbone is stopped when it is shown to be worse now
+and, at the pace the gap closes, at the end. The same command continues a killed race; the winner is trained
+to its end from its last checkpoint, in a directory that ``distill.teacher_oof`` can go on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.command import format_table, run
+from data.errors import UserError, listing
+from distill.arguments import add_common_arguments, open_data, parse
+
+if TYPE_CHECKING:
+    from data.folds import Folds
+    from data.schema import Rows
+    from distill.config import ModelConfig, Recipe
+    from distill.race.race import Race, Rules
+    from distill.runs.crossfit import Run
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m distill.race", description=__doc__)
+    add_common_arguments(parser)
+    parser.add_argument(
+        "--backbones",
+        nargs="+",
+        metavar="NAME",
+        help="models of the recipe, or checkpoints to train as the recipe's first model "
+        "(default: all of the recipe's)",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="directory of the race (default: race in the data's directory)"
+    )
+    parser.add_argument("--budget", default="rows", help="rows, tokens or seconds=S (default: rows)")
+    parser.add_argument("--looks", type=int, default=10, help="evaluations, evenly spaced (default: 10)")
+    parser.add_argument("--alpha", type=float, default=0.05, help="error rate of a stop (default: 0.05)")
+    parser.add_argument("--fold", type=int, default=0, help="the fold to validate on (default: 0)")
+    parser.add_argument("--validation-rows", type=int, default=0, help="at most so many of its rows (0: all)")
+    parser.add_argument("--tune", choices=["lr"], help="first sweep each backbone's learning rate, by Optuna")
+    return parse(parser, argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    args = arguments(argv)
+    from distill.config import load_recipe
+    from distill.processes import held, stand_alone
+
+    stand_alone("distill.race")
+    recipe = load_recipe(args.recipe, args.overrides)
+    models = choose(recipe, args.backbones, args.recipe)
+    if args.looks < 2 or not 0 < args.alpha < 1:
+        raise UserError("--looks must be 2 or more, and --alpha lie between 0 and 1")
+    if args.validation_rows < 0:
+        raise UserError(f"--validation-rows is {args.validation_rows}; give 0 for all, or more")
+    rows, folds, data_dir = open_data(args.data, recipe.data)
+    if not 0 <= args.fold < folds.n_folds:
+        raise UserError(f"--fold {args.fold}: the data have folds 0 to {folds.n_folds - 1}")
+
+    from distill.race.page import difference_lines, write_pages
+    from distill.race.race import Contestant, Race, Rules
+    from distill.race.treatment import HEADER, treatment, treatment_line
+
+    out = args.out or data_dir / "race"
+    rules = Rules(args.looks, args.alpha, args.fold, args.validation_rows, args.budget, args.tune or "")
+    with held(out):
+        runs = plan_all(models, rows, folds, data_dir, out, rules)
+        race = Race([Contestant(r) for r in runs], rows, folds, rules, out)
+        race.claim()
+        race.go(tell=lambda line: print(line, flush=True))
+        race.finish()
+        verdict = in_words(race)
+        page, picture = write_pages(race, verdict)
+    print()
+    print(format_table(HEADER, [treatment_line(treatment(c)) for c in race.contestants]))
+    print()
+    print(format_table(["pair", "budget", "difference", "from", "to", "shown"], difference_lines(race)))
+    print(f"\n{verdict}\n{page}\n{picture}")
+
+
+def choose(recipe: Recipe, names: Sequence[str] | None, where: str) -> dict[str, ModelConfig]:
+    """Return the models to race by name: the recipe's own, or its first model on another checkpoint."""
+    if not recipe.teachers:
+        raise UserError(f"recipe {where}: has no teachers to race")
+    first = next(iter(recipe.teachers.values()))
+    models: dict[str, ModelConfig] = {}
+    for name in names or list(recipe.teachers):
+        if name in recipe.teachers:
+            models[name] = recipe.teachers[name]
+        elif Path(name).is_dir() or "/" in name:
+            short = Path(name).name
+            models[short] = replace(first, backbone=replace(first.backbone, path=name, tiny=None))
+        else:
+            raise UserError(
+                f"--backbones {name}: no model of recipe {where} ({listing(recipe.teachers)}), no directory "
+                "and no hub name"
+            )
+    if len(models) < 2:
+        raise UserError("--backbones: a race needs two or more backbones of different names")
+    return models
+
+
+def plan_all(
+    models: dict[str, ModelConfig], rows: Rows, folds: Folds, data_dir: Path, out: Path, rules: Rules
+) -> list[Run]:
+    """Plan every backbone's run under the declared budget, its learning rate tuned first if asked."""
+    from distill.race.race import share_seconds, share_tokens, with_epochs
+    from distill.race.tuning import tune_lr
+    from distill.runs.crossfit import plan_run
+    from distill.teaching.losses import cross_entropy
+
+    def plan(name: str, model: ModelConfig) -> Run:
+        return plan_run(
+            "teacher", name, model, rows, folds, data_dir, out / name,
+            loss=lambda logits, batch: cross_entropy(logits, batch["targets"]),
+        )  # fmt: skip
+
+    runs = [plan(name, model) for name, model in models.items()]
+    if rules.tune:
+        tuned = [tune_lr(r, rules.fold, out / "tuning" / r.name) for r in runs]
+        runs = [
+            plan(r.name, replace(r.model, train=replace(r.model.train, lr=lr)))
+            for r, lr in zip(runs, tuned, strict=True)
+        ]
+    kind, _, amount = rules.budget.partition("=")
+    if kind == "rows" and not amount:
+        return runs
+    if kind == "tokens" and not amount:
+        epochs = share_tokens(runs, rules.fold)
+    elif kind == "seconds" and re.fullmatch(r"\d+\.?\d*|\.\d+", amount) and float(amount) > 0:
+        epochs = share_seconds(runs, rules.fold, float(amount), out / "pace")
+    else:
+        raise UserError(f"--budget {rules.budget}: not rows, tokens or seconds=S")
+    return [with_epochs(r, e) for r, e in zip(runs, epochs, strict=True)]
+
+
+def in_words(race: Race) -> str:
+    """Say which backbone won, by how much, how sure that is, and what stopping early saved."""
+    winner = race.winner
+    best = race.contestants[winner]
+    parts = []
+    for i, other in enumerate(race.contestants):
+        if i == winner:
+            continue
+        look = race.last_look(i, winner)
+        gap = f"{look.difference:+.4f} log-loss ({look.low:+.4f} to {look.high:+.4f})"
+        if other.stopped:
+            left = 1 - look.share
+            spent = sum(record["seconds"] for record in other.looks)
+            hours = spent / look.share * left / 3600
+            parts.append(
+                f"{other.name} was stopped at {look.share:.0%} of the budget, {gap} behind {best.name}, "
+                f"which saved {left:.0%} of its steps, about {hours:.2g} hours"
+            )
+        elif look.low > 0:
+            parts.append(f"{other.name} ends {gap} behind {best.name}")
+        else:
+            parts.append(f"{other.name} and {best.name} cannot be told apart: {gap} at the end")
+    return (
+        f"{best.name} is ahead at {best.losses[-1].mean():.4f}. {'; '.join(parts)}. All intervals hold at "
+        f"once with {1 - race.rules.alpha:.0%} confidence, and a stop is wrong no oftener than they miss, as "
+        "long as gaps close no faster than they did. They are about these trainings, not about other seeds."
+    )
+
+
+if __name__ == "__main__":
+    run(main)

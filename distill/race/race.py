@@ -1,0 +1,319 @@
+"""The race's engine: contestants trained look by look on the same rows, and stopped by shown difference.
+
+Each contestant trains in a run's own directory, as ``distill.teacher_oof`` would train that fold; a pause is
+a checkpoint. So a killed race goes on where it was, and the winner is finished from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback
+
+from data.errors import UserError
+from data.files import read_json, read_parquet, write_json, write_parquet
+from data.folds import Folds
+from data.schema import Rows
+from distill.config import ModelConfig
+from distill.model.backbone import add_adapters, load_base
+from distill.model.classifier import Classifier
+from distill.race.intervals import Look, PairedLooks
+from distill.race.treatment import Meter, parameters
+from distill.runs.crossfit import Run, fit_fold, open_run
+from distill.training.trainer import predict_logits, train
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is declared before the race.
+
+    Attributes
+    ----------
+    looks : int
+        Evenly spaced evaluations; the last is the end of the budget.
+    alpha : float
+        Chance that any backbone no worse than the others is stopped.
+    fold : int
+        The fold that is validated on, and never trained on.
+    validation_rows : int
+        At most so many of its rows; 0 takes all.
+    budget : str
+        ``rows``: the same rows in the same order; ``tokens``: as many tokens as the most frugal tokenizer
+        makes of those rows; ``seconds=S``: as many steps as a rehearsal says fit S seconds.
+    tune : str
+        Empty, or ``lr``.
+    """
+
+    looks: int = 10
+    alpha: float = 0.05
+    fold: int = 0
+    validation_rows: int = 0
+    budget: str = "rows"
+    tune: str = ""
+
+
+@dataclass
+class Contestant:
+    """A backbone in the race.
+
+    Attributes
+    ----------
+    run : Run
+        Its planned run; trained in ``run.out / fold-<k>``.
+    looks : list of dict
+        A record a look: steps, seconds, tokens, peak memory, energy.
+    losses : list of ndarray of shape (rows,)
+        Validation log-loss of each row, a look.
+    stopped : int or None
+        The look after which it was stopped.
+    """
+
+    run: Run
+    looks: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[np.ndarray] = field(default_factory=list)
+    stopped: int | None = None
+    classifier: Classifier | None = None
+
+    @property
+    def name(self) -> str:
+        """The backbone's name in tables."""
+        return self.run.name
+
+
+class Pause(TrainerCallback):
+    """Saves and stops once a share of the planned steps is done."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for a checkpoint and a stop."""
+        if state.global_step >= round(self.share * state.max_steps):
+            control.should_save = True
+            control.should_training_stop = True
+
+
+class Race:
+    """Runs, and continues, a race.
+
+    Parameters
+    ----------
+    contestants : list of Contestant
+    rows, folds : Rows, Folds
+    rules : Rules
+    out : Path
+        Holds ``race.json``, and a directory a contestant.
+    """
+
+    def __init__(
+        self, contestants: list[Contestant], rows: Rows, folds: Folds, rules: Rules, out: Path
+    ) -> None:
+        self.contestants, self.rules, self.out = contestants, rules, out
+        self.rows, self.folds = rows, folds
+        known = np.isfinite(rows.targets).all(axis=1)
+        inside = np.flatnonzero((folds.fold == rules.fold) & known)
+        if rules.validation_rows and rules.validation_rows < len(inside):
+            chosen = np.random.default_rng(0).choice(len(inside), rules.validation_rows, replace=False)
+            inside = inside[np.sort(chosen)]
+        if len(inside) < 2:
+            raise UserError(
+                f"fold {rules.fold} has {len(inside)} labelled rows to validate on; it needs more"
+            )
+        for contestant in contestants:
+            train_config = contestant.run.model.train
+            n_rows = int(((folds.fold != rules.fold) & contestant.run.examples.labelled).sum())
+            steps = ceil(train_config.epochs * n_rows / train_config.rows_per_step)
+            if steps < rules.looks:
+                raise UserError(
+                    f"{contestant.name}: its budget is {steps} steps, too few for {rules.looks} looks; give "
+                    "fewer --looks, more rows or more epochs"
+                )
+        self.validation = inside
+        groups = np.array([folds.group_ids[i] for i in inside])
+        pairs = list(combinations(range(len(contestants)), 2))
+        self.pairs = {pair: PairedLooks(groups, rules.alpha / len(pairs)) for pair in pairs}
+
+    @property
+    def alive(self) -> list[int]:
+        """Contestants that are still trained."""
+        return [i for i, c in enumerate(self.contestants) if c.stopped is None]
+
+    def claim(self) -> None:
+        """Write down the race, or see that the directory holds this very race."""
+        described = {
+            "rules": asdict(self.rules),
+            "contestants": {
+                c.name: c.run.manifest["backbone"] | c.run.manifest["train"] for c in self.contestants
+            },
+            "rows_hash": self.rows.content_hash,
+            "folds_hash": self.folds.content_hash,
+        }
+        path = self.out / "race.json"
+        if path.exists():
+            found = read_json(path, "race")
+            for key, value in described.items():
+                if found.get(key) != value:
+                    raise UserError(f"{self.out}: holds another race: its {key} differ; choose another --out")
+            return
+        write_json(path, described)
+        for contestant in self.contestants:
+            open_run(contestant.run)
+
+    def go(self, tell: Callable[[str], None] = lambda _: None) -> None:
+        """Train to each look in turn until one contestant is left or the budget is spent.
+
+        Parameters
+        ----------
+        tell : callable
+            Is given a line about every look.
+        """
+        for number in range(1, self.rules.looks + 1):
+            racing = self.alive
+            for i in racing:
+                self._reach(self.contestants[i], number)
+            self._judge(number)
+            shown = [f"{c.name} {c.losses[-1].mean():.4f}" for c in map(self.contestants.__getitem__, racing)]
+            gone = [self.contestants[i].name for i in racing if i not in self.alive]
+            stopped = f"; stopped: {', '.join(gone)}" if gone else ""
+            tell(f"{number / self.rules.looks:4.0%}  {'  '.join(shown)}{stopped}")
+            if len(self.alive) == 1:
+                break
+
+    def finish(self) -> None:
+        """Train the winner on to its end from its last checkpoint, and predict the fold."""
+        winner = self.contestants[self.winner]
+        for contestant in self.contestants:
+            contestant.classifier = None
+        fit_fold(winner.run, self.rules.fold)
+
+    @property
+    def winner(self) -> int:
+        """The contestant with the least validation loss among those left."""
+        return min(self.alive, key=lambda i: float(self.contestants[i].losses[-1].mean()))
+
+    def _reach(self, contestant: Contestant, number: int) -> None:
+        """Train to a look and score it, or read what an earlier start of the race has left of it."""
+        name = f"look-{number}"
+        record, scores = (self.out / contestant.name / f"{name}{s}" for s in (".json", ".parquet"))
+        if not record.exists():
+            losses, found = self._train_to(contestant, number / self.rules.looks)
+            import pyarrow as pa
+
+            ids = [self.rows.row_ids[i] for i in self.validation]
+            write_parquet(scores, pa.table({"row_id": ids, "loss": losses}))
+            write_json(record, found)
+            if contestant.classifier is not None and contestant.classifier.device.type == "cpu":
+                contestant.classifier = None  # bitsandbytes repacks 4-bit weights to predict on the CPU
+        contestant.looks.append(read_json(record, "look"))
+        contestant.losses.append(read_parquet(scores, "look").column("loss").to_numpy())
+
+    def _train_to(self, contestant: Contestant, share: float) -> tuple[np.ndarray, dict[str, Any]]:
+        run, model = contestant.run, contestant.run.model
+        seed = model.train.seed * 1000 + self.rules.fold  # as distill.runs.crossfit seeds this fold
+        if contestant.classifier is None:
+            base = load_base(model.backbone, run.backbone, self.rows.classes.n)
+            contestant.classifier = add_adapters(base, model.lora, seed, model.train.gradient_checkpointing)
+        directory = run.out / f"fold-{self.rules.fold}"
+        train_rows = np.flatnonzero((self.folds.fold != self.rules.fold) & run.examples.labelled)
+        pause = Pause(share)
+        with Meter() as meter:
+            started = time.perf_counter()
+            try:
+                train(
+                    contestant.classifier, run.examples, train_rows, replace(model.train, seed=seed),
+                    run.loss, directory, f"{run.name}, {share:.0%}", callbacks=[pause],
+                )  # fmt: skip
+            except FloatingPointError as error:
+                raise UserError(f"{run.name}: {error}; lower its train.lr, or race with --tune lr") from error
+            seconds = time.perf_counter() - started
+        logits = predict_logits(
+            contestant.classifier, run.examples, self.validation, model.train.predict_rows, run.name
+        )
+        done = share - (contestant.looks[-1]["share"] if contestant.looks else 0.0)
+        return row_losses(logits, self.rows.targets[self.validation]), {
+            "share": share,
+            "seconds": seconds,
+            "tokens": done * budget_tokens(run, train_rows),
+            "parameters": parameters(contestant.classifier),
+            **meter.readings(),
+        }
+
+    def _judge(self, number: int) -> None:
+        """Compare every pair that is left, and stop whatever is shown to be worse than one of the others."""
+        share = number / self.rules.looks
+        losers = set()
+        for (i, j), looks in self.pairs.items():
+            if i in self.alive and j in self.alive:
+                look = looks.add(self.contestants[i].losses[-1] - self.contestants[j].losses[-1], share)
+                if look.worse:
+                    losers.add(i)
+                elif look.better:
+                    losers.add(j)
+        for i in losers:
+            self.contestants[i].stopped = number
+            self.contestants[i].classifier = None
+
+    def last_look(self, i: int, j: int) -> Look:
+        """The last look at a pair, as how much worse ``i`` is than ``j``."""
+        if (i, j) in self.pairs:
+            return self.pairs[i, j].looks[-1]
+        look = self.pairs[j, i].looks[-1]
+        return Look(look.share, -look.difference, look.half, -look.forecast, look.forecast_half)
+
+
+def row_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Log-loss a row (n,) of logits (n, orders, K) averaged over orders."""
+    scores = logits.mean(axis=1).astype(np.float64)
+    scores -= scores.max(axis=1, keepdims=True)
+    return -(targets * (scores - np.log(np.exp(scores).sum(axis=1, keepdims=True)))).sum(axis=1)
+
+
+def budget_tokens(run: Run, train_rows: np.ndarray) -> float:
+    """Tokens that the whole budget trains on: rows x orders in a step x epochs."""
+    encoded = run.examples.encoded
+    lengths = encoded.lengths.reshape(-1, encoded.orders)[train_rows]
+    a_row = lengths.sum(axis=1) if run.model.train.both_orders else lengths.mean(axis=1)
+    return float(run.model.train.epochs * a_row.sum())
+
+
+def share_tokens(runs: list[Run], fold: int) -> list[float]:
+    """Epochs by which every run trains on as many tokens as the most frugal of them."""
+    totals = []
+    for run in runs:
+        rows = np.flatnonzero((run.folds.fold != fold) & run.examples.labelled)
+        totals.append(budget_tokens(run, rows))
+    return [run.model.train.epochs * min(totals) / total for run, total in zip(runs, totals, strict=True)]
+
+
+def share_seconds(runs: list[Run], fold: int, seconds: float, scratch: Path, steps: int = 6) -> list[float]:
+    """Epochs that fit into ``seconds``, by a rehearsal of a few steps each (written once, then read)."""
+    epochs = []
+    for run in runs:
+        path = scratch / run.name / "pace.json"
+        if not path.exists():
+            rows = np.flatnonzero((run.folds.fold != fold) & run.examples.labelled)
+            base = load_base(run.model.backbone, run.backbone, run.rows.classes.n)
+            classifier = add_adapters(base, run.model.lora, 0, run.model.train.gradient_checkpointing)
+            few = rows[: steps * run.model.train.rows_per_step]
+            config = replace(run.model.train, epochs=1, checkpoint_steps=0)
+            started = time.perf_counter()
+            train(classifier, run.examples, few, config, run.loss, scratch / run.name / "pace", "pace")
+            each = (time.perf_counter() - started) / len(few)
+            write_json(path, {"seconds_a_row": each, "epochs": seconds / each / len(rows)})
+        epochs.append(float(read_json(path, "pace")["epochs"]))
+    return epochs
+
+
+def with_epochs(run: Run, epochs: float) -> Run:
+    """The run with another number of epochs, in its manifest too."""
+    model: ModelConfig = replace(run.model, train=replace(run.model.train, epochs=epochs))
+    return replace(
+        run, model=model, manifest=run.manifest | {"train": run.manifest["train"] | {"epochs": epochs}}
+    )

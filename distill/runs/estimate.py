@@ -1,0 +1,286 @@
+"""What units will cost before anything is spent: time, GPU memory and GPU hours, and what that rests on.
+
+Tokens are counted on a sample of the rows, by the backbone's own tokenizer where it is on this machine. The
+rate is, in this order: the one measured in a finished unit of the same store; the recipe's
+``resources.tokens_per_second``; the project's own measurement on one card (``benchmarks/gpu_training.md``),
+scaled by the size of the model; a guess for small models on a CPU. The source is named in every line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.encoding.encode import Encoder, Truncation
+from data.errors import UserError
+from data.folds import Folds
+from data.schema import Rows
+from data.encoding.template import read_template
+from distill.cluster.board import in_words
+from distill.config import BackboneConfig, ModelConfig
+from distill.runs.units import FINAL, Unit
+
+HEADER = (
+    "unit",
+    "trained on",
+    "predicted",
+    "tokens/s",
+    "time",
+    "GPUs",
+    "GPU hours",
+    "memory",
+    "rate from",
+)
+SAMPLE = 256
+CHARS_PER_TOKEN = 4.3
+"""Of English chat under a vocabulary of 128,000 or more; for rows whose tokenizer is not here."""
+CHARS_PER_TINY_TOKEN = 3.0
+GPU_SOURCE = "benchmarks/gpu_training.md, one H200"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Tokens a second, and peak GiB, of a model of ``linear`` parameters in its linear layers on one H200.
+
+    ``predict`` is the measured rate of the same model's prediction, of merged bf16 weights where the
+    precision's own was not measured.
+    """
+
+    linear: float
+    train: float
+    train_checkpointed: float
+    gib: float
+    predict: float
+
+
+# Rates with all layers checkpointed were measured for NF4 only; the ratio of others is that of Llama's.
+_RECOMPUTED = 12150 / 17879
+MEASURED = {
+    ("llama", "nf4"): Measured(6.98e9, 17879, 12150, 68.3, 42352),
+    ("llama", "bf16"): Measured(6.98e9, 17809, 17809 * _RECOMPUTED, 77.9, 42352),
+    ("llama", "fp8"): Measured(6.98e9, 26443, 26443 * _RECOMPUTED, 77.9, 67663),
+    ("gemma2", "nf4"): Measured(8.32e9, 13364, 9214, 95.4, 33024),
+    ("gemma2", "bf16"): Measured(8.32e9, 13636, 13636 * _RECOMPUTED, 105.5, 33024),
+    ("gemma2", "fp8"): Measured(8.32e9, 18835, 18835 * _RECOMPUTED, 105.5, 52344),
+}
+BYTES = {"nf4": 0.56, "int8": 1.0, "fp8": 1.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
+"""Bytes a parameter; NF4 with its scales."""
+CHECKPOINTED_GIB = 6.0
+"""Measured beside the weights, for 7e9 linear parameters with all layers checkpointed."""
+OUTSIDE = 1.15
+"""All parameters for those in linear layers: embeddings and head."""
+CPU_RATE = 3.0e11
+"""Useful operations a second of small models on two CPU cores: the demo's, rounded."""
+CPU_OVERHEAD_S = 10.0
+"""Loading libraries and weights, a unit."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One unit's cost.
+
+    Attributes
+    ----------
+    train_tokens, predict_tokens : float
+        Real tokens, both orders and all epochs counted.
+    rate : float
+        Tokens a second in training.
+    seconds : float
+    gpus : float
+    gib : tuple of float and float, or None
+        GPU memory with all layers checkpointed and with none; None on a CPU.
+    source : str
+        What the rate rests on.
+    """
+
+    unit: str
+    train_tokens: float
+    predict_tokens: float
+    rate: float
+    seconds: float
+    gpus: float
+    gib: tuple[float, float] | None
+    source: str
+
+
+def estimates(units: Sequence[Unit], rows: Rows, folds: Folds) -> list[Estimate]:
+    """Estimate what is left of each unit; finished ones cost nothing."""
+    lengths: dict[str, float] = {}
+    found = []
+    for unit in units:
+        model = unit.model.model
+        if unit.model.name not in lengths:
+            lengths[unit.model.name] = mean_tokens(model, rows)
+        found.append(_estimate(unit, lengths[unit.model.name], rows, folds))
+    return found
+
+
+def _estimate(unit: Unit, per_row: float, rows: Rows, folds: Folds) -> Estimate:
+    model = unit.model.model
+    n, labelled = len(rows), float(np.isfinite(rows.targets).all(axis=1).mean())
+    numbers = [] if unit.part == FINAL else [int(k) for k in unit.part.split("-")[1:]]
+    held_out = int(np.isin(folds.fold, numbers).sum())
+    orders = 2 if model.train.both_orders or len(rows.classes.orders) == 1 else 1
+    share = orders / 2 if len(rows.classes.orders) == 2 else 1.0
+    trained = per_row * (n - held_out) * labelled * model.train.epochs * share
+    predicted = per_row * (n if unit.everywhere else held_out)
+    if unit.finished():
+        return Estimate(unit.name, 0, 0, 0, 0, 0, None, "finished")
+    rate, predict_rate, source = _rates(unit, trained)
+    gpus = model.resources.gpus
+    on_gpu = _on_gpu(model)
+    seconds = trained / rate + predicted / predict_rate + (0 if on_gpu else CPU_OVERHEAD_S)
+    return Estimate(
+        unit.name,
+        trained,
+        predicted,
+        rate,
+        seconds,
+        (1.0 if gpus is None else gpus) if on_gpu else 0.0,
+        _memory(model) if on_gpu else None,
+        source,
+    )
+
+
+def _on_gpu(model: ModelConfig) -> bool:
+    """Whether a unit is meant for a GPU: it says so, or it is no tiny model."""
+    return bool(model.resources.gpus) if model.resources.gpus is not None else model.backbone.tiny is None
+
+
+def _rates(unit: Unit, trained: float) -> tuple[float, float, str]:
+    """Tokens a second in training and in prediction, and where they come from."""
+    model = unit.model.model
+    linear, family = linear_parameters(model.backbone)
+    reference = MEASURED.get((family, model.backbone.precision), MEASURED["llama", "nf4"])
+    scale = reference.linear / linear
+    train, predict = reference.train * scale, reference.predict * scale
+    source = GPU_SOURCE
+    if linear != reference.linear or (family, model.backbone.precision) not in MEASURED:
+        source += f", scaled from {reference.linear / 1e9:.1f}e9 to {linear / 1e9:.1f}e9 parameters"
+    if model.train.gradient_checkpointing.lower() == "true":
+        train *= reference.train_checkpointed / reference.train
+    if not _on_gpu(model):
+        train, predict = CPU_RATE / (6 * linear), CPU_RATE / (2 * linear)
+        train, predict, source = min(train, 2e4), min(predict, 6e4), "a guess for small models on a CPU"
+    if model.resources.tokens_per_second is not None:
+        predict *= model.resources.tokens_per_second / train
+        train, source = model.resources.tokens_per_second, "the recipe"
+    measured = _measured_here(unit.model.out)
+    if measured is not None:
+        part, seconds = measured
+        predict *= trained / seconds / train
+        train, source = trained / seconds, f"{part} of this store"
+    return train, predict, source
+
+
+def _measured_here(store: Path) -> tuple[str, float] | None:
+    """Name and seconds of a training of this store; of one that was interrupted, what came after."""
+    for path in sorted(store.glob("fold-*/metrics.jsonl")):
+        try:
+            last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+            if last["train_runtime"] > 1:
+                return path.parent.name, float(last["train_runtime"])
+        except (OSError, IndexError, KeyError, ValueError):
+            continue
+    return None
+
+
+def _memory(model: ModelConfig) -> tuple[float, float]:
+    linear, family = linear_parameters(model.backbone)
+    reference = MEASURED.get((family, model.backbone.precision), MEASURED["llama", "nf4"])
+    weights = linear * OUTSIDE * BYTES[model.backbone.precision] / 2**30
+    least = weights + CHECKPOINTED_GIB * linear / 6.98e9
+    return least, max(least, reference.gib * linear / reference.linear)
+
+
+def linear_parameters(config: BackboneConfig) -> tuple[float, str]:
+    """Return the parameters in a backbone's linear layers, and its family; nothing is downloaded.
+
+    Raises
+    ------
+    UserError
+        The checkpoint is not on this machine and its name does not say how large it is.
+    """
+    if config.tiny is not None:
+        t = config.tiny
+        head = t.hidden_size // t.heads
+        return _linear(t.layers, t.hidden_size, t.intermediate_size, t.heads, t.kv_heads, head), t.family
+    from transformers import AutoConfig
+
+    try:
+        c: Any = AutoConfig.from_pretrained(config.path, revision=config.revision, local_files_only=True)
+    except (OSError, ValueError) as error:
+        size = re.search(r"(\d+(?:\.\d+)?)[bB]\b", config.path)
+        if size is None:
+            raise UserError(
+                f"{config.path}: is not on this machine and its name does not say its size; "
+                "download it, or give its directory, for an estimate"
+            ) from error
+        family = "gemma2" if "gemma-2" in config.path.lower() else "llama"
+        return float(size.group(1)) * 1e9 / OUTSIDE, family
+    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    kv = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+    shape = (c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.num_attention_heads, kv, head)
+    return _linear(*shape), c.model_type
+
+
+def _linear(layers: int, hidden: int, inner: int, heads: int, kv: int, head: int) -> float:
+    return float(layers * (2 * hidden * heads * head + 2 * hidden * kv * head + 3 * hidden * inner))
+
+
+def mean_tokens(model: ModelConfig, rows: Rows) -> float:
+    """Mean tokens of a row in all its orders, on a sample, by the tokenizer if it is on this machine."""
+    chosen = np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64)
+    sample = rows.take(chosen)
+    orders = len(rows.classes.orders)
+    if model.backbone.tiny is None:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                model.backbone.path, revision=model.backbone.revision, local_files_only=True
+            )
+        except (OSError, ValueError):
+            pass
+        else:
+            encoder = Encoder(tokenizer, read_template(model.template), Truncation(**asdict(model.encode)))
+            return float(encoder.encode(sample).lengths.mean()) * orders
+    per_token = CHARS_PER_TOKEN if model.backbone.tiny is None else CHARS_PER_TINY_TOKEN
+    chars = np.zeros(len(sample))
+    for name in ("prompt", "response_a", "response_b"):
+        chars += [sum(map(len, turns or ())) for turns in sample.table.column(name).to_pylist()]
+    return float(np.minimum(chars / per_token + 10, model.encode.max_length).mean()) * orders
+
+
+def table_of(found: Sequence[Estimate]) -> tuple[list[list[str]], list[str]]:
+    """Return the table's lines, and the sums below it."""
+    body = [
+        [
+            e.unit,
+            f"{e.train_tokens:,.0f}",
+            f"{e.predict_tokens:,.0f}",
+            f"{e.rate:,.0f}",
+            in_words(e.seconds),
+            f"{e.gpus:g}",
+            f"{e.gpus * e.seconds / 3600:.2f}",
+            "–" if e.gib is None else f"{e.gib[0]:.0f} to {e.gib[1]:.0f} GiB",
+            e.source,
+        ]
+        for e in found
+    ]
+    hours = sum(e.gpus * e.seconds for e in found) / 3600
+    longest = max((e.seconds for e in found), default=0)
+    notes = [
+        "trained on, predicted: tokens, every epoch and both orders counted",
+        f"{len(found)} units, {in_words(sum(e.seconds for e in found))} one after another, "
+        f"{in_words(longest)} with a place for each, {hours:.1f} GPU hours",
+        "GPU memory: with every layer's activations recomputed, and with none; "
+        "train.gradient_checkpointing auto takes what the card has",
+    ]
+    return body, notes if hours else notes[:2]

@@ -1,0 +1,199 @@
+"""The work of a training command as units: one (model, fold, seed) each, safe to run again anywhere.
+
+A unit's inputs are its configuration and the files it names; its output is a finished directory, written so
+that a unit killed at any moment goes on from its last checkpoint and a finished one does nothing. So units
+can run one after another in this process, or on any machine that sees the same files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data import storage
+from data.dataset import load_prepared
+from data.errors import UserError
+from data.softlabels import OOF, derived_path
+from distill.config import DistillConfig, ModelConfig, StudentConfig
+
+if TYPE_CHECKING:
+    from data.folds import Folds
+    from data.schema import Rows
+    from distill.runs.crossfit import Run
+    from distill.teaching.teachers import Teachers
+
+FINAL = "final"
+BACKBONES = "backbones"
+"""Directory beside the stores that holds backbones made locally."""
+WEIGHTS = ("adapter", BACKBONES)
+"""Directories that a student needs nothing of."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model of a training command: what :meth:`plan` needs, and nothing that cannot be sent elsewhere.
+
+    Attributes
+    ----------
+    name : str
+    model : ModelConfig
+        A :class:`~distill.config.StudentConfig` for the student.
+    data : Path
+        Prepared rows and folds: a directory, or a row table with its fold file beside it.
+    out : Path
+        The store's directory.
+    teachers : tuple of Path
+        The student's teachers; none for all that lie beside the data.
+    leakage : {"standard", "apart", "strict"}
+        The student's.
+    """
+
+    name: str
+    model: ModelConfig
+    data: Path
+    out: Path
+    teachers: tuple[Path, ...] = ()
+    leakage: str = "standard"
+
+    def fetch(self) -> None:
+        """Bring what the model is made from, where it lies on other storage."""
+        taught = isinstance(self.model, StudentConfig) and not self.teachers
+        fetch_prepared(self.data, stores=taught)
+        storage.fetch(self.out.parent / BACKBONES)
+        for teacher in self.teachers:
+            storage.fetch(teacher, skip=WEIGHTS)
+            if self.leakage == "apart":
+                storage.fetch(derived_path(teacher, "in_sample"), skip=WEIGHTS)
+
+    def plan(self, loaded: tuple[Rows, Folds] | None = None) -> Run:
+        """Read the rows, unless they are given, and return the run that all of its units share."""
+        from distill.runs.crossfit import plan_run
+        from distill.teaching.losses import cross_entropy
+        from distill.teaching.teachers import StudentLoss, lessons, teacher_details
+
+        rows, folds = loaded or load_prepared(self.data)
+        home = self.data if self.data.is_dir() else self.data.parent
+        where = (self.name, self.model, rows, folds, home, self.out)
+        if not isinstance(self.model, StudentConfig):
+            return plan_run(
+                "teacher", *where, loss=lambda logits, batch: cross_entropy(logits, batch["targets"])
+            )
+        config = self.model.distill
+        teachers = open_teachers(config, self.teachers, rows, folds, home, self.leakage)
+        return plan_run(
+            "student",
+            *where,
+            loss=StudentLoss(config, rows.classes.permutation),
+            lessons=None if teachers is None else lambda k: vars(lessons(config, teachers, rows, folds, k)),
+            details=teacher_details(config, teachers),
+        )
+
+
+def fetch_prepared(path: Path, stores: bool) -> None:
+    """Bring prepared data from other storage, with the stores beside them or without."""
+    directory = path.parent if path.suffix else path
+    storage.fetch(directory, None if stores else (), skip=WEIGHTS)
+
+
+def open_teachers(
+    config: DistillConfig, paths: tuple[Path, ...], rows: Rows, folds: Folds, data_dir: Path, leakage: str
+) -> Teachers | None:
+    """Read the teachers that the recipe's loss and soft labels ask for; None where it needs none."""
+    from distill.teaching.teachers import HUMAN, find_teachers, human_labels, read_teachers, taught
+
+    if not taught(config) or config.labels == HUMAN:
+        if paths:
+            raise UserError(
+                f"recipe: the student's loss {config.loss} with labels {config.labels} has no teachers; "
+                "leave --teachers out"
+            )
+        return human_labels(rows) if taught(config) else None
+    found = list(paths) or find_teachers(data_dir, config.labels)
+    return read_teachers(found, rows, folds, config.labels, leakage)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One model to train and what it predicts.
+
+    Attributes
+    ----------
+    model : ModelSpec
+    part : str
+        The directory under ``model.out``: ``fold-2``, ``final``, or ``without-0-1`` for strict labels.
+    everywhere : bool
+        Whether a fold's model also predicts the rows it was trained on, for in-sample and fold-mean labels.
+    report_to : str
+        Tracker of the training.
+    """
+
+    model: ModelSpec
+    part: str
+    everywhere: bool = False
+    report_to: str = "none"
+
+    @property
+    def name(self) -> str:
+        """What the unit is called in tables and logs."""
+        return f"{self.model.name}/{self.part}"
+
+    @property
+    def directory(self) -> Path:
+        """Where it leaves its results."""
+        return self.model.out / self.part
+
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        from distill.runs.derived import ELSEWHERE
+
+        if self.part == FINAL:
+            return (self.directory / "adapter").exists()
+        done = (self.directory / OOF).exists()
+        return done and (not self.everywhere or (self.directory / ELSEWHERE).exists())
+
+    def run(self, planned: Run | None = None) -> None:
+        """Do what is left to do.
+
+        Raises
+        ------
+        UserError
+            The training or its data fail for a reason that the message names.
+        """
+        if self.finished():
+            return
+        from distill.runs.crossfit import fit_final, fit_fold, open_run
+        from distill.runs.derived import fit_pair, predict_elsewhere
+
+        run = planned or self.model.plan()
+        open_run(run)
+        if self.part == FINAL:
+            fit_final(run, self.report_to)
+            return
+        numbers = [int(number) for number in self.part.split("-")[1:]]
+        if len(numbers) == 2:
+            fit_pair(run, numbers[0], numbers[1], self.report_to)
+            return
+        fit_fold(run, numbers[0], self.report_to)
+        if self.everywhere:
+            predict_elsewhere(run, numbers[0], self.report_to)
+
+
+def units_of(
+    model: ModelSpec,
+    n_folds: int,
+    final: bool = False,
+    strict: bool = False,
+    everywhere: bool = False,
+    report_to: str = "none",
+) -> list[Unit]:
+    """Return a model's units: its folds, and as asked the final training and a model without each two folds.
+
+    The longest come first, so that none of them starts when all else is done.
+    """
+    parts = [FINAL] if final else []
+    parts += [f"fold-{fold}" for fold in range(n_folds)]
+    if strict:
+        parts += [f"without-{i}-{j}" for i, j in combinations(range(n_folds), 2)]
+    return [Unit(model, part, everywhere and part.startswith("fold-"), report_to) for part in parts]

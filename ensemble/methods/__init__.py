@@ -1,0 +1,1 @@
+"""Blends, stackers and calibrations: public estimators over log-probabilities of members."""

@@ -1,0 +1,1 @@
+"""Members, labels and row features, read, aligned and refused where they cannot be joined."""

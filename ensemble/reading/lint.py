@@ -1,0 +1,136 @@
+"""A lint for members that look in-sample: better than honest, on the very rows that nobody can know.
+
+A model that saw a row's label is right where the others are surprised by it; an honest model, however
+strong, shares their surprise at a mislabelled or ambiguous row. The test is statistical and speaks only of
+members far below the others; where a manifest says what a store holds, that is exact and comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from data.errors import UserError, listing
+from ensemble.methods.base import cross_entropy, log_probs, softmax
+from ensemble.reading.problem import Problem
+
+FAR_BELOW = 0.6
+"""Share of the best other member's loss under which a member is looked at."""
+HARD = 0.05
+"""Share of rows that count as hard: those whose label surprises the other members most."""
+KNOWS = 0.6
+"""Mean probability of the true class on hard rows from which a member is said to know them."""
+RIGHT = 0.85
+"""Share of hard rows that it must also get right."""
+_MIN_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A member that looks in-sample.
+
+    Attributes
+    ----------
+    name : str
+    evidence : str
+        Why, with the numbers.
+    """
+
+    name: str
+    evidence: str
+
+
+def in_sample_suspects(P: np.ndarray, y: np.ndarray, names: Sequence[str]) -> list[Suspect]:
+    """Return the members that look as if they had seen the labels.
+
+    A suspect's loss is under :data:`FAR_BELOW` of the best other member's, and on the :data:`HARD` share
+    of rows whose label surprises the geometric mean of the others most, it gives the true class at least
+    :data:`KNOWS` on average and is right in :data:`RIGHT` of them. Several leaks do not hide one another:
+    a member is judged by those of greater loss alone.
+
+    Parameters
+    ----------
+    P : ndarray of shape (n, members, K)
+    y : ndarray of shape (n, K)
+        Target distributions.
+    names : sequence of str
+    """
+    n, n_members, _ = P.shape
+    if n < _MIN_ROWS or n_members < 2:
+        return []
+    losses = np.array([cross_entropy(P[:, m], y).mean() for m in range(n_members)])
+    truth = np.einsum("nmk,nk->nm", P, y)
+    order = np.argsort(losses, kind="stable")
+    found: list[Suspect] = []
+    for place in range(n_members - 1, 0, -1):  # where members below are to be judged by those above
+        leak, others = order[:place], order[place:]
+        if losses[leak].max() >= FAR_BELOW * losses[others].min():
+            continue
+        consensus = softmax(log_probs(P[:, others]).mean(axis=1))
+        hard = np.argsort((consensus * y).sum(axis=1), kind="stable")[: max(int(HARD * n), 10)]
+        knows = truth[np.ix_(hard, leak)].mean(axis=0)
+        known = truth[np.ix_(hard, others)].mean(axis=0).max()
+        right = P[hard][:, leak].argmax(axis=2) == y[hard].argmax(axis=1)[:, None]
+        if right.mean(axis=0).min() < RIGHT:
+            continue
+        if knows.min() < KNOWS or knows.min() < 2 * known:
+            continue
+        for m, share in zip(leak, knows, strict=True):
+            found.append(
+                Suspect(
+                    names[m],
+                    f"its log-loss {losses[m]:.4f} is far below the others' best, "
+                    f"{losses[others].min():.4f}, and on the {len(hard)} rows whose labels surprise the "
+                    f"others most it gives the true class {share:.2f} on average, the others at most "
+                    f"{known:.2f}",
+                )
+            )
+        break
+    return found
+
+
+def leave_out_suspects(problem: Problem, trust: Sequence[str] = ()) -> Problem:
+    """Return the problem without members that look in-sample, and with a note for each.
+
+    Parameters
+    ----------
+    problem : Problem
+    trust : sequence of str
+        Names of members to keep, whatever they look like.
+
+    Raises
+    ------
+    UserError
+        ``trust`` names no member.
+    """
+    unknown = [name for name in trust if name not in problem.names]
+    if unknown:
+        raise UserError(f"--trust {listing(unknown)}: no such member; there are {listing(problem.names, 12)}")
+    notes = list(problem.notes)
+    if len(problem) < _MIN_ROWS and len(problem.names) > 1:
+        notes.append(
+            f"{len(problem)} rows are too few to tell whether a member saw the labels it is scored on; from "
+            f"{_MIN_ROWS} they do"
+        )
+    left_out = set()
+    for suspect in in_sample_suspects(problem.P, problem.y, problem.names):
+        if suspect.name in trust:
+            notes.append(f"{suspect.name} looks in-sample and is trusted: {suspect.evidence}")
+        else:
+            left_out.add(suspect.name)
+            notes.append(
+                f"{suspect.name} looks in-sample and is left out: {suspect.evidence}; "
+                f"keep it with --trust {suspect.name}"
+            )
+    if not left_out:
+        return replace(problem, notes=tuple(notes))
+    kept = [m for m, name in enumerate(problem.names) if name not in left_out]
+    return replace(
+        problem,
+        P=problem.P[:, kept],
+        names=tuple(problem.names[m] for m in kept),
+        sources=tuple(problem.sources[m] for m in kept) if problem.sources else (),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,1 @@
+"""The numerical ground: softmax and cross-entropy, convex solvers, inner folds."""

@@ -1,0 +1,256 @@
+"""The race: one budget, the same rows, a killed race continued, the loser stopped and the winner finished."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from data.errors import UserError
+from distill.race import __main__ as race
+from distill.race.race import Race, row_losses
+
+BACKBONES = ["--backbones", "llama", "gemma2"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """Two tiny models that train to the end in seconds, one of them at a hopeless rate."""
+    from recipes import TINY_RECIPE
+
+    path = tmp_path_factory.mktemp("race") / "race.yaml"
+    text = TINY_RECIPE.replace("epochs: 2,", "epochs: 1,").replace("pretrain_steps: 4", "pretrain_steps: 1")
+    path.write_text(text.split("student:")[0])
+    return path
+
+
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory):
+    from data.arena import ArenaConfig, simulate_arena
+    from data.dataset import prepare
+
+    directory = tmp_path_factory.mktemp("race-data")
+    prepare(simulate_arena(ArenaConfig(n_rows=96, seed=1)), directory, n_folds=3, seed=1)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, arena):
+    out = arena / "race"
+    race.main(["--recipe", str(recipe), "--data", str(arena), *BACKBONES, "--looks", "3"])
+    return out
+
+
+def losses(out):
+    import pyarrow.parquet as pq
+
+    return {
+        (name, look): pq.read_table(out / name / f"look-{look}.parquet").column("loss").to_numpy()
+        for name in ("llama", "gemma2")
+        for look in (1, 2, 3)
+        if (out / name / f"look-{look}.parquet").exists()
+    }
+
+
+def test_a_race_leaves_curves_a_verdict_and_a_winner_to_go_on_with(finished, capsys):
+    page = (finished / "race.html").read_text()
+    assert "<polyline" in page
+    assert "is ahead at" in page
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert (finished / "race.svg").read_text().startswith("<svg")
+    rows = {key: len(value) for key, value in losses(finished).items()}
+    assert len(rows) == 6
+    assert len(set(rows.values())) == 1
+    done = [name for name in ("llama", "gemma2") if (finished / name / "fold-0" / "oof.parquet").exists()]
+    assert len(done) == 1
+    record = json.loads((finished / done[0] / "look-3.json").read_text())
+    assert record["share"] == 1.0
+    assert record["tokens"] > 0
+    assert 0 < record["parameters"][0] < record["parameters"][1]
+
+
+def test_every_look_is_told_as_it_is_taken(finished, recipe, arena, capsys):
+    race.main(["--recipe", str(recipe), "--data", str(arena), *BACKBONES, "--looks", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["33%", "67%", "100%"]
+    first = dict(zip(*[iter(lines[0].split()[1:])] * 2, strict=True))
+    assert set(first) == {"llama", "gemma2"}
+    for name, shown in first.items():
+        assert float(shown) == pytest.approx(losses(finished)[name, 1].mean(), abs=1e-4)
+
+
+def test_the_winner_was_continued_and_not_started_again(finished, recipe, arena, tmp_path):
+    """Its steps appear once each, and its fold is that of a plain training of the same recipe."""
+    from data.schema import read_rows
+    from data.softlabels import read_logits
+    from distill import teacher_oof
+
+    (winner,) = [n for n in ("llama", "gemma2") if (finished / n / "fold-0" / "oof.parquet").exists()]
+    metrics = (finished / winner / "fold-0" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in metrics if "loss" in json.loads(line)]
+    assert steps == sorted(set(steps))
+    shutil.copytree(finished / "backbones", tmp_path / "backbones")
+    teacher_oof.main(
+        ["--recipe", str(recipe), "--data", str(arena), "--out", str(tmp_path), "--only", winner]
+    )
+    classes = read_rows(arena).classes
+    raced = read_logits(finished / winner / "fold-0" / "oof.parquet", classes)
+    plain = read_logits(tmp_path / winner / "fold-0" / "oof.parquet", classes)
+    assert raced[0] == plain[0]
+    np.testing.assert_allclose(raced[2], plain[2], atol=1e-5)
+
+
+def test_a_race_that_was_cut_short_continues_to_the_same_result(
+    finished, recipe, arena, tmp_path, monkeypatch
+):
+    shutil.copytree(finished / "backbones", tmp_path / "backbones")
+    words = [
+        "--recipe",
+        str(recipe),
+        "--data",
+        str(arena),
+        *BACKBONES,
+        "--looks",
+        "3",
+        "--out",
+        str(tmp_path),
+    ]
+    real = Race._reach
+
+    def killed(self, contestant, number):
+        if contestant.name == "gemma2" and number == 2:
+            raise KeyboardInterrupt
+        real(self, contestant, number)
+
+    monkeypatch.setattr(Race, "_reach", killed)
+    with pytest.raises(KeyboardInterrupt):
+        race.main(words)
+    monkeypatch.undo()
+    race.main(words)
+    whole, again = losses(finished), losses(tmp_path)
+    assert whole.keys() == again.keys()
+    for key, value in whole.items():
+        np.testing.assert_allclose(again[key], value, atol=1e-6)
+    with pytest.raises(UserError, match="another race"):
+        race.main([*words, "--alpha", "0.1"])
+
+
+def test_a_worse_backbone_is_stopped_and_its_steps_are_saved(finished, recipe, arena, tmp_path, monkeypatch):
+    """Losses a nat apart: stopped at the second look, the first at which anything may be."""
+    shutil.copytree(finished / "backbones", tmp_path / "backbones")
+    from distill.race import race as racing
+
+    real = racing.Race._train_to
+
+    def train_to(self, contestant, share):
+        found, record = real(self, contestant, share)
+        return found + (contestant.name == "gemma2"), record
+
+    monkeypatch.setattr(racing.Race, "_train_to", train_to)
+    words = [
+        "--recipe",
+        str(recipe),
+        "--data",
+        str(arena),
+        *BACKBONES,
+        "--looks",
+        "4",
+        "--out",
+        str(tmp_path),
+    ]
+    race.main(words)
+    assert (tmp_path / "gemma2" / "look-2.json").exists()
+    assert not (tmp_path / "gemma2" / "look-3.json").exists()
+    assert "gemma2 was stopped at 50% of the budget" in (tmp_path / "race.html").read_text()
+    assert (tmp_path / "llama" / "fold-0" / "oof.parquet").exists()
+
+
+def test_budgets_of_tokens_and_seconds(recipe, arena, tmp_path):
+    from data.dataset import load_prepared
+    from distill.config import load_recipe
+    from distill.race.race import Rules, budget_tokens
+
+    rows, folds = load_prepared(arena)
+    models = dict(load_recipe(str(recipe)).teachers)
+    models["llama"].train.both_orders = False
+    runs = race.plan_all(models, rows, folds, arena, tmp_path, Rules(budget="tokens"))
+    inside = np.flatnonzero(folds.fold != 0)
+    one, two = (budget_tokens(r, inside) for r in runs)
+    assert one == pytest.approx(two)
+    assert runs[1].model.train.epochs < runs[0].model.train.epochs
+    assert runs[1].manifest["train"]["epochs"] == runs[1].model.train.epochs
+    timed = race.plan_all(models, rows, folds, arena, tmp_path, Rules(budget="seconds=5"))
+    again = race.plan_all(models, rows, folds, arena, tmp_path, Rules(budget="seconds=5"))
+    assert [r.model.train.epochs for r in timed] == [r.model.train.epochs for r in again]  # paced once
+    with pytest.raises(UserError, match="budget"):
+        race.plan_all(models, rows, folds, arena, tmp_path, Rules(budget="steps"))
+
+
+def test_tuning_picks_a_rate_by_another_fold(recipe, arena, tmp_path):
+    pytest.importorskip("optuna")
+    from dataclasses import replace
+
+    from data.dataset import load_prepared
+    from distill.config import load_recipe
+    from distill.race.race import Rules
+    from distill.race.tuning import FACTORS
+
+    rows, folds = load_prepared(arena)
+    model = load_recipe(str(recipe)).teachers["llama"]
+    model = replace(model, train=replace(model.train, epochs=4))
+    runs = race.plan_all({"llama": model}, rows, folds, arena, tmp_path, Rules(tune="lr"))
+    found = json.loads((tmp_path / "tuning" / "llama" / "tuned.json").read_text())
+    assert found["fold"] == 1
+    assert len(found["tried"]) == len(FACTORS)
+    assert runs[0].model.train.lr == found["lr"]
+    values = [v for v in found["tried"].values() if v is not None]
+    assert found["tried"][f"{found['lr']:g}"] == min(values)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--backbones", "llama"], "two or more"),
+        (["--backbones", "llama", "nonsense"], "nonsense"),
+        ([*BACKBONES, "--looks", "1"], "--looks"),
+        ([*BACKBONES, "--fold", "9"], "--fold"),
+        ([*BACKBONES, "--validation-rows", "-3"], "--validation-rows is -3"),
+        ([*BACKBONES, "--budget", "seconds=0"], "--budget seconds=0: not rows"),
+        ([*BACKBONES, "--budget", "seconds=nan"], "--budget seconds=nan: not rows"),
+        ([*BACKBONES, "--looks", "50"], "8 steps, too few for 50 looks"),
+    ],
+)
+def test_mistakes_are_named(words, message, recipe, arena):
+    with pytest.raises(UserError, match=message):
+        race.main(["--recipe", str(recipe), "--data", str(arena), *words])
+
+
+def test_row_losses_average_the_orders():
+    logits = np.array([[[2.0, 0, 0], [0, 0, 0]]])
+    expected = -1 + np.log(np.exp(1) + 2)
+    assert row_losses(logits, np.array([[1.0, 0, 0]])) == pytest.approx([expected])
+
+
+def test_the_threads_recipe_freezes_the_layers_it_says():
+    from distill.config import load_recipe
+
+    shares = {n: m.lora.first_layer for n, m in load_recipe("seed-thread").teachers.items()}
+    assert round(shares["gemma2-9b"] * 42) == 16
+    assert round(shares["llama31-8b-same-layers"] * 32) == 16
+    assert round(shares["llama31-8b-same-share"] * 32) == 12
+
+
+def test_an_options_value_that_looks_like_an_override_is_the_options():
+    words = [
+        "--budget",
+        "seconds=60",
+        "--backbones",
+        "a",
+        "b",
+        "teachers.a.train.lr=1",
+        "--out",
+        "seed=1/race",
+    ]
+    args = race.arguments(words)
+    assert (args.budget, str(args.out), args.backbones) == ("seconds=60", "seed=1/race", ["a", "b"])
+    assert args.overrides == ["teachers.a.train.lr=1"]

@@ -1,0 +1,197 @@
+"""A deployed student is one plain model that predicts what the run predicts, in any process."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.csv as pc
+import pytest
+import torch
+
+from data.errors import UserError
+from data.files import locked
+from data.schema import read_rows
+from data.softlabels import softmax
+from distill import export, predict
+from distill.prediction.merge import merged_model, plain_state
+from distill.runs.saved import predict_rows, read_saved
+
+PLAIN = """
+import json, sys
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()
+AutoTokenizer.from_pretrained(sys.argv[1])
+sequences = json.load(sys.stdin)
+with torch.no_grad():
+    alone = [model(input_ids=torch.tensor([ids])).logits[0].tolist() for ids in sequences]
+    longest = max(map(len, sequences))
+    padded = [ids + [model.config.pad_token_id] * (longest - len(ids)) for ids in sequences]
+    mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in sequences]
+    batch = model(input_ids=torch.tensor(padded), attention_mask=torch.tensor(mask)).logits.tolist()
+json.dump([alone, batch, model.config.id2label["0" if "0" in model.config.id2label else 0]], sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "student"
+    export.main(["--model", str(trained / "student"), "--out", str(out), "--license", "apache-2.0"])
+    return out
+
+
+def sequences_of(trained, model):
+    from dataclasses import asdict
+
+    from data.encoding.encode import Encoder, Truncation
+    from data.encoding.template import Template
+    from distill.runs.saved import checked_tokenizer
+
+    encoder = Encoder(
+        checked_tokenizer(model),
+        Template(**model.manifest["template"]),
+        Truncation(**asdict(model.model.encode)),
+    )
+    return encoder.encode(read_rows(trained))
+
+
+def test_a_plain_load_in_a_new_process_gives_the_runs_logits(trained, exported):
+    saved = read_saved(trained / "student")
+    rows = read_rows(trained).take(np.arange(6))
+    wanted = predict_rows(saved, rows)[:, 0]
+    encoded = sequences_of(trained, read_saved(exported))
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(exported)],
+        input=json.dumps([encoded[2 * i].tolist() for i in range(6)]),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    alone, batch, first = json.loads(done.stdout)
+    np.testing.assert_allclose(alone, wanted, atol=1e-4)
+    np.testing.assert_allclose(batch, wanted, atol=1e-4)
+    assert np.abs(wanted).max() > 0.01
+    assert first == "winner_model_a"
+
+
+def test_predict_applies_the_exported_temperature(trained, exported, tmp_path):
+    rows = read_rows(trained)
+    settings = json.loads((exported / "distillstack.json").read_text())
+    assert settings["temperature"] != 1
+    out = tmp_path / "student.csv"
+    predict.main(["--model", str(exported), "--data", str(trained / "rows.parquet"), "--out", str(out)])
+    table = pc.read_csv(out)
+    probs = np.stack([table[name].to_numpy() for name in rows.classes.names], axis=1)
+    logits = predict_rows(read_saved(trained / "student"), rows).mean(axis=1)
+    np.testing.assert_allclose(probs, softmax(logits / settings["temperature"]), atol=1e-4)
+
+
+def test_the_card_says_what_the_model_rests_on(exported):
+    card = (exported / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    for words in ("oof soft labels, standard leakage", "gemma2, llama", "95 % interval", "96 rows, 2 folds"):
+        assert words in card
+    scores = json.loads((exported / "distillstack.json").read_text())["scores"]
+    low, high = scores["log_loss_ci95"]
+    assert low < scores["log_loss"] < high
+
+
+def test_fold_students_are_averaged_as_changes_not_as_factors(trained, tmp_path):
+    out = tmp_path / "mean"
+    export.main(["--model", str(trained / "student"), "--out", str(out), "--average"])
+    from safetensors.torch import load_file
+    from transformers import AutoModelForSequenceClassification
+
+    saved = read_saved(trained / "student")
+    merged = AutoModelForSequenceClassification.from_pretrained(out).state_dict()
+    folds = [
+        load_file(trained / "student" / f"fold-{k}" / "adapter" / "adapter_model.safetensors") for k in (0, 1)
+    ]
+    name = "model.layers.0.mlp.down_proj"
+    a, b = ([f[f"base_model.model.{name}.lora_{x}.weight"] for f in folds] for x in "AB")
+    scaling = saved.model.lora.alpha / saved.model.lora.r
+    base = merged_model(saved.model, saved.manifest["backbone_path"], saved.weights, 3, torch.float32)
+    final = load_file(saved.weights[0] / "adapter_model.safetensors")
+    delta = final[f"base_model.model.{name}.lora_B.weight"] @ final[f"base_model.model.{name}.lora_A.weight"]
+    plain = base.state_dict()[f"{name}.weight"] - scaling * delta
+    change = merged[f"{name}.weight"] - plain
+    right = scaling * (b[0] @ a[0] + b[1] @ a[1]) / 2
+    wrong = scaling * (b[0] + b[1]) @ (a[0] + a[1]) / 4
+    torch.testing.assert_close(change, right, atol=1e-5, rtol=1e-3)
+    assert (change - wrong).abs().max() > 10 * (change - right).abs().max()
+
+
+def test_plain_state_of_an_unadapted_model_is_its_own(trained):
+    from transformers import AutoModelForSequenceClassification
+
+    path = json.loads((trained / "student" / "manifest.json").read_text())["backbone_path"]
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=3)
+    state = plain_state(model)
+    assert set(state) == set(dict(model.named_parameters()))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(state[name], parameter)
+
+
+def test_mistakes_of_exporting_are_named(trained, exported, tmp_path):
+    with pytest.raises(UserError, match="not empty"):
+        export.main(["--model", str(trained / "student"), "--out", str(exported)])
+    with pytest.raises(UserError, match="give --average"):
+        export.main(["--model", str(trained / "llama"), "--out", str(tmp_path / "x")])
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_an_exported_model_is_a_backbone_whose_head_is_discarded(exported, n_classes):
+    """A pre-stage: train on auxiliary data, export, and start the student from there."""
+    from transformers import AutoModelForSequenceClassification
+
+    from distill.config import BackboneConfig
+    from distill.model.backbone import load_base
+
+    started = load_base(BackboneConfig(path=str(exported), precision="fp32"), str(exported), n_classes)
+    before = AutoModelForSequenceClassification.from_pretrained(exported)
+    assert before.score.weight.abs().max() > 0
+    assert started.score.weight.shape[0] == n_classes
+    assert not started.score.weight.any()
+    for name, parameter in before.model.named_parameters():
+        assert torch.equal(started.model.get_parameter(name), parameter)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("distillstack.json", {"temperature": -1}, "no number above 0"),
+        ("distillstack.json", {"classes": ["a", "b", "c"]}, "name other classes"),
+        ("distillstack.json", {"template": None}, "says nothing of template"),
+        ("config.json", {"dtype": "int8"}, "which no export leaves"),
+    ],
+)
+def test_an_exported_model_that_was_changed_is_refused(trained, exported, tmp_path, file, change, words):
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    content = json.loads((copy / file).read_text()) | change
+    (copy / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=words):
+        predict.main(["--model", str(copy), "--data", str(trained), "--out", str(tmp_path / "out.csv")])
+
+
+def test_exported_weights_that_were_damaged_are_refused(exported, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    file = copy / "model.safetensors"
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 8
+    file.write_bytes(bytes(damaged))
+    with pytest.raises(UserError, match="changed or damaged after the export"):
+        read_saved(copy)
+
+
+def test_an_output_that_is_a_file_or_held_is_refused(trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="a file of that name is in the way"):
+        export.main(["--model", str(trained / "student"), "--out", str(tmp_path / "file")])
+    (tmp_path / "held").mkdir()
+    with locked(tmp_path / "held"), pytest.raises(UserError, match="another command is writing there"):
+        export.main(["--model", str(trained / "student"), "--out", str(tmp_path / "held")])

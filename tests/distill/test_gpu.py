@@ -1,0 +1,177 @@
+"""What only a GPU shows: its attention kernels, compiled layers, bf16, FP8, 8-bit Adam.
+
+Skipped without CUDA; ``benchmarks/README.md`` says how to run it.
+"""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data.arena import ArenaConfig, simulate_arena
+from data.dataset import prepare
+from data.encoding.encode import Encoded
+from data.encoding.template import Template
+from data.schema import read_rows
+from data.softlabels import read_store
+from distill.config import BackboneConfig, LoraConfig, TinyConfig
+from distill.kernels.linear import QuantisedLinear, parts
+from distill.kernels.products import FrozenProduct, quantise_rows
+from distill.model.backbone import add_adapters, load_base
+from distill.model.tiny import tiny_backbone
+from distill.packing.examples import pad
+from distill.packing.pack import pack, static_shape
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LENGTHS = [90, 7, 300, 41, 128, 2]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    """Tiny classifiers with adapters and a head that do something, the same for every precision."""
+    rows = simulate_arena(ArenaConfig(n_rows=12, seed=5))
+    cache = tmp_path_factory.mktemp("cache")
+
+    def classifier(family, **changes):
+        shape = TinyConfig(family, 128, 128, layers=3, vocab_size=300, pretrain_steps=0)
+        path = str(tiny_backbone(shape, rows, Template(), 0, cache))
+        config = replace(BackboneConfig(path=path, compile="false"), **changes)
+        made = add_adapters(load_base(config, path, 3), LoraConfig(r=4), 0)
+        generator = torch.Generator().manual_seed(1)
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                parameter.data.copy_(0.03 * torch.randn(parameter.shape, generator=generator))
+        return made
+
+    return classifier
+
+
+def documents(lengths, seed=0):
+    ids = np.random.default_rng(seed).integers(10, 300, size=sum(lengths), dtype=np.int32)
+    return Encoded(ids, np.concatenate([[0], np.cumsum(lengths)]), 1, 0)
+
+
+def run(classifier, encoded, static=True):
+    """Logits of a pack of all documents, and the gradients of a loss on them, in one long vector."""
+    n = len(encoded.lengths)
+    shape = static_shape([encoded.lengths], 300) if static else None
+    classifier.zero_grad()
+    logits = classifier(pack=pack(encoded, np.arange(n), 7, shape).to(DEVICE))
+    (logits * torch.arange(logits.numel(), device=DEVICE).view_as(logits).cos()).sum().backward()
+    gradients = [p.grad.float().ravel() for p in classifier.parameters() if p.requires_grad]
+    return logits.detach().float(), torch.cat(gradients)
+
+
+def assert_near(found, wanted, share=0.05):
+    """As near as bf16's rounding lets a few layers be: by the norm of the difference."""
+    assert torch.isfinite(found).all()
+    assert (found - wanted).norm() < share * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("family", "attention"), [("llama", "varlen"), ("llama", "flex"), ("gemma2", "flex")]
+)
+def test_the_kernels_are_the_formula(make, family, attention):
+    """As near to attention written out in float32 as the formula itself is in bf16; so is a padded batch."""
+    encoded = documents(LENGTHS)
+    exact = run(make(family, precision="fp32", attention="eager"), encoded, static=False)
+    assert exact[0].abs().max() > 0.1
+    written_out = make(family, precision="bf16", attention="eager")
+    rounded = run(written_out, encoded, static=False)
+    found = run(make(family, precision="bf16", attention=attention), encoded)
+    for kernel, formula, truth in zip(found, rounded, exact, strict=True):
+        assert (kernel - truth).norm() < 2 * (formula - truth).norm() < 0.06 * truth.norm()
+    batch = {name: tensor.to(DEVICE) for name, tensor in pad(encoded, np.arange(len(LENGTHS)), 7).items()}
+    with torch.no_grad():
+        padded = written_out(**batch).float()
+    assert (padded - exact[0]).norm() < 2 * (rounded[0] - exact[0]).norm()
+
+
+def test_compiled_layers_are_the_layers_and_compile_once(make):
+    """Packs of other lengths and other numbers of documents run the code that was compiled for the first."""
+    from torch._dynamo.utils import counters
+
+    classifier = make("llama", precision="nf4", compile="true")
+    assert classifier.plan.compiled
+    plain = make("llama", precision="nf4")
+    first, other = documents(LENGTHS), documents([3] * 40 + [260, 250], seed=1)
+    shape = static_shape([first.lengths, other.lengths], 300)
+    graphs = []
+    for encoded in (first, other):
+        one = pack(encoded, np.arange(len(encoded.lengths)), 7, shape).to(DEVICE)
+        for training in (True, False):
+            with torch.set_grad_enabled(training):
+                logits = classifier(pack=one)
+                assert_near(logits, plain(pack=one))
+            if training:
+                logits.sum().backward()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] > 0
+
+
+def test_fp8_products_are_those_of_the_rounded_weights():
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("no FP8 hardware")
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    weight = torch.randn(256, 128, device=DEVICE, dtype=torch.bfloat16, generator=generator)
+    x = torch.randn(64, 128, device=DEVICE, dtype=torch.bfloat16, generator=generator).requires_grad_()
+    dy = torch.randn(64, 256, device=DEVICE, dtype=torch.bfloat16, generator=generator)
+    kind, shape, stored = parts(QuantisedLinear(weight, "fp8"))
+    y = FrozenProduct.apply(x, kind, shape, *stored)
+    y.backward(dy)
+    values, scale = quantise_rows(weight)
+    rounded = values.float() * scale
+    assert (y.float() - x.detach().float() @ rounded.T).norm() < 0.05 * y.float().norm()
+    assert (x.grad.float() - dy.float() @ rounded).norm() < 0.06 * x.grad.float().norm()
+
+
+def test_gemma_in_float16_keeps_its_residuals_in_range(make):
+    """NF4 with float16 products, as on cards without bfloat16, where a layer adds more than 65,504."""
+    logits = {}
+    for compute in ("bf16", "fp16"):
+        classifier = make("gemma2", precision="nf4", compute=compute, attention="eager")
+        for layer in classifier.inner.get_decoder().layers[:2]:
+            layer.post_feedforward_layernorm.weight.data.fill_(4e4)
+        logits[compute], _ = run(classifier, documents(LENGTHS), static=False)
+    assert_near(logits["fp16"], logits["bf16"], 0.1)
+
+
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("gpu") / "arena"
+    prepare(simulate_arena(ArenaConfig(n_rows=240, seed=1)), directory, n_folds=2)
+    return directory
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_teacher_trains_and_predicts_in_nf4_with_bf16(arena, tiny_recipe, family):
+    from distill import teacher_oof
+    from distill.runs.saved import predict_rows, read_saved
+
+    train = ["optimizer=adamw_8bit", "gradient_checkpointing=true", "epochs=6", "micro_rows=4", "lr=2e-3"]
+    options = ["backbone.compile=false", *(f"train.{option}" for option in train)]
+    command = ["--recipe", str(tiny_recipe), "--data", str(arena), "--only", family]
+    teacher_oof.main([*command, *(f"teachers.{family}.{option}" for option in options)])
+    store = read_store(arena / family)
+    assert store.manifest["backbone"]["compute"] == "bfloat16"
+    assert store.manifest["backbone"]["attention"] == {"llama": "varlen", "gemma2": "flex"}[family]
+    assert np.isfinite(store.logits).all()
+    lines = (arena / family / "fold-0" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
+    assert np.mean(losses[-15:]) < np.log(3) - 0.01
+
+    saved = read_saved(arena / family)
+    only = replace(saved, weights=[arena / family / "fold-1" / "adapter"])
+    inside = np.flatnonzero(store.fold == 1)
+    again = predict_rows(only, read_rows(arena).take(inside))
+    np.testing.assert_allclose(again, store.logits[inside], atol=0.05)
+
+
+def test_the_student_is_taught_on_the_gpu(arena, tiny_recipe):
+    from distill import student
+
+    student.main(["--recipe", str(tiny_recipe), "--data", str(arena), "student.backbone.compile=false"])
+    assert np.isfinite(read_store(arena / "student").logits).all()
