@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     if not 0 <= args.fold < folds.n_folds:
         raise UserError(f"--fold {args.fold}: the data have folds 0 to {folds.n_folds - 1}")
 
-    from distill.race.page import difference_lines, write_pages
+    from distill.race.page import DIFFERENCES, difference_lines, write_pages
     from distill.race.race import Contestant, Race, Rules
     from distill.race.treatment import HEADER, treatment, treatment_line
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     print()
     print(format_table(HEADER, [treatment_line(treatment(c)) for c in race.contestants]))
     print()
-    print(format_table(["pair", "budget", "difference", "from", "to", "shown"], difference_lines(race)))
+    print(format_table(DIFFERENCES, difference_lines(race)))
     print(f"\n{verdict}\n{page}\n{picture}")
 
 
