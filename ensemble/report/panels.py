@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.methods.base import PROB_FLOOR
 from ensemble.methods.blend import LogOpinionPool, SimplexBlend
 from ensemble.reading.problem import Problem
 from ensemble.report.charts import (
@@ -23,7 +22,6 @@ from ensemble.report.charts import (
     shade,
 )
 from ensemble.report.frame import fixed, signed, span
-from ensemble.scoring.crossfit import log_loss
 from ensemble.scoring.explore import linear_losses, take_sample, ternary_map, weight_curve
 from ensemble.scoring.members import (
     SetLosses,
@@ -34,6 +32,7 @@ from ensemble.scoring.members import (
 )
 from ensemble.scoring.results import Result
 from ensemble.scoring.slices import Slice, compare_slices, confusion, member_slices, reliability
+from ensemble.solvers.numbers import PROB_FLOOR, log_loss
 
 MAP_STEPS = 20
 WORST_ROWS = 12
