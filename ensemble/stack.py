@@ -36,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from ensemble.output import REPORT, hold, write_result
     from ensemble.reading.lint import leave_out_suspects
+    from ensemble.reading.load import load_problem
     from ensemble.reading.members import split_name
-    from ensemble.reading.problem import declare_swap, load_problem
+    from ensemble.reading.problem import declare_swap
     from ensemble.report.page import write_report
     from ensemble.scoring.results import evaluate
 

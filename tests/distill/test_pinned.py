@@ -22,7 +22,7 @@ from distill.config import DistillConfig
 from distill.runs.crossfit import Run
 from distill.teaching.losses import LOSSES, cross_entropy
 from distill.teaching.teachers import StudentLoss, lessons, read_teachers
-from ensemble.reading.problem import load_problem
+from ensemble.reading.load import load_problem
 
 
 def named(rows: Rows, name: str) -> Rows:

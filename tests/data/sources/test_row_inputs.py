@@ -17,7 +17,7 @@ from ensemble.methods.trees import LightGBMStacker
 from ensemble.output import write_result
 from ensemble.predict import main as predict
 from ensemble.reading.features import NAMES, row_features
-from ensemble.reading.problem import load_problem
+from ensemble.reading.load import load_problem
 from ensemble.scoring.results import evaluate
 from ensemble.solvers.numbers import cross_entropy
 from ensemble.stack import main

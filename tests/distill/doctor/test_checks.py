@@ -12,7 +12,8 @@ import pytest
 from stack_files import competition, prepared
 
 from data.errors import UserError
-from ensemble.reading.problem import Problem, load_problem
+from ensemble.reading.load import load_problem
+from ensemble.reading.problem import Problem
 
 N = 40
 P, Y = competition(N)

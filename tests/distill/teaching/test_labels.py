@@ -14,7 +14,7 @@ from data.softlabels import read_logits, read_store
 from distill import student, teacher_oof
 from distill.config import DistillConfig, load_recipe
 from distill.teaching.teachers import LABELS, lessons, read_teachers
-from ensemble.reading.problem import load_problem
+from ensemble.reading.load import load_problem
 
 ONE_STEP = ["teachers.llama.train.epochs=1", "student.train.epochs=1"]
 

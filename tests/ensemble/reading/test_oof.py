@@ -14,8 +14,8 @@ from data.errors import UserError
 from data.folds import read_folds, write_folds
 from data.schema import PREFERENCE, Classes
 from ensemble.reading.labels import load_labels
+from ensemble.reading.load import load_problem
 from ensemble.reading.members import load_member, split_name
-from ensemble.reading.problem import load_problem
 
 HEADER = ["id", *CLASSES]
 

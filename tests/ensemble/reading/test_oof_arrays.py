@@ -9,8 +9,8 @@ import pytest
 from stack_files import CLASSES, write_csv
 
 from data.errors import UserError
+from ensemble.reading.load import load_members, load_problem
 from ensemble.reading.members import load_member
-from ensemble.reading.problem import load_members, load_problem
 
 PROBS = np.tile([0.5, 0.3, 0.2], (12, 1))
 IDS = [f"{i:03d}" for i in range(12)]

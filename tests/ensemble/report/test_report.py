@@ -24,7 +24,8 @@ from data.schema import Classes
 from data.softmax import softmax
 from ensemble.methods.base import Blender
 from ensemble.methods.blend import EqualMean, LogOpinionPool, SimplexBlend
-from ensemble.reading.problem import Problem, load_problem
+from ensemble.reading.load import load_problem
+from ensemble.reading.problem import Problem
 from ensemble.report.frame import SCRIPT, SCRIPT_HASH, render
 from ensemble.report.page import render_report, write_report
 from ensemble.scoring.crossfit import bootstrap
