@@ -139,8 +139,8 @@ def map_cells(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
     shares = (loss - low) / (high - low) if high > low else np.zeros_like(loss)
     shades = np.minimum(SHADES - 1, (SHADES * np.sqrt(shares)).astype(int))
     cells = [
-        (shade, point_list(cell @ corners), value)
-        for shade, cell, value in zip(shades.tolist(), found["corners"], loss.tolist(), strict=True)
+        (level, point_list(cell @ corners), value)
+        for level, cell, value in zip(shades.tolist(), found["corners"], loss.tolist(), strict=True)
     ]
     return {"cells": cells, "at": found["best"] @ corners, "low": low, "high": high}
 
