@@ -79,9 +79,8 @@ def number_column(table: pa.Table, name: str, ids: list[str], path: Path) -> np.
         try:
             column = pc.if_else(pc.equal(text, ""), None, text).cast(pa.float64())
         except pa.ArrowInvalid as error:
-            row, value = next(
-                ((i, v) for i, v in zip(ids, text.to_pylist(), strict=True) if not _is_number(v)), ("", error)
-            )
+            cells = zip(ids, text.to_pylist(), strict=True)
+            row, value = next(((i, v) for i, v in cells if v and as_number(v) is None), ("", error))
             raise UserError(
                 f"{path}: row {row} has {brief(value)!r} in column {name}, where a number was expected"
             ) from error
@@ -92,12 +91,12 @@ def number_column(table: pa.Table, name: str, ids: list[str], path: Path) -> np.
     return np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def _is_number(text: str | None) -> bool:
+def as_number(value: object) -> float | None:
+    """Return what a cell says as a number, or nothing where it says none."""
     try:
-        float(text or "nan")
-    except ValueError:
-        return False
-    return True
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def check_probabilities(values: np.ndarray, ids: list[str], classes: Classes, path: Path) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from data.errors import UserError, brief, listing
 from data.files import read_table
 from data.schema import Classes, Rows
-from ensemble.reading.columns import check_probabilities, number_column, read_ids
+from ensemble.reading.columns import as_number, check_probabilities, number_column, read_ids
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -164,8 +164,5 @@ def _as_numbers(names: tuple[str, ...]) -> dict[float | None, int] | None:
 
 
 def _whole(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if number.is_integer() else None
+    number = as_number(value)
+    return number if number is not None and number.is_integer() else None

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from data.dataset import ROWS, load_prepared
 from data.errors import UserError
-from data.folds import FOLDS, Folds, read_folds
+from data.folds import FOLDS, read_folds
 from data.softlabels import check_joinable
 from ensemble.reading.join import join_members
-from ensemble.reading.labels import Labels, labels_of, load_labels
+from ensemble.reading.labels import labels_of, load_labels
 from ensemble.reading.members import Member, load_member, split_name
 from ensemble.reading.problem import Problem
 from ensemble.reading.refusals import refuse_member_as_labels, refuse_odd_name, refuse_other_data
@@ -46,20 +46,22 @@ def load_problem(
         labels, data = None, labels
     if labels is not None:
         refuse_member_as_labels(labels, members)
-    prepared = _prepared(data, members, required=labels is None)
+    store = next((member for member in members if member.manifest is not None), None)
+    place = data or _made_from(store, required=labels is None)
+    truth = rows = fold_file = None
+    if place is not None:
+        rows, fold_file = load_prepared(place)
+        if store is not None:
+            refuse_other_data(store, rows, fold_file, place)
+        truth = labels_of(rows, place, classes)
     if labels is not None:
         truth = load_labels(labels, classes)
-    else:
-        assert prepared is not None
-        truth = prepared[0]
-    rows = prepared[0].rows if prepared else truth.rows
+        rows = truth.rows if rows is None else rows
+    if truth is None:
+        raise UserError("no labels to score against; give --labels FILE or --data DIR")
     if folds is not None:
-        fold_file, source = read_folds(folds), str(folds)
-    elif prepared is not None:
-        fold_file, source = prepared[1], str(prepared[0].path)
-    else:
-        fold_file, source = None, ""
-    return join_members(members, truth, fold_file, rows, source, seed)
+        fold_file = read_folds(folds)
+    return join_members(members, truth, fold_file, rows, str(folds or place), seed)
 
 
 def _has_folds(labels: Path) -> bool:
@@ -103,24 +105,12 @@ def load_members(arguments: list[str]) -> list[Member]:
     return sorted(members, key=lambda member: member.name)
 
 
-def _prepared(data: Path | None, members: list[Member], required: bool) -> tuple[Labels, Folds] | None:
-    """Rows and folds of ``data``, or of the directory a store's manifest names."""
-    store = next((member for member in members if member.manifest is not None), None)
-    manifest = (store.manifest if store else None) or {}
-    place = data
-    if place is None and store is not None and manifest.get("data"):
-        stated = Path(str(manifest["data"]))
-        places = [store.path / stated, stated] if not stated.is_absolute() else [stated]
-        place = next((p for p in places if p.exists()), None)
-        if place is None and required:
-            raise UserError(
-                f"{store.path}: was made from {stated}, which is not there; give --labels or --data"
-            )
-    if place is None:
-        if required:
-            raise UserError("no labels to score against; give --labels FILE or --data DIR")
+def _made_from(store: Member | None, required: bool) -> Path | None:
+    """The data that a store's manifest names, where they are; a relative path may start at the store."""
+    if store is None or not (store.manifest or {}).get("data"):
         return None
-    rows, folds = load_prepared(place)
-    if store is not None:
-        refuse_other_data(store, rows, folds, place)
-    return labels_of(rows, place, members[0].classes), folds
+    stated = str((store.manifest or {})["data"])
+    place = next((place for place in (store.path / stated, Path(stated)) if place.exists()), None)
+    if place is None and required:
+        raise UserError(f"{store.path}: was made from {stated}, which is not there; give --labels or --data")
+    return place

@@ -110,6 +110,7 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
     """
     if not path.exists():
         raise UserError(f"{path}: no such prediction set or soft-label store")
+    name = name or _stem(path)
     if path.is_dir() and not any(path.glob(PARTS)):
         return _load_store(path, classes, name)
     if path.suffix.lower() == ".npy":
@@ -126,7 +127,7 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
     values = np.stack([number_column(table, column, ids, path) for column in found.names], axis=1)
     probs = check_probabilities(values, ids, found, path)
     order = tuple(column for column in table.column_names if column in found.names)
-    return Member(name or _stem(path), ids, probs, found, path, order=order)
+    return Member(name, ids, probs, found, path, order=order)
 
 
 def _stem(path: Path) -> str:
@@ -158,7 +159,7 @@ def _read_parts(path: Path) -> pa.Table:
     return table
 
 
-def _load_store(path: Path, classes: Classes | None, name: str | None) -> Member:
+def _load_store(path: Path, classes: Classes | None, name: str) -> Member:
     from data.softlabels import MANIFEST, read_store
 
     if not (path / MANIFEST).exists():
@@ -171,14 +172,12 @@ def _load_store(path: Path, classes: Classes | None, name: str | None) -> Member
             f"{path}: its classes are {listing(store.classes.names, 12)}, "
             f"where {listing(classes.names, 12)} were expected"
         )
-    return Member(
-        name or store.name, store.row_ids, store.probs, store.classes, path, store.fold, store.manifest
-    )
+    return Member(name, store.row_ids, store.probs, store.classes, path, store.fold, store.manifest)
 
 
-def _load_array(path: Path, classes: Classes | None, name: str | None) -> Member:
+def _load_array(path: Path, classes: Classes | None, name: str) -> Member:
     ids, values = read_array(path)
     found = classes or Classes(tuple(str(k) for k in range(values.shape[1])))
     if found.n != values.shape[1]:
         raise UserError(f"{path}: has {values.shape[1]} columns, and there are {found.n} classes")
-    return Member(name or _stem(path), ids, check_probabilities(values, ids, found, path), found, path)
+    return Member(name, ids, check_probabilities(values, ids, found, path), found, path)

@@ -10,6 +10,7 @@ import numpy as np
 from data.errors import UserError, brief, listing
 from data.folds import Folds
 from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows
+from ensemble.reading.columns import as_number
 from ensemble.reading.labels import Labels
 from ensemble.reading.members import Member
 from ensemble.solvers.numbers import LOSS_FLOOR
@@ -92,20 +93,13 @@ def _absent(ids: Sequence[str], others: Sequence[str]) -> list[str]:
 
 def written_otherwise(some: Iterable[str], others: Iterable[str]) -> str:
     """Hint at ids that are one number written in two ways, as 7, 7.0 and 007 are; else an empty text."""
-    by_value = {_value(text): text for text in some}
+    by_value = {as_number(text): text for text in some}
     by_value.pop(None, None)
     for text in others:
-        twin = by_value.get(_value(text))
+        twin = by_value.get(as_number(text))
         if twin is not None:
             return f"; ids are compared as text, and {twin!r} is not {text!r}: write them alike"
     return ""
-
-
-def _value(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def refuse_ambiguous_index(labels: Labels, members: Sequence[Member]) -> None:
