@@ -76,7 +76,7 @@ def _prepare(args: argparse.Namespace) -> None:
 def _read(plan: Plan, scratch: Path) -> tuple[Rows, list[str], dict]:
     """Read and combine the sources; return rows, what was changed, and what the manifest says of it."""
     from data.sources.combine import combine
-    from data.sources.layouts import source_name
+    from data.sources.place import source_name
     from data.sources.read import read_source
 
     parts, notes = [], []

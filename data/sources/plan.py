@@ -146,7 +146,7 @@ def _source(entry: Any, where: Path) -> Source:
 
 
 def _name(source: Source) -> str:
-    from data.sources.layouts import source_name
+    from data.sources.place import source_name
 
     return source.options.name or source_name(source.path)
 

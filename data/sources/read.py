@@ -21,10 +21,14 @@ from data.ids import refuse_repeated
 from data.progress import progress
 from data.schema import CLASSES_KEY, PREFERENCE, Rows, read_rows
 from data.sources.clean import Cleaning, is_utf8
-from data.sources.conversations import UltraFeedbackReader, read_arena
-from data.sources.layouts import TEXTS, Place, read_lmsys, read_pandalm, read_wsdm, source_name
+from data.sources.lmarena import read_arena
+from data.sources.lmsys import read_lmsys
 from data.sources.open import Columns, Table, open_table
+from data.sources.pandalm import read_pandalm
+from data.sources.place import TEXTS, Place, source_name
 from data.sources.table import TableReader
+from data.sources.ultrafeedback import UltraFeedbackReader
+from data.sources.wsdm import read_wsdm
 
 if TYPE_CHECKING:
     import pyarrow as pa

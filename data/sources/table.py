@@ -10,9 +10,11 @@ import re
 from collections.abc import Mapping
 
 from data.errors import UserError, brief, listing
+from data.labels import cell_text, label_index
 from data.schema import MAX_CLASSES, PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows, make_rows
-from data.sources.layouts import MODELS, Place, cell_text, label_index, require, soft_label_cells
 from data.sources.open import Columns, Table
+from data.sources.place import MODELS, Place, require
+from data.sources.votes import soft_label_cells
 
 FIELDS = ("row_id", "prompt", "response_a", "response_b", "label", "label_probs", "model_a", "model_b")
 

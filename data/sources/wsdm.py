@@ -1,0 +1,21 @@
+"""The WSDM Cup's Parquet: plain texts and a winner, without ties."""
+
+from __future__ import annotations
+
+from data.schema import PREFERENCE_NO_TIE, Rows, make_rows
+from data.sources.open import Columns
+from data.sources.place import TEXTS, Place, require
+from data.sources.votes import copy_labels
+
+
+def read_wsdm(columns: Columns, place: Place) -> Rows:
+    """Read the WSDM Cup's layout: plain texts and a ``winner`` that is one of two models; no ties."""
+    where = place.where
+    require(columns, ["id", *TEXTS], where)
+    ids = place.ids(columns["id"])
+    out = place.begin(ids)
+    for name in TEXTS:
+        out[name] = place.turns(columns, ids, name)
+    copy_labels(columns, out, PREFERENCE_NO_TIE, where)
+    place.copy_models(columns, out)
+    return make_rows(out, PREFERENCE_NO_TIE, where)
