@@ -192,6 +192,9 @@ def _nothing_left_behind(out: Path) -> Iterator[Path]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    from data.sources.formats import AUTO, EARLIER_NAMES
+    from data.sources.read import FORMATS  # with every format in it
+
     parser = argparse.ArgumentParser(
         prog="python -m data.prepare",
         description="Read sources into rows.parquet, folds.parquet and manifest.json, and tokens on request.",
@@ -209,8 +212,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add = sources.add_argument
     add(
         "--format",
-        default="auto",
-        choices=["auto", "lmsys", "arena", "wsdm", "ultrafeedback", "pandalm", "table"],
+        default=AUTO,
+        type=lambda name: EARLIER_NAMES.get(name, name),
+        choices=[AUTO, *FORMATS],
         help="layout of the source",
     )
     add(

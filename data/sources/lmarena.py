@@ -9,6 +9,7 @@ from data.errors import UserError, brief
 from data.labels import cell_text
 from data.schema import PREFERENCE, Rows, make_rows
 from data.sources.clean import BOTH_BAD
+from data.sources.formats import source_format
 from data.sources.messages import read_turns
 from data.sources.open import Columns
 from data.sources.place import Place, require
@@ -18,14 +19,18 @@ BOTH_BAD_NAMES = ("tie (bothbad)", "both_bad", "bothbad")
 ARENA_WINNERS = {**WINNERS, "tie": 2, **dict.fromkeys(BOTH_BAD_NAMES, 2)}
 
 
-def read_arena(columns: Columns, place: Place) -> Rows:
+CONVERSATIONS = ["conversation_a", "conversation_b"]
+
+
+@source_format("lmarena", lambda table: set(CONVERSATIONS) <= set(table.names))
+def read_lmarena(columns: Columns, place: Place) -> Rows:
     """Read conversations of two models and a ``winner``; a verdict that both are bad is a tie.
 
     Which of the ties were "both bad" is kept in the column ``both_bad``.
     """
     where = place.where
     id_column = "question_id" if "question_id" in columns else "id"
-    require(columns, [id_column, "conversation_a", "conversation_b"], where)
+    require(columns, [id_column, *CONVERSATIONS], where)
     ids = place.ids(columns[id_column])
     out = place.begin(ids)
     out |= {"prompt": [], "response_a": [], "response_b": []}

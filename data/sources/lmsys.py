@@ -7,11 +7,23 @@ import json
 from data.errors import UserError, brief
 from data.schema import PREFERENCE, Rows, make_rows
 from data.sources.clean import Cleaning, clean_turns
-from data.sources.open import Columns
+from data.sources.formats import source_format
+from data.sources.open import Columns, Table
 from data.sources.place import TEXTS, Place, require
 from data.sources.votes import copy_labels
 
 
+def is_lmsys(table: Table) -> bool:
+    """Whether columns are those of this format: they name the winners, or the texts are lists of turns."""
+    if not {"id", *TEXTS} <= set(table.names):
+        return False
+    if set(PREFERENCE.names) & set(table.names):
+        return True
+    first = next((batch for batch in table.batches() if batch["prompt"]), None)
+    return first is not None and all(_is_json_list(first[name][0]) for name in TEXTS)
+
+
+@source_format("lmsys", is_lmsys)
 def read_lmsys(columns: Columns, place: Place) -> Rows:
     """Read the LMSYS layout: texts as JSON lists of turns, the label one-hot over three winner columns.
 
@@ -30,6 +42,15 @@ def read_lmsys(columns: Columns, place: Place) -> Rows:
     copy_labels(columns, out, PREFERENCE, where)
     place.copy_models(columns, out)
     return make_rows(out, PREFERENCE, where)
+
+
+def _is_json_list(cell: object) -> bool:
+    if not isinstance(cell, str) or not cell.startswith("["):
+        return False
+    try:
+        return isinstance(json.loads(cell), list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _json_turns(cell: object, cleaning: Cleaning, where: str) -> list[str]:

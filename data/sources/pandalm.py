@@ -10,6 +10,7 @@ from data.errors import UserError, brief
 from data.labels import cell_text
 from data.schema import PREFERENCE, Rows, make_rows
 from data.sources.clean import TIED_VOTES, clean_turns
+from data.sources.formats import source_format
 from data.sources.open import Columns
 from data.sources.place import Place, require
 
@@ -17,13 +18,17 @@ PANDALM_VOTES = {"0": 2, "1": 0, "2": 1}
 """PandaLM writes 0 for a tie, 1 and 2 for the better response; ours are A wins, B wins, tie."""
 
 
+COLUMNS = ["idx", "instruction", "response1", "response2"]
+
+
+@source_format("pandalm", lambda table: set(COLUMNS) <= set(table.names))
 def read_pandalm(columns: Columns, place: Place) -> Rows:
     """Read PandaLM's test set: instruction and input make the prompt, the annotators' votes the label.
 
     The label is the majority's, a tie where there is none; ``label_probs`` holds the shares of the votes.
     """
     where, cleaning = place.where, place.cleaning
-    require(columns, ["idx", "instruction", "response1", "response2"], where)
+    require(columns, COLUMNS, where)
     ids = place.ids(columns["idx"])
     out: Columns = {**place.begin(ids), "prompt": []}
     inputs = columns.get("input", [None] * len(ids))

@@ -10,11 +10,19 @@ from itertools import combinations
 from data.errors import UserError, brief
 from data.schema import PREFERENCE, Rows, make_rows
 from data.sources.clean import RATED_TIES, UNPAIRED
+from data.sources.formats import SourceOptions, source_format
 from data.sources.messages import read_content, read_turns
-from data.sources.open import Columns
+from data.sources.open import Columns, Table
 from data.sources.place import Place, require
 
 
+def is_ultrafeedback(table: Table) -> bool:
+    """Whether columns are those of one of its two layouts: rated completions, or a chosen and a rejected."""
+    names = set(table.names)
+    return {"instruction", "completions"} <= names or {"chosen", "rejected", "score_chosen"} <= names
+
+
+@source_format("ultrafeedback", is_ultrafeedback, takes=("margin",))
 class UltraFeedbackReader:
     """Makes pairs of rated completions.
 
@@ -24,11 +32,15 @@ class UltraFeedbackReader:
 
     Parameters
     ----------
-    margin : float
-        Largest difference of ratings that is still a tie.
+    table : Table
+    where : str
+        The source, for messages.
+    options : SourceOptions
+        Its ``margin`` is the largest difference of ratings that is still a tie.
     """
 
-    def __init__(self, margin: float) -> None:
+    def __init__(self, table: Table, where: str, options: SourceOptions) -> None:
+        margin = options.margin
         if not (math.isfinite(margin) and margin >= 0):
             raise UserError(f"a margin of {margin} makes no ties; give 0 or more")
         self.margin = margin
