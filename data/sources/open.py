@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import UserError, brief, listing
-from data.files import require_file
+from data.files import refuse_bomb, require_file
 from data.sources.text_files import (
     BATCH_ROWS,
     Columns,
@@ -22,7 +22,6 @@ from data.sources.text_files import (
     open_csv,
     open_json,
     open_json_lines,
-    refuse_bomb,
 )
 
 if TYPE_CHECKING:
