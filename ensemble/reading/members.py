@@ -15,7 +15,7 @@ import numpy as np
 
 from data.errors import UserError, brief, listing
 from data.files import read_json, read_table, require_file, sha256_text
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes
+from data.schema import PREFERENCE, PREFERENCE_NO_TIE, SUM_TOLERANCE, Classes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,8 +25,6 @@ PANDAS_INDEX = ("", "Unnamed: 0", "__index_level_0__")
 """What the index of a pandas table is called in a file: to_csv's, the same read again, and to_parquet's."""
 NOT_CLASSES = (*ID_COLUMNS, *PANDAS_INDEX, "fold", "group_id", "label", "swap", "weight")
 PARTS = "part-*.parquet"
-SUM_TOLERANCE = 5e-3
-"""Probabilities rounded to a few digits may miss 1 by this; they are then normalised."""
 
 
 @dataclass(frozen=True)
