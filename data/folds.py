@@ -289,13 +289,11 @@ def _refuse_split(groups: list[str], folds: Folds, what: str, where: Path | str)
             pinned, held = (two, one) if own == PINNED else (one, two)
             raise UserError(
                 f"{where}: {what} {group} holds row {pinned}, pinned to every training, and row {held}, "
-                "which "
-                "is validated: that leaks; make the folds again with python -m data.prepare"
+                "which is validated: that leaks; make the folds again with python -m data.prepare"
             )
         raise UserError(
-            f"{where}: {what} {group} is split over folds {fold[other]} and {own} "
-            f"(rows {one} and {two}); rows that share a prompt must share "
-            "a fold, make the folds again with python -m data.prepare"
+            f"{where}: {what} {group} is split over folds {fold[other]} and {own} (rows {one} and {two}); "
+            "rows that share a prompt must share a fold, make the folds again with python -m data.prepare"
         )
 
 

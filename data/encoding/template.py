@@ -73,8 +73,7 @@ class Template:
             if self.name not in template_names():
                 raise UserError(
                     f"no template {brief(self.name)}; there are {listing(template_names(), 9)}, or give "
-                    "your own "
-                    ".jinja file"
+                    "your own .jinja file"
                 )
             object.__setattr__(self, "text", (HOME / f"{self.name}.jinja").read_text(encoding="utf-8"))
         _compiled(self.name, self.text)
@@ -105,8 +104,7 @@ class Template:
         if not found:
             raise UserError(
                 f"template {self.name} needs a chat template and the tokenizer has none; use the tokenizer "
-                "of an "
-                "instruct model, or one of the templates "
+                "of an instruct model, or one of the templates "
                 f"{listing(n for n in template_names() if n != self.name)}"
             )
         return replace(self, chat_template=found)
@@ -249,8 +247,7 @@ def _split(name: str, rendered: str, shape: Shape) -> list[str | tuple[int, int]
             part, turn = wrong[0]
             raise UserError(
                 f"template {name}: puts turn {turn + 1} of {PARTS[part]} {what}; every turn of prompt, "
-                "response_a "
-                "and response_b stands in it exactly once"
+                "response_a and response_b stands in it exactly once"
             )
     return pieces
 

@@ -46,8 +46,7 @@ class Place:
             if isinstance(value, bool) or not isinstance(value, (str, int)):
                 raise UserError(
                     f"{self.where}: row {self.start + i} (counted from 0) has the id {brief(value)!r} of "
-                    "type "
-                    f"{type(value).__name__}; an id is text or a whole number"
+                    f"type {type(value).__name__}; an id is text or a whole number"
                 )
             kind = "text" if isinstance(value, str) else "number"
             if self.id_kind is None:
