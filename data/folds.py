@@ -84,11 +84,7 @@ class Folds:
 
 
 def make_folds(
-    rows: Rows,
-    n_folds: int = 5,
-    seed: int = 0,
-    near: Near | None = None,
-    pin: Collection[str] = (),
+    rows: Rows, n_folds: int = 5, seed: int = 0, near: Near | None = None, pin: Collection[str] = ()
 ) -> Folds:
     """Deal the prompt groups into folds of like size and like shares of labels and sources.
 

@@ -47,15 +47,7 @@ class UltraFeedbackReader:
 
     def __call__(self, columns: Columns, place: Place) -> Rows:
         """Read one batch, of whichever of the two layouts."""
-        names: tuple[str, ...] = (
-            "row_id",
-            "prompt",
-            "response_a",
-            "response_b",
-            "label",
-            "model_a",
-            "model_b",
-        )
+        names = ("row_id", "prompt", "response_a", "response_b", "label", "model_a", "model_b")
         out: Columns = {name: [] for name in names}
         rated = self._binarized if "chosen" in columns else self._completions
         rated(columns, place, out)
