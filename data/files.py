@@ -178,6 +178,19 @@ def read_parquet(path: Path, what: str = "file") -> pa.Table:
         ) from error
 
 
+@contextmanager
+def readable_parquet(path: Path | str) -> Iterator[None]:
+    """Turn what Arrow raises of a file that is not its own, or is cut short, into a message naming it."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path}: not a readable Parquet file ({brief(error)}); it may be truncated, make it again"
+        ) from error
+
+
 def unpacked(path: Path) -> IO[bytes]:
     """Open a file of bytes, through gzip where its name says so."""
     return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")  # type: ignore[return-value]

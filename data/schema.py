@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.errors import UserError, brief, listing
-from data.files import TextDigest, read_parquet, require_columns, write_parquet
+from data.files import TextDigest, read_parquet, readable_parquet, require_columns, write_parquet
 from data.ids import refuse_repeated
 
 if TYPE_CHECKING:
@@ -371,18 +371,12 @@ def classes_of(schema: pa.Schema, where: Path, otherwise: Classes = PREFERENCE) 
 
 def describe_file(path: Path) -> tuple[Classes, int, str]:
     """Return classes, number of rows and content hash of a table on disk, without holding it in memory."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            require_columns(file.schema_arrow, HASHED, path)
-            classes = classes_of(file.schema_arrow, path)
-            columns = [*HASHED, *(["label_probs"] if "label_probs" in names else [])]
-            content = hash_rows(classes, columns, lambda name: file.iter_batches(HASH_ROWS, columns=[name]))
-            return classes, file.metadata.num_rows, content
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path}: not a readable Parquet file ({brief(error)}); it may be truncated, make it again"
-        ) from error
+    with readable_parquet(path), pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        require_columns(file.schema_arrow, HASHED, path)
+        classes = classes_of(file.schema_arrow, path)
+        columns = [*HASHED, *(["label_probs"] if "label_probs" in names else [])]
+        content = hash_rows(classes, columns, lambda name: file.iter_batches(HASH_ROWS, columns=[name]))
+        return classes, file.metadata.num_rows, content
