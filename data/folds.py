@@ -84,11 +84,7 @@ class Folds:
 
 
 def make_folds(
-    rows: Rows,
-    n_folds: int = 5,
-    seed: int = 0,
-    near: Near | None = None,
-    pin: Collection[str] = (),
+    rows: Rows, n_folds: int = 5, seed: int = 0, near: Near | None = None, pin: Collection[str] = ()
 ) -> Folds:
     """Deal the prompt groups into folds of like size and like shares of labels and sources.
 
@@ -289,13 +285,11 @@ def _refuse_split(groups: list[str], folds: Folds, what: str, where: Path | str)
             pinned, held = (two, one) if own == PINNED else (one, two)
             raise UserError(
                 f"{where}: {what} {group} holds row {pinned}, pinned to every training, and row {held}, "
-                "which "
-                "is validated: that leaks; make the folds again with python -m data.prepare"
+                "which is validated: that leaks; make the folds again with python -m data.prepare"
             )
         raise UserError(
-            f"{where}: {what} {group} is split over folds {fold[other]} and {own} "
-            f"(rows {one} and {two}); rows that share a prompt must share "
-            "a fold, make the folds again with python -m data.prepare"
+            f"{where}: {what} {group} is split over folds {fold[other]} and {own} (rows {one} and {two}); "
+            "rows that share a prompt must share a fold, make the folds again with python -m data.prepare"
         )
 
 

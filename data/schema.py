@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.errors import UserError, brief, listing
-from data.files import TextDigest, read_parquet, require_columns, write_parquet
+from data.files import TextDigest, read_parquet, readable_parquet, require_columns, write_parquet
 from data.ids import refuse_repeated
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 CLASSES_KEY = b"distillstack.classes"
 SWAP_KEY = b"distillstack.swap"
-PROB_SUM_TOLERANCE = 1e-3
+SUM_TOLERANCE = 5e-3
+"""Probabilities rounded to a few digits may miss 1 by this; they are then normalised."""
 HASH_ROWS = 4096
 MAX_CLASSES = 127
 """A label is an int8."""
@@ -319,7 +320,7 @@ def _validate_soft_labels(rows: Rows, where: str | Path) -> None:
         sound = (
             np.isfinite(probs).all(axis=1)
             & (probs >= 0).all(axis=1)
-            & (np.abs(probs.sum(axis=1) - 1) <= PROB_SUM_TOLERANCE)
+            & (np.abs(probs.sum(axis=1) - 1) <= SUM_TOLERANCE)
         )
     bad = np.flatnonzero(given & ~sound)
     if bad.size:
@@ -370,18 +371,12 @@ def classes_of(schema: pa.Schema, where: Path, otherwise: Classes = PREFERENCE) 
 
 def describe_file(path: Path) -> tuple[Classes, int, str]:
     """Return classes, number of rows and content hash of a table on disk, without holding it in memory."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            require_columns(file.schema_arrow, HASHED, path)
-            classes = classes_of(file.schema_arrow, path)
-            columns = [*HASHED, *(["label_probs"] if "label_probs" in names else [])]
-            content = hash_rows(classes, columns, lambda name: file.iter_batches(HASH_ROWS, columns=[name]))
-            return classes, file.metadata.num_rows, content
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path}: not a readable Parquet file ({brief(error)}); it may be truncated, make it again"
-        ) from error
+    with readable_parquet(path), pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        require_columns(file.schema_arrow, HASHED, path)
+        classes = classes_of(file.schema_arrow, path)
+        columns = [*HASHED, *(["label_probs"] if "label_probs" in names else [])]
+        content = hash_rows(classes, columns, lambda name: file.iter_batches(HASH_ROWS, columns=[name]))
+        return classes, file.metadata.num_rows, content

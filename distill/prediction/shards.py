@@ -31,8 +31,8 @@ from data.shards import (
 )
 from data.softmax import softmax
 from data.sources.clean import Cleaning
-from data.sources.layouts import Place
 from data.sources.open import Columns, Table
+from data.sources.place import Place
 from data.sources.read import SourceOptions, choose_reader
 from distill.runs.saved import Loaded, SavedModel, read_saved
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from data.errors import UserError, brief, listing
 from data.ids import refuse_repeated
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes
+from data.schema import PREFERENCE, PREFERENCE_NO_TIE, SUM_TOLERANCE, Classes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -18,8 +18,6 @@ ID_COLUMNS = ("id", "row_id")
 PANDAS_INDEX = ("", "Unnamed: 0", "__index_level_0__")
 """What the index of a pandas table is called in a file: to_csv's, the same read again, and to_parquet's."""
 NOT_CLASSES = (*ID_COLUMNS, *PANDAS_INDEX, "fold", "group_id", "label", "swap", "weight")
-SUM_TOLERANCE = 5e-3
-"""Probabilities rounded to a few digits may miss 1 by this; they are then normalised."""
 
 
 def infer_classes(columns: list[str], path: Path) -> Classes:
