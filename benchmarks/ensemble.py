@@ -21,12 +21,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.ensemble_peers import autogluon_greedy, likelihoods_of, nested, slsqp
+from benchmarks.greedy import greedy_weights
 from data.schema import Classes
 from data.softmax import softmax
 from ensemble.methods.base import Blender
 from ensemble.methods.blend import EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
 from ensemble.methods.catalogue import family
-from ensemble.methods.greedy import GreedySelection
 from ensemble.methods.scalings import KINDS, LinearScaling
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.reading.problem import Problem, load_problem
@@ -111,7 +111,7 @@ def time_simplex(rows: int, m: int, autogluon: Path | None, kind: str) -> None:
         "ours": lambda: solve_simplex(likelihoods, even).weights,
         "SLSQP with gradient, tolerance 1e-10": lambda: slsqp(likelihoods),
         "SLSQP with gradient, tolerance 1e-15": lambda: slsqp(likelihoods, 1e-15),
-        "greedy, 100 picks, ours": lambda: GreedySelection().fit(P, y).weights_,
+        "greedy, 100 picks, ours": lambda: greedy_weights(P, y),
     }
     found = {}
     for name, solve in solvers.items():

@@ -10,7 +10,6 @@ from ensemble.methods.average import AverageStacker
 from ensemble.methods.base import Blender, Swap
 from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
 from ensemble.methods.calibrate import Calibrated, CalibratedPool
-from ensemble.methods.greedy import GreedySelection
 from ensemble.methods.logit import MultinomialLogit
 from ensemble.methods.mlp import MLPStacker
 from ensemble.methods.sliced import SlicedPool
@@ -68,7 +67,6 @@ _KINDS: dict[str, type[Blender]] = {
         Calibrated,
         CalibratedPool,
         SlicedPool,
-        GreedySelection,
     )
 }
 

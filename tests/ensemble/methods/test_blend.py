@@ -13,7 +13,6 @@ from scipy.optimize import minimize
 from data.softmax import softmax
 from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
 from ensemble.methods.catalogue import from_dict
-from ensemble.methods.greedy import GreedySelection
 from ensemble.solvers.folds import group_folds
 from ensemble.solvers.newton import BlockDesign, SharedDesign, SoftmaxProblem, minimise
 from ensemble.solvers.numbers import PROB_FLOOR, cross_entropy
@@ -179,12 +178,3 @@ def test_a_member_that_says_zero_is_floored_where_that_helps() -> None:
     assert chosen.floor_ > PROB_FLOOR
     assert cross_entropy(chosen.oof_, targets).mean() <= cross_entropy(lowest.oof_, targets).mean()
     assert LogOpinionPool().fit(np.clip(P, 0.05, None), y).floor_ == PROB_FLOOR
-
-
-def test_greedy_selection_approaches_the_simplex_blend_from_above() -> None:
-    P, y = sample(1000, 5, 3)
-    targets = np.eye(3)[y]
-    greedy, exact = GreedySelection().fit(P, y), SimplexBlend().fit(P, y)
-    losses = [cross_entropy(method.predict_proba(P), targets).mean() for method in (greedy, exact)]
-    assert greedy.weights_.sum() == pytest.approx(1)
-    assert losses[1] - 1e-10 <= losses[0] <= losses[1] + 1e-3
