@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.ensemble import as_problem
 from data.softmax import softmax
-from ensemble.methods.base import Blender
+from ensemble.methods.base import Blender, Training
 from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
 from ensemble.methods.calibrate import Calibrated
 from ensemble.scoring.crossfit import average, bootstrap, choice_included, cross_fit, near_best
@@ -37,8 +37,8 @@ def fit(P: np.ndarray, y: np.ndarray, groups: np.ndarray) -> dict[str, Blender]:
         "simplex": SimplexBlend().fit(P, y),
         "log-pool": pool,
     }
-    methods |= {f"{name}+temperature": Calibrated(m).fit_after(P, y) for name, m in list(methods.items())}
-    return methods
+    data = Training.of(P, y)
+    return methods | {f"{name}+temperature": Calibrated(m).fit_after(data) for name, m in methods.items()}
 
 
 def competition(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -163,7 +163,7 @@ def evaluate(
         chosen = AVERAGE
         found.probs[AVERAGE] = average(found.probs, best)
         losses[AVERAGE] = np.mean([row_losses(average(cut.probs, best)) for cut in cuts], axis=0)
-        fitted[AVERAGE] = AverageStacker.of([fitted[name] for name in best])
+        fitted[AVERAGE] = AverageStacker.of({name: fitted[name] for name in best})
 
     own = {name: np.empty(len(problem)) for name in fitted}
     for rows, probs in predict_all(fitted, problem, np.arange(len(problem))):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from data.softmax import softmax
+from ensemble.methods.base import from_dict
 from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
-from ensemble.methods.catalogue import from_dict
 from ensemble.solvers.folds import group_folds
 from ensemble.solvers.newton import BlockDesign, SharedDesign, SoftmaxProblem, minimise
 from ensemble.solvers.numbers import PROB_FLOOR, cross_entropy
