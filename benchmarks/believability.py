@@ -19,7 +19,9 @@ from data.softmax import softmax
 from ensemble.methods.base import Blender, Training
 from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
 from ensemble.methods.calibrate import Calibrated
-from ensemble.scoring.crossfit import average, bootstrap, choice_included, cross_fit, near_best
+from ensemble.scoring.bootstrap import bootstrap
+from ensemble.scoring.choice import average, choice_included, near_best
+from ensemble.scoring.crossfit import cross_fit
 from ensemble.solvers.numbers import log_loss
 
 FRESH = 20_000

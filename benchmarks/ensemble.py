@@ -30,7 +30,8 @@ from ensemble.methods.catalogue import family
 from ensemble.methods.scalings import KINDS, LinearScaling
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.reading.problem import Problem, load_problem
-from ensemble.scoring.crossfit import choice_included, cross_fit
+from ensemble.scoring.choice import choice_included
+from ensemble.scoring.crossfit import cross_fit
 from ensemble.solvers.folds import group_folds
 from ensemble.solvers.numbers import log_loss
 from ensemble.solvers.simplex import solve_simplex

@@ -15,7 +15,7 @@ import numpy as np
 from ensemble.methods.blend import LogOpinionPool, SimplexBlend
 from ensemble.reading.problem import Problem
 from ensemble.report.charts import LINE_BOX, MAP_CORNERS, heat_table, line_svg, ternary_svg, whisker_rows
-from ensemble.scoring.crossfit import Interval
+from ensemble.scoring.bootstrap import Interval
 from ensemble.scoring.explore import linear_losses, take_sample, ternary_map, weight_curve
 from ensemble.scoring.members import (
     SetLosses,

@@ -13,22 +13,9 @@ from ensemble.methods.blend import SimplexBlend
 from ensemble.methods.calibrate import Calibrated
 from ensemble.methods.catalogue import AVERAGE
 from ensemble.reading.problem import Problem, dealt_again
-from ensemble.scoring.crossfit import (
-    DRAWS,
-    Bootstrap,
-    Interval,
-    average,
-    bootstrap,
-    choice_included,
-    choose,
-    cross_fit,
-    final_fit_note,
-    fit_on,
-    near_best,
-    predict_all,
-    sample_note,
-    threads,
-)
+from ensemble.scoring.bootstrap import DRAWS, Bootstrap, Interval, bootstrap
+from ensemble.scoring.choice import average, choice_included, choose, final_fit_note, near_best
+from ensemble.scoring.crossfit import cross_fit, fit_on, predict_all, sample_note, threads
 from ensemble.solvers.numbers import log_loss
 
 AT_ONCE = 8

@@ -44,7 +44,5 @@ def test_a_name_or_rank_is_given_once(name: str, rank: int) -> None:
 
 
 def test_an_unknown_kind_is_refused_with_those_known() -> None:
-    with pytest.raises(
-        ValueError, match=r"'Oracle' is no kind of method; known are .*EqualMean.*SimplexBlend"
-    ):
+    with pytest.raises(ValueError, match=r"'Oracle' is no kind of method; known are .*EqualMean"):
         from_dict({"kind": "Oracle", "params": {}, "fitted": {}})

@@ -27,7 +27,7 @@ from ensemble.reading.problem import Problem, load_problem
 from ensemble.report.frame import SCRIPT, SCRIPT_HASH
 from ensemble.report.page import render_report, write_report
 from ensemble.report.panels import script_json
-from ensemble.scoring.crossfit import bootstrap
+from ensemble.scoring.bootstrap import bootstrap
 from ensemble.scoring.explore import (
     linear_losses,
     move_weight,
