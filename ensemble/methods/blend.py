@@ -19,7 +19,7 @@ from ensemble.solvers.numbers import (
     log_probs,
     useful_floors,
 )
-from ensemble.solvers.simplex import solve_simplex
+from ensemble.solvers.simplex import solve_simplex, with_prior
 
 STRENGTHS = (3000.0, 300.0, 30.0, 3.0, 0.3)
 """Penalties tried inside the training rows, in units of rows, strong to weak."""
@@ -98,7 +98,8 @@ class SimplexBlend(Blender):
     ----------
     weights_ : ndarray of shape (members,)
     gap_ : float
-        Certified upper bound of what any other weights could still gain in-sample, in nats.
+        Certified upper bound of what any other weights could still gain in-sample, in nats: of the mean loss
+        less ``shrinkage`` times the mean log weight.
     n_iter_ : int
 
     Notes
@@ -112,16 +113,12 @@ class SimplexBlend(Blender):
 
     def fit_on(self, data: Training) -> Self:
         """Fit the weights; see :meth:`Blender.fit`."""
-        n_members = data.P.shape[1]
         row, label = np.nonzero(data.targets)  # a soft target is a row for each class it gives weight to
         likelihoods = np.maximum(data.P[row, :, label], LOSS_FLOOR)
         weights = data.weights[row] * data.targets[row, label]
-        if self.shrinkage > 0:
-            pseudo = np.full(n_members, self.shrinkage / n_members)
-            likelihoods = np.concatenate([likelihoods, np.eye(n_members) + LOSS_FLOOR])
-            weights = np.concatenate([weights, pseudo]) / (1 + self.shrinkage)
-        solution = solve_simplex(likelihoods, weights)
-        self.weights_, self.gap_, self.n_iter_ = solution.weights, solution.gap, solution.iterations
+        solution = solve_simplex(*with_prior(likelihoods, weights, self.shrinkage))
+        self.weights_, self.n_iter_ = solution.weights, solution.iterations
+        self.gap_ = solution.gap * (1 + self.shrinkage)
         return self
 
     def predict_proba(self, P: np.ndarray) -> np.ndarray:
