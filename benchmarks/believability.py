@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from benchmarks.ensemble import as_problem
 from data.softmax import softmax
@@ -23,6 +22,7 @@ from ensemble.scoring.bootstrap import bootstrap
 from ensemble.scoring.choice import average, choice_included, near_best
 from ensemble.scoring.crossfit import cross_fit
 from ensemble.solvers.numbers import log_loss
+from ensemble.solvers.threads import one_blas_thread
 
 FRESH = 20_000
 FOLDS = 10
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--competitions", type=int, default=240)
     parser.add_argument("--svg", type=Path, metavar="FILE", help="where the picture goes")
     args = parser.parse_args()
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         found = np.array([judge(seed) for seed in range(args.competitions)])
     fresh, nested, inside, held = found.T
     print(f"\n### Believability, {len(found)} simulated competitions of 500 rows\n")

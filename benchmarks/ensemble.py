@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from benchmarks.ensemble_peers import autogluon_greedy, likelihoods_of, nested, slsqp
 from benchmarks.greedy import greedy_weights
@@ -35,6 +34,7 @@ from ensemble.scoring.crossfit import cross_fit
 from ensemble.solvers.folds import group_folds
 from ensemble.solvers.numbers import log_loss
 from ensemble.solvers.simplex import solve_simplex
+from ensemble.solvers.threads import one_blas_thread
 
 
 def members(n: int, m: int, k: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="the command on a million rows too, 20 minutes")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         if args.only in (None, "solver"):
             for kind in ("correlated", "independent"):
                 time_simplex(args.rows, 20, args.autogluon, kind)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from ensemble.methods.average import AverageStacker
 from ensemble.methods.base import Blender
@@ -17,6 +16,7 @@ from ensemble.scoring.bootstrap import DRAWS, Bootstrap, Interval, bootstrap
 from ensemble.scoring.choice import average, choice_included, choose, final_fit_note, near_best
 from ensemble.scoring.crossfit import cross_fit, fit_on, predict_all, sample_note, threads
 from ensemble.solvers.numbers import log_loss
+from ensemble.solvers.threads import one_blas_thread
 
 AT_ONCE = 8
 
@@ -123,9 +123,8 @@ def evaluate(
         Times that the rows are dealt into folds anew and everything is scored again; losses are the means
         over these. The predictions kept are those of the folds given.
     """
-    # One BLAS thread: small matrices gain nothing from more, and the result is the same on any machine.
     # All rows are fitted beside the folds, of which the last alone would leave a processor idle.
-    with threadpool_limits(limits=1, user_api="blas"), threads(1) as beside:
+    with one_blas_thread(), threads(1) as beside:
         everything = beside.submit(fit_on, problem, np.arange(len(problem)), seed)
         deals = [problem, *(dealt_again(problem, seed, repeat) for repeat in range(1, repeats))]
         cuts = [cross_fit(deal, seed + i, workers=workers) for i, deal in enumerate(deals)]
