@@ -24,7 +24,7 @@ from benchmarks.distillation_plan import FOLDS, STUDENT, TEACHERS
 from data.files import write_text
 from data.softmax import softmax
 from ensemble.methods.calibrate import TemperatureScaling
-from ensemble.scoring.crossfit import bootstrap
+from ensemble.scoring.bootstrap import bootstrap
 
 DRAWS = 1000
 QUESTIONS = {

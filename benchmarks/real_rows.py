@@ -28,7 +28,7 @@ from data.softlabels import read_store
 from data.sources.read import read_source
 from distill import student, teacher_oof
 from distill.quiet import quiet_transformers
-from ensemble.scoring.crossfit import bootstrap
+from ensemble.scoring.bootstrap import bootstrap
 from ensemble.solvers.numbers import log_loss
 
 HERE = Path(__file__).parent

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.scoring.crossfit import Interval
+from ensemble.scoring.bootstrap import Interval
 
 MAP_CORNERS = ((200.0, 30.0), (22.0, 338.0), (378.0, 338.0))
 """Where the map draws the three members."""

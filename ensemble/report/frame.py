@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ensemble.scoring.crossfit import Interval
+from ensemble.scoring.bootstrap import Interval
 
 HERE = Path(__file__).parent
 SCRIPT = (HERE / "page.js").read_text(encoding="utf-8")

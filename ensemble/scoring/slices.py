@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemble.reading.problem import Problem
-from ensemble.scoring.crossfit import Bootstrap, Interval
+from ensemble.scoring.bootstrap import Bootstrap, Interval
 from ensemble.solvers.numbers import log_loss
 
 _MIN_ROWS = 20

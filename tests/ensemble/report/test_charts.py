@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ensemble.report.charts import Axes, Whisker, Whiskers, differences, map_cells, shade
-from ensemble.scoring.crossfit import Interval
+from ensemble.scoring.bootstrap import Interval
 from ensemble.scoring.explore import ternary_map
 
 

@@ -28,7 +28,7 @@ from ensemble.reading.load import load_problem
 from ensemble.reading.problem import Problem
 from ensemble.report.frame import SCRIPT, SCRIPT_HASH, render
 from ensemble.report.page import render_report, write_report
-from ensemble.scoring.crossfit import bootstrap
+from ensemble.scoring.bootstrap import bootstrap
 from ensemble.scoring.explore import (
     linear_losses,
     move_weight,

@@ -10,7 +10,7 @@ import pytest
 from data.schema import Classes
 from ensemble.methods.blend import SimplexBlend
 from ensemble.reading.problem import Problem
-from ensemble.scoring.crossfit import bootstrap
+from ensemble.scoring.bootstrap import bootstrap
 from ensemble.scoring.explore import simulate_problem
 from ensemble.scoring.members import (
     EXACT_MEMBERS,
