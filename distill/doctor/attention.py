@@ -11,8 +11,6 @@ from distill.doctor.pooling import TOLERANCE, head_of, plain_model, some_ids
 from distill.doctor.subject import Subject
 from distill.doctor.tokens import TEXT
 
-GEMMA2_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-GEMMAS = ("gemma", "gemma2", "gemma3", "gemma3_text")
 FP16_MAX = 65504.0
 KERNEL_TOLERANCE = 0.1
 """Rounding in bf16 is up to .06 where attention is so sharp; a lost cap is .17."""
@@ -23,7 +21,7 @@ def attention_in_use(subject: Subject) -> str | None:
     """The attention implementation that would run; None is the library's default."""
     from distill.model.backbone import attention_name
 
-    if subject.plain or subject.is_encoder:
+    if subject.plain or (subject.is_encoder and not subject.family.refused):
         return None
     return attention_name(subject.model.backbone, subject.config.model_type)
 
@@ -125,13 +123,14 @@ def softcap_configured(subject: Subject) -> Finding | None:
     Source: google/gemma-2-9b config.json: 50 on attention logits, 30 on final logits.
     """
     config = subject.config
-    if config.model_type != "gemma2":
+    wanted = subject.family.caps
+    if not wanted:
         return None
-    values = {key: getattr(config, key, None) for key in GEMMA2_CAPS}
+    values = {key: getattr(config, key, None) for key in wanted}
     lost = [key for key, value in values.items() if value is None]
     if lost:
         return failed(
-            f"{' and '.join(lost)} missing", "a different model", f"restore {GEMMA2_CAPS} in config.json"
+            f"{' and '.join(lost)} missing", "a different model", f"restore {wanted} in config.json"
         )
     return passed(
         f"attention {values['attn_logit_softcapping']:g}, final {values['final_logit_softcapping']:g}"
@@ -148,7 +147,7 @@ def sliding_window(subject: Subject) -> Finding | None:
     if not window or not getattr(subject.config, "use_sliding_window", True):
         return None
     longest = subject.model.encode.max_length
-    if subject.config.model_type == "gemma2":
+    if subject.family.mixed:
         kinds = getattr(subject.config, "layer_types", None) or []
         if kinds and len(set(kinds)) == 1 and len(kinds) > 1:
             return failed(
@@ -156,7 +155,7 @@ def sliding_window(subject: Subject) -> Finding | None:
             )
     if longest <= window:
         return passed(f"window {window}, rows up to {longest} tokens: it never cuts")
-    report = failed if window < 1024 and subject.config.model_type == "gemma2" else warned
+    report = failed if window < subject.family.least_window else warned
     return report(
         f"window {window}, rows up to {longest} tokens: half of the layers see only the last {window}",
         "the prompt is out of sight at the verdict cue in those layers",
@@ -175,7 +174,8 @@ def rope_scaling(subject: Subject) -> Finding | None:
     if not rope or any(isinstance(value, dict) for value in rope.values()):
         return None
     kind = rope.get("rope_type", "default")
-    if config.model_type == "llama" and config.max_position_embeddings > 8192 and kind == "default":
+    unscaled = subject.family.unscaled
+    if unscaled and config.max_position_embeddings > unscaled and kind == "default":
         return failed(
             f"{config.max_position_embeddings} positions and no rope scaling",
             "long rows are read at frequencies the model never saw",
@@ -224,9 +224,9 @@ def activations_fit_dtype(subject: Subject) -> Finding | None:
     half = "fp16" in {backbone.precision, backbone.compute if backbone.precision == "nf4" else ""}
     stored = str(subject.raw_config.get("dtype") or subject.raw_config.get("torch_dtype") or "")
     half = half or (subject.plain and stored == "float16")
-    if half and subject.config.model_type in GEMMAS:
-        if not subject.plain and backbone.packed and subject.config.model_type == "gemma2":
-            return passed("gemma2 in fp16, its residuals in float32")
+    if half and subject.family.overflows:
+        if not subject.plain and backbone.packed and subject.family.wide_residuals:
+            return passed(f"{subject.family.name} in fp16, its residuals in float32")
         return failed(
             f"{subject.config.model_type} in fp16",
             "overflow to inf and NaN (transformers #36822)",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError, listing
 from data.files import read_json
+from distill.architectures import Architecture, architecture
 from distill.config import ModelConfig, load_recipe, recipe_names
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ SMALL_LAYERS = 2
 SMALL_WIDTH = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
 """Of a copy that has no weights to take: random ones tell no more at full width."""
 SMALL_VOCABULARY = 512
-ENCODERS = ("bert", "roberta", "modernbert", "deberta-v2", "distilbert", "electra", "albert", "xlm-roberta")
 
 
 @dataclass
@@ -79,7 +79,8 @@ class Subject:
         if local.is_dir() and not (local / "config.json").exists():
             return None
         try:
-            return AutoConfig.from_pretrained(self.checkpoint, local_files_only=True)
+            found = AutoConfig.from_pretrained(self.checkpoint, local_files_only=True)
+            return found.get_text_config()
         except (OSError, ValueError) as error:
             raise UserError(f"{self.checkpoint}: cannot be read ({str(error).splitlines()[0]})") from error
 
@@ -118,9 +119,14 @@ class Subject:
         return read_json(path, "configuration") if path.exists() else {}
 
     @property
+    def family(self) -> Architecture:
+        """What is known of the checkpoint's family."""
+        return architecture("" if self.config is None else self.config.model_type)
+
+    @property
     def is_encoder(self) -> bool:
         """Whether the backbone is a bidirectional encoder, pooled at its first token."""
-        return self.config is not None and self.config.model_type in ENCODERS
+        return self.family.encoder
 
     @property
     def decoder(self) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.architectures import architecture, by_hub_name
 from distill.config import BackboneConfig, LoraConfig, TrainConfig
 from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.subject import Subject
@@ -318,13 +319,13 @@ def declared_precision(subject: Subject) -> Finding | None:
     from distill.model.backbone import attention_for
 
     backbone = subject.model.backbone
-    name = backbone.path.lower() if subject.config is None else subject.config.model_type
+    family = by_hub_name(backbone.path) if subject.config is None else subject.family
     if backbone.tiny is not None:
-        name = backbone.tiny.family
-    family = "gemma2" if "gemma-2" in name or "gemma2" in name else name
-    attention_for(family, backbone.attention)  # raises, naming the reason, where the cap would be lost
+        family = architecture(backbone.tiny.family)
+    family = family or architecture("")
+    attention_for(family.name, backbone.attention)  # raises, with the reason, where the cap would be lost
     compute = backbone.compute if backbone.precision == "nf4" else backbone.precision
-    if "gemma" in family and compute == "fp16" and not backbone.packed:
+    if family.overflows and compute == "fp16" and not backbone.packed:
         return failed(
             "Gemma is declared to compute in fp16",
             "overflow to NaN (transformers #36822)",

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data.errors import UserError, listing
+from distill.architectures import architecture
 from distill.kernels.agreement import flash_package
 
-SOFTCAPPED = {"gemma2"}
 REGISTERED = {name: f"packed_{name}" for name in ("varlen", "flex", "sdpa", "eager")}
 LIBRARY = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 """The library's own bindings to FlashAttention packages; they read packed lengths by themselves."""
@@ -48,7 +48,7 @@ def attention_for(model_type: str, wanted: str) -> str:
     transformers 5.17 gives Gemma-2 ``sdpa``, which ignores ``attn_logit_softcapping`` without a word.
     """
     cuda = torch.cuda.is_available()
-    capped = model_type in SOFTCAPPED
+    capped = architecture(model_type).capped
     chosen = ALIASES.get(wanted, wanted)
     if chosen == "auto":
         if capped:

@@ -15,18 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from distill.architectures import Architecture, architecture
 from distill.kernels.attention import block_masks, flex_tiles, last_token_attention, varlen_heads
 from distill.packing.pack import Pack
 
 log = logging.getLogger(__name__)
 
-PRUNABLE = {"LlamaDecoderLayer": "pre", "MistralDecoderLayer": "pre", "Gemma2DecoderLayer": "sandwich"}
-"""Layers whose forward :func:`_last_layer` knows, by where their norms stand."""
-PACKED = (
-    "llama", "mistral", "mixtral", "gemma", "gemma2", "qwen2", "qwen3", "qwen3_moe", "phi3", "olmo", "olmo2",
-    "starcoder2", "smollm3", "glm", "exaone4",
-)  # fmt: skip
-"""Architectures whose layers run in packs: the others' own attention would see across documents."""
 SPARE = 3 * 2**30
 """Bytes that ``auto`` checkpointing leaves free: the last layer, gradients, the allocator's crumbs."""
 
@@ -88,12 +82,18 @@ def first_trained(layers: nn.ModuleList) -> int:
     return len(layers)
 
 
-def window_of(layer: Any) -> int | None:
+def family_of(decoder: Any) -> Architecture:
+    """What is known of a decoder's family."""
+    return architecture(decoder.config.model_type)
+
+
+def window_of(layer: Any, family: Architecture) -> int | None:
     """A layer's sliding window: its attention's own, or, as with Mistral, only the configuration's."""
     attention = layer.self_attn
-    if hasattr(attention, "sliding_window"):
-        return attention.sliding_window
-    return getattr(attention.config, "sliding_window", None)
+    if family.window == "config":
+        return getattr(attention.config, "sliding_window", None)
+    own = family.window == "layer" and getattr(attention, "is_sliding", True)
+    return attention.sliding_window if own else None
 
 
 def wide_residuals(decoder: Any, dtype: torch.dtype) -> bool:
@@ -101,18 +101,18 @@ def wide_residuals(decoder: Any, dtype: torch.dtype) -> bool:
 
     Its layers norm what they add, and the norms may scale it beyond that range; products stay in float16.
     """
-    return dtype == torch.float16 and PRUNABLE.get(type(decoder.layers[0]).__name__) == "sandwich"
+    return dtype == torch.float16 and family_of(decoder).wide_residuals
 
 
 def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
     """Return the normed hidden state of each row's last token, shape (rows, hidden)."""
-    layers = decoder.layers
+    layers, family = decoder.layers, family_of(decoder)
     hidden = decoder.embed_tokens(pack.input_ids)
     positions = decoder.rotary_emb(hidden, position_ids=pack.position_ids)
     options: dict[str, Any] = {"position_ids": pack.position_ids, "position_embeddings": positions}
     masks = (None, None)
     if plan.attention == "flex":
-        window = getattr(decoder.config, "sliding_window", None)
+        window = getattr(decoder.config, "sliding_window", None) if family.window else None
         masks = block_masks(pack.position_ids[0], pack.documents, window, pack.max_length)
         options["kernel_options"] = flex_tiles(layers[0].self_attn.head_dim, hidden.dtype)
     else:
@@ -130,13 +130,13 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
         run = shards.around(run)
     training = torch.is_grad_enabled()
     first = first_trained(layers) if training and not hidden.requires_grad else 0
-    prune = plan.prune and type(layers[-1]).__name__ in PRUNABLE and len(layers) > 1
+    prune = plan.prune and bool(family.norms) and len(layers) > 1
     whole = layers[:-1] if prune else layers
     for index, layer in enumerate(whole):
         learning = training and index >= first
         if plan.attention == "flex":
             # Chosen here, so that layers of both kinds share compiled code where the masks are the same.
-            windowed = window_of(layer) is not None
+            windowed = window_of(layer, family) is not None
             options = {**options, "block_mask": masks[windowed]}
         if learning and plan.compiled and not hidden.requires_grad:
             # The first trained layer then runs the same compiled code as the others.
@@ -151,7 +151,7 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
     if prune:
         if shards is not None:
             shards.bring(layers[-1])
-        pooled = _last_layer(layers[-1], hidden, pack, positions, plan)
+        pooled = _last_layer(layers[-1], family, hidden, pack, positions, plan)
     else:
         pooled = hidden[0, pack.last]
     return decoder.norm(pooled[: pack.rows])
@@ -184,7 +184,12 @@ def _measured(
 
 
 def _last_layer(
-    layer: Any, hidden: Tensor, pack: Pack, positions: tuple[Tensor, Tensor], plan: Plan
+    layer: Any,
+    family: Architecture,
+    hidden: Tensor,
+    pack: Pack,
+    positions: tuple[Tensor, Tensor],
+    plan: Plan,
 ) -> Tensor:
     """The last layer at the last tokens only: (used documents, hidden).
 
@@ -201,8 +206,8 @@ def _last_layer(
     cos, sin = (x[0][:, None] for x in positions)
     query = _rotated(query, cos[pack.last], sin[pack.last])
     key = _rotated(key, cos, sin)
-    softcap = getattr(attention, "attn_logit_softcapping", None)
-    window = window_of(layer)
+    softcap = attention.attn_logit_softcapping if family.capped else None
+    window = window_of(layer, family)
     window = None if window is None or pack.max_length <= window else window
     if plan.attention == "varlen":
         n = len(pack.last)
@@ -217,7 +222,7 @@ def _last_layer(
             query, key, value, pack.documents, pack.last, attention.scaling, softcap, window
         )
     out = attention.o_proj(mixed.reshape(len(mixed), -1))
-    if PRUNABLE[type(layer).__name__] == "sandwich":
+    if family.norms == "sandwich":
         residual = residual + layer.post_attention_layernorm(out)
         out = layer.mlp(layer.pre_feedforward_layernorm(residual))
         return residual + layer.post_feedforward_layernorm(out)
