@@ -17,7 +17,7 @@ from torch import nn
 
 from data.errors import UserError, listing
 from data.files import sha256_files, sha256_text
-from distill.architectures import HEADS, PACKED, POOLERS, architecture
+from distill.architectures import HEADS, NESTED, PACKED, POOLERS, architecture
 from distill.config import CHECKPOINTING, QUANTISED, BackboneConfig, LoraConfig
 from distill.kernels.attention import attention_for, registered
 from distill.model.classifier import Classifier
@@ -81,7 +81,11 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
     with _named_failures(path), quiet_transformers():
         hub: dict[str, Any] = {"revision": config.revision}
         options = {**hub, "trust_remote_code": config.trust_remote_code}
-        model_config = AutoConfig.from_pretrained(path, num_labels=n_classes, **options)
+        found = AutoConfig.from_pretrained(path, num_labels=n_classes, **options)
+        model_config = found.get_text_config()
+        if model_config is not found:  # the text model alone, of a checkpoint that holds others beside it
+            model_config.num_labels = n_classes
+            options["key_mapping"] = {NESTED.pattern: "model."}
         attention = _attention(config, model_config.model_type)
         if config.precision in QUANTISED or config.shard:
             if architecture(model_config.model_type).encoder:
@@ -125,9 +129,15 @@ def _whole(kind: Any, path: str, fresh_head: bool, **options: Any) -> Any:
         Whether the head, and what pools for it, may be missing or of another size: it is made anew.
     """
     model, found = kind.from_pretrained(
-        path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        path,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
     )
     made_up = [*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]
+    if "key_mapping" in options:
+        model._weight_conversions = None  # what is saved is a text model, by a text model's names
     if fresh_head:
         made_up = [name for name in made_up if not {*HEADS, *POOLERS} & set(name.split("."))]
     if made_up:

@@ -108,8 +108,8 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
     """Return the normed hidden state of each row's last token, shape (rows, hidden)."""
     layers, family = decoder.layers, family_of(decoder)
     hidden = decoder.embed_tokens(pack.input_ids)
-    positions = decoder.rotary_emb(hidden, position_ids=pack.position_ids)
-    options: dict[str, Any] = {"position_ids": pack.position_ids, "position_embeddings": positions}
+    positions = _positions(decoder, family, hidden, pack)
+    options: dict[str, Any] = {"position_ids": pack.position_ids}
     masks = (None, None)
     if plan.attention == "flex":
         window = getattr(decoder.config, "sliding_window", None) if family.window else None
@@ -134,6 +134,7 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
     whole = layers[:-1] if prune else layers
     for index, layer in enumerate(whole):
         learning = training and index >= first
+        options = {**options, "position_embeddings": positions[_rope(layer, family)]}
         if plan.attention == "flex":
             # Chosen here, so that layers of both kinds share compiled code where the masks are the same.
             windowed = window_of(layer, family) is not None
@@ -151,10 +152,28 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
     if prune:
         if shards is not None:
             shards.bring(layers[-1])
-        pooled = _last_layer(layers[-1], family, hidden, pack, positions, plan)
+        rotary = positions[_rope(layers[-1], family)]
+        pooled = _last_layer(layers[-1], family, hidden, pack, rotary, plan)
     else:
         pooled = hidden[0, pack.last]
     return decoder.norm(pooled[: pack.rows])
+
+
+def _rope(layer: Any, family: Architecture) -> str:
+    """Which of the decoder's rotary embeddings a layer takes."""
+    return layer.self_attn.layer_type if family.ropes > 1 else ""
+
+
+def _positions(
+    decoder: Any, family: Architecture, hidden: Tensor, pack: Pack
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Cosines and sines of every rotary embedding of the decoder, by the layers' name for it."""
+    kinds = {_rope(layer, family) for layer in decoder.layers}
+    named: dict[str, dict[str, str]] = {kind: {"layer_type": kind} if kind else {} for kind in kinds}
+    return {
+        kind: decoder.rotary_emb(hidden, position_ids=pack.position_ids, **which)
+        for kind, which in named.items()
+    }
 
 
 def _kept(plan: Plan, layers: nn.ModuleList, first: int) -> int:
@@ -197,15 +216,13 @@ def _last_layer(
     one token a document.
     """
     attention = layer.self_attn
-    d = attention.head_dim
     residual = hidden[0, pack.last]
-    normed = layer.input_layernorm(hidden)[0]
-    query = attention.q_proj(normed[pack.last]).view(len(pack.last), -1, d)
-    key = attention.k_proj(normed).view(len(normed), -1, d)
-    value = attention.v_proj(normed).view(len(normed), -1, d)
-    cos, sin = (x[0][:, None] for x in positions)
-    query = _rotated(query, cos[pack.last], sin[pack.last])
-    key = _rotated(key, cos, sin)
+    normed = hidden[0] if family.norms == "post" else layer.input_layernorm(hidden)[0]
+    query, key, value = _projected(attention, family, normed, pack.last)
+    if getattr(attention, "use_rope", True):  # SmolLM3 has layers that know no positions
+        cos, sin = (x[0][:, None] for x in positions)
+        query = _rotated(query, cos[pack.last], sin[pack.last])
+        key = _rotated(key, cos, sin)
     softcap = attention.attn_logit_softcapping if family.capped else None
     window = window_of(layer, family)
     window = None if window is None or pack.max_length <= window else window
@@ -226,12 +243,38 @@ def _last_layer(
         residual = residual + layer.post_attention_layernorm(out)
         out = layer.mlp(layer.pre_feedforward_layernorm(residual))
         return residual + layer.post_feedforward_layernorm(out)
+    if family.norms == "post":
+        residual = residual + layer.post_attention_layernorm(out)
+        return residual + layer.post_feedforward_layernorm(layer.mlp(residual))
     residual = residual + out
     return residual + layer.mlp(layer.post_attention_layernorm(residual))
 
 
+def _projected(
+    attention: Any, family: Architecture, normed: Tensor, last: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the last tokens, keys and values of all, normed as the family norms them: (n, heads, d)."""
+    d = attention.head_dim
+    if family.fused:
+        width = attention.config.num_attention_heads * d
+        query, key, value = attention.qkv_proj(normed).tensor_split(
+            (width, width + attention.num_key_value_heads * d), dim=-1
+        )
+        query = query[last]
+    else:
+        query, key, value = attention.q_proj(normed[last]), attention.k_proj(normed), attention.v_proj(normed)
+    if family.query_key_norm == "all":
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    query, key, value = (x.reshape(len(x), -1, d) for x in (query, key, value))
+    if family.query_key_norm == "head":
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    return query, key, value
+
+
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of (tokens, heads, d), as the library's layers compute it."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + turned * sin
+    """Rotary embedding of (tokens, heads, d), of its first dimensions where there are fewer angles."""
+    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    half = turned.shape[-1] // 2
+    rotated = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
+    turned = turned * cos + rotated * sin
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned

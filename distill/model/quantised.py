@@ -68,8 +68,10 @@ class Checkpoint:
         return self._stored(name) is not None
 
     def _stored(self, name: str) -> str | None:
-        """The name in the files; a bare decoder's checkpoint lacks the prefix."""
-        return next((n for n in (name, name.removeprefix("model.")) if n in self._shards), None)
+        """The name in the files: a bare decoder's lacks the prefix, a nested one's has more of it."""
+        bare = name.removeprefix("model.")
+        known = (name, bare, f"language_model.model.{bare}", f"model.language_model.{bare}")
+        return next((n for n in known if n in self._shards), None)
 
     def get(self, name: str, shape: torch.Size, device: torch.device) -> Tensor:
         """Return a weight of the checked shape on a device."""

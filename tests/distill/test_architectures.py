@@ -3,14 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+)
 
 from data.encoding.encode import Encoded
 from data.errors import UserError
 from distill.architectures import ARCHITECTURES, PACKED, architecture, by_hub_name
 from distill.config import BackboneConfig
 from distill.kernels.attention import registered
-from distill.model.backbone import attention_name
+from distill.model.backbone import attention_name, load_base, load_full
 from distill.model.classifier import Classifier
 from distill.packing.examples import pad
 from distill.packing.pack import pack
@@ -25,6 +30,7 @@ WINDOW = {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 
 """Shorter than the rows, and in some layers only where the family mixes them."""
 MORE = {
     "gemma2": {"attn_logit_softcapping": 2.0},
+    "gemma3_text": {"sliding_window_pattern": 2},
     "mixtral": {"num_local_experts": 4},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "smollm3": {"no_rope_layer_interval": 2},
@@ -101,6 +107,28 @@ def test_packed_is_one_by_one_is_padded(name, attention, layers):
     for prune in (True, False):
         classifier.plan.prune = prune
         assert_same(alone, outcome(classifier.inner, lambda: classifier(pack=one)))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "nf4"])
+def test_of_a_nested_checkpoint_the_text_model_alone_is_loaded(tmp_path, precision):
+    text = {**SHAPE, **WINDOW, **MORE["gemma3_text"], "hidden_size": 64}
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    whole = Gemma3ForConditionalGeneration(Gemma3Config(text, vision, mm_tokens_per_image=4))
+    whole.save_pretrained(tmp_path / "whole")
+    backbone = BackboneConfig(path=str(tmp_path / "whole"), precision=precision, attention="eager")
+    found = load_base(backbone, backbone.path, 3)
+    assert found.config.model_type == architecture("gemma3").text
+    assert found.config.num_labels == 3
+    assert torch.equal(found.model.embed_tokens.weight.float(), whole.get_input_embeddings().weight)
+    if precision == "fp32":
+        found.save_pretrained(tmp_path / "text")  # by a text model's own names
+        again = load_full(backbone, str(tmp_path / "text"), 3)
+        for name, weight in again.get_decoder().state_dict().items():
+            assert torch.equal(weight, whole.get_decoder().state_dict()[name]), name
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
