@@ -117,7 +117,7 @@ def test_of_a_nested_checkpoint_the_text_model_alone_is_loaded(tmp_path, precisi
         "image_size": 28, "patch_size": 14,
     }  # fmt: skip
     torch.manual_seed(0)
-    whole = Gemma3ForConditionalGeneration(Gemma3Config(text, vision, mm_tokens_per_image=4))
+    whole = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision))
     whole.save_pretrained(tmp_path / "whole")
     backbone = BackboneConfig(path=str(tmp_path / "whole"), precision=precision, attention="eager")
     found = load_base(backbone, backbone.path, 3)
