@@ -56,7 +56,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
-    from distill.doctor.finding import BAD, examine
+    from distill.doctor.examine import examine
+    from distill.doctor.finding import BAD
     from distill.doctor.subject import open_subjects
     from distill.quiet import quiet_transformers
 

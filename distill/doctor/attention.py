@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
 
 from data.errors import brief
 from distill.doctor.finding import Finding, check, failed, passed, warned
-from distill.doctor.pooling import TOLERANCE, head_of, plain_model, some_ids
+from distill.doctor.small import TEXT, TOLERANCE, plain_model, some_ids
 from distill.doctor.subject import Subject
-from distill.doctor.tokens import TEXT
+from distill.kernels.agreement import gaps_to_formula
+from distill.model import backbone as loading
+from distill.model.padded import head_of
 
 FP16_MAX = 65504.0
 KERNEL_TOLERANCE = 0.1
@@ -19,11 +26,9 @@ KEEP_IN_FLOAT = ("score", "classifier", "lm_head")
 
 def attention_in_use(subject: Subject) -> str | None:
     """The attention implementation that would run; None is the library's default."""
-    from distill.model.backbone import attention_name
-
     if subject.plain or (subject.is_encoder and not subject.family.refused):
         return None
-    return attention_name(subject.model.backbone, subject.config.model_type)
+    return loading.attention_name(subject.model.backbone, subject.config.model_type)
 
 
 @check("attention", "config")
@@ -33,12 +38,10 @@ def attention_backend(subject: Subject) -> Finding | None:
     Source: transformers 5.17 gives Gemma-2 sdpa by default, which drops soft-capping without a word
     (logits off by 2.9 on a tiny model); 5.23 refuses sdpa. ``--plain`` judges the library's default.
     """
-    import torch
-
     wanted = attention_in_use(subject)
     model = plain_model(subject, "eager")
     _sharpen(model)
-    ids = torch.cat(some_ids(subject, model))[None]
+    ids = torch.from_numpy(np.concatenate(some_ids(subject, model)))[None]
     with torch.no_grad():
         exact = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     name = wanted or "the library's default"
@@ -72,10 +75,6 @@ def attention_backend(subject: Subject) -> Finding | None:
 
 def kernel_in_packs(subject: Subject, attention: str) -> Finding:
     """Judge a kernel for packs by the formula, with the model's heads, cap and window felt."""
-    import torch
-
-    from distill.kernels.agreement import gaps_to_formula
-
     config = subject.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     heads = config.num_attention_heads
@@ -104,8 +103,6 @@ def kernel_in_packs(subject: Subject, attention: str) -> Finding:
 
 def _sharpen(model: Any) -> None:
     """Enlarge attention logits so that a soft cap matters, and narrow the window so that it is felt."""
-    import torch
-
     with torch.no_grad():
         for name, module in model.named_modules():
             if name.endswith("q_proj"):
@@ -218,8 +215,6 @@ def activations_fit_dtype(subject: Subject) -> Finding | None:
 
     Source: Gemma overflows in fp16 (transformers #36822, accelerate #1333).
     """
-    import torch
-
     backbone = subject.model.backbone
     half = "fp16" in {backbone.precision, backbone.compute if backbone.precision == "nf4" else ""}
     stored = str(subject.raw_config.get("dtype") or subject.raw_config.get("torch_dtype") or "")
@@ -236,7 +231,7 @@ def activations_fit_dtype(subject: Subject) -> Finding | None:
     peaks: list[float] = []
     for module in model.modules():
         module.register_forward_hook(lambda _m, _i, out: peaks.append(_peak(out)))
-    ids = torch.cat(some_ids(subject, model))[None]
+    ids = torch.from_numpy(np.concatenate(some_ids(subject, model)))[None]
     if subject.tokenizer is not None and subject.has_weights:
         ids = torch.tensor([subject.tokenizer(TEXT)["input_ids"]])
     with torch.no_grad():
@@ -254,8 +249,6 @@ def activations_fit_dtype(subject: Subject) -> Finding | None:
 
 
 def _peak(out: Any) -> float:
-    import torch
-
     tensor = out[0] if isinstance(out, tuple) else getattr(out, "last_hidden_state", out)
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         return 0.0
@@ -298,18 +291,11 @@ def head_stays_float32(subject: Subject) -> Finding | None:
 
     Source: bitsandbytes skips the head only while ``llm_int8_skip_modules`` is left alone.
     """
-    from dataclasses import replace
-
-    import torch
-    from torch import nn
-
-    from distill.model.backbone import load_base
-
     if subject.model.backbone.precision == "nf4" and subject.config.hidden_size % 64:
         return None
     config = replace(subject.model.backbone, path=subject.small, tiny=None, revision=None, head="score")
-    model = load_base(config, subject.small, 3)
-    head = head_of(model)
+    model = loading.load_base(config, subject.small, 3)
+    head = head_of(model)[1]
     linear = [m for m in model.get_decoder().modules() if isinstance(m, nn.Linear)]
     quantised = sum(type(m).__name__ != "Linear" for m in linear)
     if type(head) is not nn.Linear or head.weight.dtype != torch.float32:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 
+from data.arena import bayes_log_loss
 from data.errors import UserError, listing
 from data.files import read_parquet
+from data.folds import group_prompts
 from data.softlabels import MANIFEST
 from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.subject import Subject
@@ -43,8 +46,6 @@ def prompts_stay_in_one_fold(subject: Subject) -> Finding | None:
 
     Source: AutoGluon #4104 and #5533: group leaks in the best tool of all.
     """
-    from data.folds import group_prompts
-
     fold_of = dict(
         zip(
             subject.fold_table.column("row_id").to_pylist(),
@@ -214,8 +215,6 @@ def soft_labels_are_out_of_fold(subject: Subject) -> Finding | None:
         return None
     losses = -(targets * _log_softmax(logits)).sum(axis=1)
     if "true_probs" in subject.rows.table.column_names and (subject.rows.labels >= 0).all():
-        from data.arena import bayes_log_loss
-
         gap = losses - bayes_log_loss(subject.rows)[1]
         z = gap.mean() / (gap.std(ddof=1) / np.sqrt(len(gap)))
         if z < -Z:
@@ -236,7 +235,6 @@ def soft_labels_are_out_of_fold(subject: Subject) -> Finding | None:
 
 def best_temperature(targets: np.ndarray, logits: np.ndarray) -> tuple[float, np.ndarray]:
     """The temperature of least log-loss, searched in log T, and what it gains a row."""
-    from scipy.optimize import minimize_scalar
 
     def losses(log_t: float) -> np.ndarray:
         return -(targets * _log_softmax(logits / np.exp(log_t))).sum(axis=1)

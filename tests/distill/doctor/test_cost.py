@@ -8,7 +8,7 @@ from data.encoding.encode import Encoded
 from data.folds import make_folds
 from distill.config import TinyConfig
 from distill.doctor import cost
-from distill.doctor.finding import all_checks
+from distill.doctor.examine import all_checks
 
 
 def test_edits_are_what_a_faulty_pipeline_feeds():

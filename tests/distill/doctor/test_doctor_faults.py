@@ -12,7 +12,7 @@ from planted import FAULTS, Healthy, find, recipe_file
 from data.arena import ArenaConfig, simulate_arena
 from data.encoding.template import Template
 from distill.config import TinyConfig
-from distill.doctor.finding import all_checks, examine
+from distill.doctor.examine import all_checks, examine
 from distill.doctor.subject import open_subjects
 from distill.model.tiny import tiny_backbone
 
