@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import distill.kernels.attention
+import distill.kernels.flex
 import distill.training.predict
 from benchmarks.gpu_model import (
     CUDA,
@@ -337,7 +337,7 @@ def main() -> None:
         wanted[name] = measures.split(",") if measures else PHASES[name]
     if args.flex:
         tiles = dict(zip(FLEX_KEYS, FLEX[args.flex], strict=True))
-        distill.kernels.attention.KERNELS.update(dict.fromkeys(distill.kernels.attention.KERNELS, tiles))
+        distill.kernels.flex.KERNELS.update(dict.fromkeys(distill.kernels.flex.KERNELS, tiles))
     if args.inside:
         ((phase, measures),) = wanted.items()
         run_phase(phase, measures, args)

@@ -21,7 +21,7 @@ from distill.config import BackboneConfig, LoraConfig, TrainConfig
 from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.small import LENGTHS
 from distill.doctor.subject import Subject
-from distill.kernels.attention import attention_for
+from distill.kernels.choice import attention_for
 from distill.model.backbone import add_adapters, load_base
 from distill.model.classifier import Classifier
 from distill.packing.examples import Examples

@@ -19,7 +19,7 @@ from data.errors import UserError, listing
 from data.files import sha256_files, sha256_text
 from distill.architectures import HEADS, NESTED, PACKED, POOLERS, architecture
 from distill.config import CHECKPOINTING, QUANTISED, BackboneConfig, LoraConfig
-from distill.kernels.attention import attention_for, registered
+from distill.kernels.choice import attention_for, registered
 from distill.model.classifier import Classifier
 from distill.model.padded import blocks_of, head_of, poolers_of, wrap
 from distill.model.quantised import Checkpoint, build

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.kernels.attention import REGISTERED
+from distill.kernels.choice import REGISTERED
 from distill.kernels.linear import fuse
 from distill.model.decoder import Plan, pooled_hidden, wide_residuals
 from distill.packing.pack import Pack

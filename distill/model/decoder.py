@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from distill.architectures import Architecture, architecture
-from distill.kernels.attention import block_masks, flex_tiles, last_token_attention, varlen_heads
+from distill.kernels.attention import last_token_attention, varlen_heads
+from distill.kernels.flex import block_masks, flex_tiles
 from distill.packing.pack import Pack
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Plan:
     Attributes
     ----------
     attention : str
-        See :func:`distill.kernels.attention.attention_for`.
+        See :func:`distill.kernels.choice.attention_for`.
     compiled : bool
         Compile the layers.
     checkpoint : {"auto", "all", "none"}

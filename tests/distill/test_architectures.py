@@ -14,7 +14,7 @@ from data.encoding.encode import Encoded
 from data.errors import UserError
 from distill.architectures import ARCHITECTURES, PACKED, architecture, by_hub_name
 from distill.config import BackboneConfig
-from distill.kernels.attention import registered
+from distill.kernels.choice import registered
 from distill.model.backbone import attention_name, load_base, load_full
 from distill.model.classifier import Classifier
 from distill.packing.examples import pad

@@ -14,7 +14,7 @@ from data.arena import ArenaConfig, simulate_arena
 from data.encoding.encode import Encoded
 from data.encoding.template import Template
 from distill.config import BackboneConfig, LoraConfig, TinyConfig
-from distill.kernels.attention import registered
+from distill.kernels.choice import registered
 from distill.model.backbone import add_adapters, load_base
 from distill.model.classifier import Classifier
 from distill.model.tiny import tiny_backbone
