@@ -23,8 +23,8 @@ varlen     CUDA     all at once           speed: torch's FlashAttention-2, 16 bi
 flex       CUDA     all, by block masks   soft caps: compiled, wants packs of one shape
 =========  =======  ====================  ==========================================================
 
-``flex`` has a file of its own; FlashAttention packages of versions 3 and 4 are taken where they agree with the
-formula (:mod:`distill.kernels.agreement`). None makes a mask of all tokens by all tokens, and none drops
+``flex`` has a file of its own; FlashAttention packages of versions 3 and 4 are taken where they agree with
+the formula (:mod:`distill.kernels.agreement`). None makes a mask of all tokens by all tokens, and none drops
 soft-capping: what cannot cap refuses to. The last layer has one query a document, and is attended to
 by :func:`last_token_attention`, in memory linear in the tokens.
 
@@ -45,7 +45,7 @@ from torch.nn.attention.varlen import varlen_attn
 GQA_FLAG: dict[str, Any] = (
     {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 )
-"""How ``varlen_attn`` is told of fewer key than query heads: by a flag from torch 2.12 on; 2.11 needs none."""
+"""How ``varlen_attn`` is told of fewer key heads than query heads: torch 2.11 needs no telling."""
 
 
 def attend(
