@@ -48,8 +48,10 @@ from benchmarks.gpu_stock import measure_padded
 from data.command import format_table
 from distill.config import TrainConfig
 from distill.kernels.linear import merge_adapters
+from distill.packing.cutting import Cutter, Static, static_shape
 from distill.packing.examples import Examples
-from distill.packing.pack import Cutter, Static, Step, pack, plan_steps, static_shape, targets_of
+from distill.packing.pack import pack
+from distill.packing.steps import Step, plan_steps, targets_of
 from distill.teaching.losses import cross_entropy
 from distill.training.predict import predict_logits
 from distill.training.trainer import train

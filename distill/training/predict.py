@@ -19,8 +19,9 @@ from data.errors import UserError
 from data.files import atomic_write, sha256_text
 from data.progress import progress_of_tokens
 from distill.model.classifier import Classifier
+from distill.packing.cutting import by_length, share_out, static_shape
 from distill.packing.examples import Examples
-from distill.packing.pack import by_length, pack, share_out, static_shape
+from distill.packing.pack import pack
 from distill.processes import gathered, on_first, process
 
 log = logging.getLogger(__name__)

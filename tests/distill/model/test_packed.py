@@ -18,8 +18,9 @@ from distill.kernels.choice import registered
 from distill.model.backbone import add_adapters, load_base
 from distill.model.classifier import Classifier
 from distill.model.tiny import tiny_backbone
+from distill.packing.cutting import Static
 from distill.packing.examples import pad
-from distill.packing.pack import Static, pack
+from distill.packing.pack import pack
 
 LONGEST = 40
 
