@@ -142,7 +142,7 @@ def exchange(classifier: Any, step: float) -> dict[str, Any]:
 
 def gathering(classifier: Any, step: float) -> dict[str, Any]:
     """Time to gather a layer, and all of them twice as a share of the step that they are gathered beside."""
-    shards = classifier.inner.get_decoder().shards
+    shards = classifier.inner.get_decoder().cut_layers
 
     def gather() -> None:
         shards.held = [-1, -1]

@@ -62,7 +62,7 @@ class Classifier(nn.Module):
     @property
     def sharded(self) -> bool:
         """Whether the base is cut over several processes, which then must run packs together."""
-        return getattr(self.inner.get_decoder(), "shards", None) is not None
+        return getattr(self.inner.get_decoder(), "cut_layers", None) is not None
 
     @property
     def head_name(self) -> str:

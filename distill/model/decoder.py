@@ -126,9 +126,9 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
     if wide_residuals(decoder, hidden.dtype):
         hidden = hidden.float()
     run = _layer_function(plan.compiled)
-    shards = getattr(decoder, "shards", None)
-    if shards is not None:
-        run = shards.around(run)
+    cut = getattr(decoder, "cut_layers", None)
+    if cut is not None:
+        run = cut.around(run)
     training = torch.is_grad_enabled()
     first = first_trained(layers) if training and not hidden.requires_grad else 0
     prune = plan.prune and bool(family.norms) and len(layers) > 1
@@ -144,15 +144,15 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
             # The first trained layer then runs the same compiled code as the others.
             hidden = hidden.detach().requires_grad_()
         with torch.set_grad_enabled(learning):
-            if learning and (shards is not None or index >= first + _kept(plan, layers, first)):
+            if learning and (cut is not None or index >= first + _kept(plan, layers, first)):
                 hidden = checkpoint(run, layer, hidden, options, use_reentrant=False)
             elif learning and plan.checkpoint == "auto" and plan.kept is None and index > first:
                 hidden = _measured(plan, run, layer, hidden, options, len(whole) - first)
             else:
                 hidden = run(layer, hidden, options)
     if prune:
-        if shards is not None:
-            shards.bring(layers[-1])
+        if cut is not None:
+            cut.bring(layers[-1])
         rotary = positions[_rope(layers[-1], family)]
         pooled = _last_layer(layers[-1], family, hidden, pack, rotary, plan)
     else:

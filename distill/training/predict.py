@@ -88,7 +88,7 @@ def predict_logits(
     model: Classifier,
     examples: Examples,
     rows: np.ndarray,
-    batch_size: int,
+    most: int,
     what: str,
     pack_tokens: int = PACK_TOKENS,
     shards: Path | None = None,
@@ -97,7 +97,7 @@ def predict_logits(
 
     Parameters
     ----------
-    batch_size : int
+    most : int
         Sequences a pack may have; 0 for any number.
     what : str
         Name on the progress bar.
@@ -128,7 +128,7 @@ def predict_logits(
     compiled = model.plan.compiled
     model.plan.compiled = compiled and int(lengths[missing].sum()) >= WORTH_COMPILING
     try:
-        _predict(model, examples, sequences, missing, logits, batch_size, what, pack_tokens, kept)
+        _predict(model, examples, sequences, missing, logits, most, what, pack_tokens, kept)
     finally:
         model.plan.compiled = compiled
         if kept is not None:
