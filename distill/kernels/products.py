@@ -23,10 +23,10 @@ of the forward pass serve again. The adapter is computed in the activations' dty
 kept in float32.
 
 Trade-offs. FP8's second layout costs a byte a weight, since hardware reads only one of the two; e4m3 has
-three bits of mantissa, so a rounded value is off by up to 6 %. The adapter is added into the product in place: a
-product written out, read back and added costs some 3 % of a step. The inner product ``x @ a.T`` is kept for
-the backward pass, for it is r wide; the written-out weight is not. Without FP8 hardware the product is
-written out in float32: right, and slow.
+three bits of mantissa, so a rounded value is off by up to 6 %. The adapter is added into the product in
+place: a product written out, read back and added costs some 3 % of a step. The inner product ``x @ a.T`` is
+kept for the backward pass, for it is r wide; the written-out weight is not. Without FP8 hardware the
+product is written out in float32: right, and slow.
 
 The products are opaque operators, so that a compiled layer keeps the in-place addition; the FP8 rounding
 of activations is ordinary code, which the compiler fuses with what comes before it. Stored tensors are
