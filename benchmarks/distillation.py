@@ -186,7 +186,7 @@ def train_config(bench: Bench, who: str, seed: int, rate: list[float] | None = N
 
 def hard_loss(logits: Any, batch: dict[str, Any]) -> Any:
     """Cross-entropy on the labels."""
-    from distill.teaching.losses import cross_entropy
+    from distill.losses import cross_entropy
 
     return cross_entropy(logits, batch["targets"])
 

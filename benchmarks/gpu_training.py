@@ -48,9 +48,9 @@ from benchmarks.gpu_stock import measure_padded
 from data.command import format_table
 from distill.config import TrainConfig
 from distill.kernels.linear import merge_adapters
+from distill.losses import cross_entropy
 from distill.packing.examples import Examples
 from distill.packing.pack import Cutter, Static, Step, pack, plan_steps, static_shape, targets_of
-from distill.teaching.losses import cross_entropy
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
 

@@ -31,9 +31,9 @@ from benchmarks import gpu_model as one
 from data.command import format_table
 from distill.config import TrainConfig
 from distill.kernels.linear import merge_adapters
+from distill.losses import cross_entropy
 from distill.packing.pack import Cutter, cost, cut, plan_steps
 from distill.processes import gathered, join_others, process
-from distill.teaching.losses import cross_entropy
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
 

@@ -29,10 +29,10 @@ from data.folds import make_folds
 from data.softlabels import softmax
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
 from distill.kernels.linear import merge_adapters
+from distill.losses import cross_entropy
 from distill.model.backbone import add_adapters, load_base, load_tokenizer, load_trained
 from distill.model.tiny import tiny_backbone
 from distill.packing.examples import Examples
-from distill.teaching.losses import cross_entropy
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
 from ensemble.scoring.crossfit import log_loss

@@ -148,7 +148,7 @@ class TrainConfig:
 class DistillConfig:
     """What the student learns from whom.
 
-    Loss: ``loss`` is one of :data:`distill.teaching.losses.LOSSES`; ``weight`` and ``temperature`` are those
+    Loss: ``loss`` is one of :data:`distill.losses.LOSSES`; ``weight`` and ``temperature`` are those
     of ``(1 - weight) * CE + weight * T**2 * KL``, ``smoothing`` that of label smoothing. ``consistency``
     adds so much of the divergence between a pair's two orders; it needs ``train.both_orders``.
 

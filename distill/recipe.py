@@ -20,7 +20,7 @@ HEADS = ("score", "tokens")
 SWITCHES = ("auto", "true", "false")
 FAMILIES = ("llama", "gemma2", "bert")
 LOSS_NAMES = ("kl", "blackpearl", "wsdm1", "wsdm3", "mse", "smoothing", "hard")
-"""The keys of :data:`distill.teaching.losses.LOSSES`, which is not imported here to spare commands torch."""
+"""The keys of :data:`distill.losses.LOSSES`, which is not imported here to spare commands torch."""
 LABELS = ("oof", "in_sample", "fold_mean", "human")
 LEAKAGES = ("standard", "apart", "strict")
 WEIGHTINGS = ("equal", "fitted", "confidence")

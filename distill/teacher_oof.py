@@ -71,8 +71,8 @@ def main(argv: Sequence[str]) -> int:
     rows, folds, home = open_data(args.data, recipe.data)
     out = args.out or home
 
-    from distill.runs.derived import check_strict, write_derived, write_strict
     from distill.runs.crossfit import cross_fit
+    from distill.runs.derived import check_strict, write_derived, write_strict
     from distill.runs.units import ModelSpec, units_of
 
     check_tracker(args.report_to)
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
 
 def wanted(recipe: Recipe, labels: Sequence[str], leakage: str) -> tuple[list[str], bool]:
     """Which further labels to leave, and whether strict ones: those asked for and those its student needs."""
-    from distill.teaching.losses import UNTAUGHT
+    from distill.losses import UNTAUGHT
 
     found = list(labels)
     student = recipe.student

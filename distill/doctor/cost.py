@@ -164,9 +164,9 @@ class Bench:
         import tempfile
 
         from data.encoding.template import Template
+        from distill.losses import cross_entropy
         from distill.model.backbone import add_adapters, load_base, load_tokenizer
         from distill.packing.examples import Examples
-        from distill.teaching.losses import cross_entropy
         from distill.training.trainer import predict_logits, train
 
         template = Template()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from distill.config import BackboneConfig, LoraConfig, TrainConfig
 from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.subject import Subject
+from distill.losses import cross_entropy
 from distill.model.backbone import add_adapters, load_base
-from distill.teaching.losses import cross_entropy
 from distill.training.trainer import train
 
 if TYPE_CHECKING:

@@ -114,10 +114,10 @@ def plan_all(
     models: dict[str, ModelConfig], rows: Rows, folds: Folds, data_dir: Path, out: Path, rules: Rules
 ) -> list[Run]:
     """Plan every backbone's run under the declared budget, its learning rate tuned first if asked."""
+    from distill.losses import cross_entropy
     from distill.race.race import share_seconds, share_tokens, with_epochs
     from distill.race.tuning import tune_lr
     from distill.runs.crossfit import plan_run
-    from distill.teaching.losses import cross_entropy
 
     def plan(name: str, model: ModelConfig) -> Run:
         return plan_run(

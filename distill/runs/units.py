@@ -70,7 +70,7 @@ class ModelSpec:
     def plan(self, loaded: tuple[Rows, Folds] | None = None) -> Run:
         """Read the rows, unless they are given, and return the run that all of its units share."""
         from distill.runs.crossfit import plan_run
-        from distill.teaching.losses import cross_entropy
+        from distill.losses import cross_entropy
         from distill.teaching.teachers import StudentLoss, lessons, teacher_details
 
         rows, folds = loaded or load_prepared(self.data)

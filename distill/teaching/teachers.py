@@ -39,7 +39,7 @@ from data.softlabels import (
     softmax,
 )
 from distill.config import CONFIG, DistillConfig
-from distill.teaching.losses import UNTAUGHT, cross_entropy, mix_teachers, named_loss, swap_consistency
+from distill.losses import UNTAUGHT, cross_entropy, mix_teachers, named_loss, swap_consistency
 from distill.teaching.trust import check_store
 
 LABELS = "labels.parquet"

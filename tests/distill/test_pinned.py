@@ -19,8 +19,8 @@ from data.softlabels import read_store, write_logits
 from data.sources.combine import combine
 from distill import export, student, teacher_oof
 from distill.config import DistillConfig
+from distill.losses import LOSSES, cross_entropy
 from distill.runs.crossfit import Run
-from distill.teaching.losses import LOSSES, cross_entropy
 from distill.teaching.teachers import StudentLoss, lessons, read_teachers
 from ensemble.reading.problem import load_problem
 

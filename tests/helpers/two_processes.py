@@ -14,12 +14,12 @@ from data.encoding.encode import Encoder, Truncation, pad_token_id
 from data.encoding.template import Template
 from data.errors import UserError
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
+from distill.losses import cross_entropy
 from distill.model import sharding
 from distill.model.backbone import add_adapters, load_base, load_tokenizer
 from distill.model.tiny import tiny_backbone
 from distill.packing.examples import Examples
 from distill.processes import join_others, on_first, process
-from distill.teaching.losses import cross_entropy
 from distill.training import predict as inference
 from distill.training import trainer
 from distill.training.keep_best import KeepBest

@@ -13,11 +13,11 @@ from data.encoding.encode import Encoder, Truncation, pad_token_id
 from data.encoding.template import Template
 from data.errors import UserError
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
+from distill.losses import cross_entropy
 from distill.model.backbone import add_adapters, attention_name, load_base, load_tokenizer, load_trained
 from distill.model.tiny import tiny_backbone, train_tokenizer
 from distill.packing.examples import Examples
 from distill.packing.pack import Static, pack
-from distill.teaching.losses import cross_entropy
 from distill.training.trainer import predict_logits, train
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 4, "vocab_size": 320}

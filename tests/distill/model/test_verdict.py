@@ -18,13 +18,13 @@ from distill.config import BackboneConfig, LoraConfig, ModelConfig, TinyConfig, 
 from distill.doctor.attention import head_stays_float32
 from distill.doctor.subject import Subject
 from distill.doctor.training import first_loss_is_uniform, head_is_saved
+from distill.losses import cross_entropy
 from distill.model.backbone import add_adapters, load_base, load_tokenizer, load_trained
 from distill.model.tiny import tiny_backbone
 from distill.model.verdict import VerdictClassifier, verdict_ids
 from distill.packing.examples import Examples, pad
 from distill.prediction.merge import merged_model
 from distill.runs.saved import examples_of, predict_rows, read_saved
-from distill.teaching.losses import cross_entropy
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
 

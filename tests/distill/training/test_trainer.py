@@ -12,10 +12,10 @@ from data.arena import ArenaConfig, simulate_arena
 from data.encoding.encode import Encoder, Truncation, pad_token_id
 from data.encoding.template import Template
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
+from distill.losses import cross_entropy
 from distill.model.backbone import add_adapters, load_base, load_tokenizer
 from distill.model.tiny import tiny_backbone
 from distill.packing.examples import Examples
-from distill.teaching.losses import cross_entropy
 from distill.training.trainer import ClassifierTrainer, train
 
 CONFIG = TrainConfig(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distill.teaching.losses import (
+from distill.losses import (
     LOSSES,
     centred_mse,
     cross_entropy,
