@@ -31,7 +31,7 @@ from benchmarks import gpu_model as one
 from data.command import format_table
 from distill.config import TrainConfig
 from distill.kernels.linear import merge_adapters
-from distill.losses import cross_entropy
+from distill.losses import label_loss
 from distill.packing.pack import Cutter, cost, cut, plan_steps
 from distill.processes import gathered, join_others, process
 from distill.training.predict import predict_logits
@@ -96,11 +96,8 @@ def measure_training(
     watch = Watch(warm)
     distill.training.trainer.sum_gradients = watch.sum_gradients
 
-    def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return cross_entropy(logits, batch["targets"])
-
     with tempfile.TemporaryDirectory() as out:
-        train(classifier, examples, everything, settings, loss, Path(out), "train", callbacks=[watch])
+        train(classifier, examples, everything, settings, label_loss, Path(out), "train", callbacks=[watch])
         file = Path(out) / "metrics.jsonl"
         logged = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     distill.training.trainer.sum_gradients = original_sum

@@ -54,8 +54,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
-    from distill.config import load_recipe
     from distill.processes import held, join_others
+    from distill.recipe import load_recipe
 
     join_others()
     recipe = load_recipe(args.recipe, args.overrides)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     from data.softlabels import second_order_leak
     from distill.runs.crossfit import cross_fit, fit_final
     from distill.runs.units import ModelSpec, units_of
-    from distill.teaching.teachers import mode_of
+    from distill.teaching.lessons import mode_of
 
     check_tracker(args.report_to)
     out = args.out or home / "student"

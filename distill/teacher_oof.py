@@ -55,8 +55,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
-    from distill.config import load_recipe
     from distill.processes import held, join_others
+    from distill.recipe import load_recipe
 
     join_others()
     recipe = load_recipe(args.recipe, args.overrides)
@@ -114,11 +114,11 @@ def main(argv: Sequence[str]) -> int:
 
 def wanted(recipe: Recipe, labels: Sequence[str], leakage: str) -> tuple[list[str], bool]:
     """Which further labels to leave, and whether strict ones: those asked for and those its student needs."""
-    from distill.losses import UNTAUGHT
+    from distill.losses import LOSSES
 
     found = list(labels)
     student = recipe.student
-    if student is None or student.distill.loss in UNTAUGHT:
+    if student is None or not LOSSES[student.distill.loss].taught:
         return found, leakage == "strict"
     distill = student.distill
     needs = ["in_sample"] if distill.leakage == "apart" and distill.labels != "human" else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,15 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.encoding.encode import Encoded, Encoder, Truncation, pad_token_id
-from distill.config import (
-    BackboneConfig,
-    EncodeConfig,
-    LoraConfig,
-    ModelConfig,
-    TinyConfig,
-    TrainConfig,
-    as_plain,
-)
+from distill.config import BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, TinyConfig, TrainConfig
 
 if TYPE_CHECKING:
     from data.folds import Folds
@@ -164,7 +156,7 @@ class Bench:
         import tempfile
 
         from data.encoding.template import Template
-        from distill.losses import cross_entropy
+        from distill.losses import label_loss
         from distill.model.backbone import add_adapters, load_base, load_tokenizer
         from distill.packing.examples import Examples
         from distill.training.trainer import predict_logits, train
@@ -173,7 +165,7 @@ class Bench:
         path = self.backbone(arm.family)
         backbone = replace(arm.config.backbone, path=path)
         tokenizer = load_tokenizer(backbone, path)
-        plain = Encoder(tokenizer, template, Truncation(**as_plain(arm.config.encode))).encode(self.rows)
+        plain = Encoder(tokenizer, template, Truncation(**asdict(arm.config.encode))).encode(self.rows)
 
         def examples(edit: Edit | None) -> Examples:
             encoded = plain if edit is None else edited(plain, edit, tokenizer.bos_token_id)
@@ -191,7 +183,7 @@ class Bench:
                 examples(arm.train_edit),
                 train_rows,
                 replace(arm.config.train, seed=seed),
-                lambda logits, batch: cross_entropy(logits, batch["targets"]),
+                label_loss,
                 Path(out),
                 "arm",
             )

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError, listing
 from data.files import read_json
-from distill.config import ModelConfig, load_recipe, recipe_names
+from distill.config import ModelConfig
+from distill.recipe import load_recipe, read_config, recipe_names
 
 if TYPE_CHECKING:
     from data.folds import Folds
@@ -344,7 +345,6 @@ def _of_recipe(name: str, scratch: Path, options: dict[str, Any]) -> list[Subjec
 def _of_run(name: str, path: Path, scratch: Path, options: dict[str, Any]) -> Subject:
     from data.softlabels import read_manifest
     from distill.config import StudentConfig
-    from distill.runs.saved import read_config
 
     manifest = read_manifest(path)
     model = read_config(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distill.config import BackboneConfig, LoraConfig, TrainConfig
 from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.subject import Subject
-from distill.losses import cross_entropy
+from distill.losses import label_loss
 from distill.model.backbone import add_adapters, load_base
 from distill.training.trainer import train
 
@@ -68,11 +68,6 @@ class Rehearsal:
     unmoved: list[str]
     trainable: int
     total: int
-
-
-def row_loss(logits: Any, batch: dict[str, Any]) -> Any:
-    """The teachers' loss, one a sequence."""
-    return cross_entropy(logits, batch["targets"])
 
 
 def lora_of(subject: Subject) -> LoraConfig:
@@ -131,7 +126,7 @@ def rehearse(subject: Subject) -> Rehearsal:
             rates.extend(float(g.get("initial_lr", g["lr"])) for g in groups if len(g["params"]))
 
     def loss(logits: Any, batch: dict[str, Any]) -> Any:
-        found = row_loss(logits, batch)
+        found = label_loss(logits, batch)
         losses.append(float(found.detach().mean()))
         return found
 
@@ -239,7 +234,7 @@ def micro_batches_equal_a_batch(subject: Subject) -> Finding:
         if micro == 4:
             config = replace(config, rows_per_step=8, micro_rows=4)
         out = subject.scratch / f"micro-{number}"
-        train(classifier, few_examples(subject), rows, config, row_loss, out, "micro-batches")
+        train(classifier, few_examples(subject), rows, config, label_loss, out, "micro-batches")
         moved.append(
             {
                 n: p.detach().clone()

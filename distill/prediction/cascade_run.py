@@ -16,6 +16,7 @@ from data.schema import Rows
 from data.softlabels import check_joinable, read_store, softmax
 from distill.prediction.cascade import cross_fitted_curve, fit_cascade, route
 from distill.runs.saved import SavedModel, examples_of, predict_rows
+from distill.teaching.trust import check_made_from
 
 SAMPLE = 32
 """Rows on which the dear models are timed."""
@@ -88,12 +89,7 @@ def _known(models: Sequence[SavedModel]) -> tuple[np.ndarray, np.ndarray, np.nda
     """Out-of-fold probabilities (n, models, K), targets, folds and dear tokens of the labelled rows."""
     home = Path(os.path.normpath(models[0].path / models[0].manifest.get("data", ".")))
     rows, folds = load_prepared(home)
-    ours = {
-        "classes": list(rows.classes.names),
-        "rows_hash": rows.content_hash,
-        "folds_hash": folds.content_hash,
-    }
-    check_joinable(ours, models[0].manifest, str(home), str(models[0].path))
+    check_made_from(rows, folds, str(home), models[0].manifest, models[0].path)
     known = np.flatnonzero(np.isfinite(rows.targets).all(axis=1) & ~folds.pinned)
     parts = []
     for model in models:

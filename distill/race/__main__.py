@@ -53,8 +53,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
-    from distill.config import load_recipe
     from distill.processes import held, stand_alone
+    from distill.recipe import load_recipe
 
     stand_alone("distill.race")
     recipe = load_recipe(args.recipe, args.overrides)
@@ -114,7 +114,7 @@ def plan_all(
     models: dict[str, ModelConfig], rows: Rows, folds: Folds, data_dir: Path, out: Path, rules: Rules
 ) -> list[Run]:
     """Plan every backbone's run under the declared budget, its learning rate tuned first if asked."""
-    from distill.losses import cross_entropy
+    from distill.losses import label_loss
     from distill.race.race import share_seconds, share_tokens, with_epochs
     from distill.race.tuning import tune_lr
     from distill.runs.crossfit import plan_run
@@ -122,7 +122,7 @@ def plan_all(
     def plan(name: str, model: ModelConfig) -> Run:
         return plan_run(
             "teacher", name, model, rows, folds, data_dir, out / name,
-            loss=lambda logits, batch: cross_entropy(logits, batch["targets"]),
+            loss=label_loss,
         )  # fmt: skip
 
     runs = [plan(name, model) for name, model in models.items()]

@@ -37,7 +37,8 @@ from distill.model.backbone import (
     weight_hash,
 )
 from distill.packing.examples import Examples
-from distill.config import CONFIG, ModelConfig, save_resolved
+from distill.config import CONFIG, ModelConfig
+from distill.recipe import save_resolved
 from distill.model.classifier import Classifier
 from distill.processes import on_first
 from distill.teaching.trust import MAY_CHANGE, check_weights, write_trained_on

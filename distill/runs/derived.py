@@ -27,7 +27,7 @@ from data.softlabels import (
     read_store,
     write_logits,
 )
-from distill.config import save_resolved
+from distill.recipe import save_resolved
 from distill.runs.crossfit import Run, trained
 from distill.processes import on_first
 from distill.teaching.teachers import LABELS

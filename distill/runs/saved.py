@@ -11,7 +11,7 @@ import numpy as np
 
 from data.encoding.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
 from data.errors import UserError, listing
-from data.files import read_json, require_file, sha256_files, sha256_text
+from data.files import read_json, sha256_files, sha256_text
 from data.schema import Classes, Rows
 from data.softlabels import MANIFEST, read_manifest
 from data.sources.read import SourceOptions, read_source
@@ -20,6 +20,7 @@ from distill.model.backbone import load_tokenizer, load_trained, weight_hash
 from distill.packing.examples import Examples
 from distill.config import BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
 from distill.model.classifier import Classifier
+from distill.recipe import read_config
 from distill.teaching.trust import check_manifest, check_weights
 from distill.training.trainer import predict_logits
 
@@ -146,23 +147,6 @@ def _read_exported(path: Path) -> SavedModel:
         return SavedModel(path, {**settings, "backbone_path": str(path)}, model, [path])
     except (KeyError, TypeError) as error:
         raise UserError(f"{path / EXPORTED}: not the settings of an exported model ({error})") from error
-
-
-def read_config(path: Path, kind: type[ModelConfig]) -> ModelConfig:
-    """Read the resolved configuration saved with a run."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(kind), OmegaConf.load(require_file(path, "configuration"))
-        )
-        config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError) as error:
-        raise UserError(f"{path}: not a saved configuration ({str(error).splitlines()[0]})") from error
-    assert isinstance(config, ModelConfig)
-    return config
 
 
 def checked_tokenizer(saved: SavedModel) -> Any:

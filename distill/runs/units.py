@@ -70,16 +70,15 @@ class ModelSpec:
     def plan(self, loaded: tuple[Rows, Folds] | None = None) -> Run:
         """Read the rows, unless they are given, and return the run that all of its units share."""
         from distill.runs.crossfit import plan_run
-        from distill.losses import cross_entropy
-        from distill.teaching.teachers import StudentLoss, lessons, teacher_details
+        from distill.losses import label_loss
+        from distill.teaching.lessons import StudentLoss, lessons, teacher_details
+        from distill.teaching.teachers import open_teachers
 
         rows, folds = loaded or load_prepared(self.data)
         home = self.data if self.data.is_dir() else self.data.parent
         where = (self.name, self.model, rows, folds, home, self.out)
         if not isinstance(self.model, StudentConfig):
-            return plan_run(
-                "teacher", *where, loss=lambda logits, batch: cross_entropy(logits, batch["targets"])
-            )
+            return plan_run("teacher", *where, loss=label_loss)
         config = self.model.distill
         teachers = open_teachers(config, self.teachers, rows, folds, home, self.leakage)
         return plan_run(
@@ -95,23 +94,6 @@ def fetch_prepared(path: Path, stores: bool) -> None:
     """Bring prepared data from other storage, with the stores beside them or without."""
     directory = path.parent if path.suffix else path
     storage.fetch(directory, None if stores else (), skip=WEIGHTS)
-
-
-def open_teachers(
-    config: DistillConfig, paths: tuple[Path, ...], rows: Rows, folds: Folds, data_dir: Path, leakage: str
-) -> Teachers | None:
-    """Read the teachers that the recipe's loss and soft labels ask for; None where it needs none."""
-    from distill.teaching.teachers import HUMAN, find_teachers, human_labels, read_teachers, taught
-
-    if not taught(config) or config.labels == HUMAN:
-        if paths:
-            raise UserError(
-                f"recipe: the student's loss {config.loss} with labels {config.labels} has no teachers; "
-                "leave --teachers out"
-            )
-        return human_labels(rows) if taught(config) else None
-    found = list(paths) or find_teachers(data_dir, config.labels)
-    return read_teachers(found, rows, folds, config.labels, leakage)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from data.errors import UserError
 from data.files import read_json, sha256_files, sha256_text, write_json
 from data.folds import Folds
 from data.schema import Rows
-from data.softlabels import OOF, SoftLabels, read_logits, softmax
+from data.softlabels import OOF, SoftLabels, check_joinable, read_logits, softmax
 
 TRAINED_ON = "trained_on.json"
 MAY_CHANGE = ("versions", "data", "backbone_path", "backbone_source", "truncated_share")
@@ -80,7 +80,7 @@ def check_weights(weights: Path) -> None:
     Raises
     ------
     UserError
-        A byte was changed, or a file is missing. An earlier version kept no hash; those weights pass.
+        A byte was changed, or a file is missing.
     """
     stated = read_record(weights.parent).get("weights_hash")
     if stated is not None and stated != sha256_files(_files(weights)):
@@ -98,13 +98,23 @@ def _hash(row_ids: list[str]) -> str:
     return sha256_text(*sorted(row_ids))
 
 
+def check_made_from(rows: Rows, folds: Folds, what: str, manifest: dict[str, Any], where: Path) -> None:
+    """Refuse a manifest of other rows, folds or classes than those of ``what``, naming the field."""
+    ours = {
+        "classes": list(rows.classes.names),
+        "rows_hash": rows.content_hash,
+        "folds_hash": folds.content_hash,
+    }
+    check_joinable(ours, manifest, what, str(where))
+
+
 def check_store(store: SoftLabels, rows: Rows, folds: Folds) -> None:
     """Refuse a store whose out-of-fold labels are not what they are called, or do not fit the rows.
 
     Parameters
     ----------
     store : SoftLabels
-        Of the same rows, folds and classes (:func:`data.softlabels.check_joinable`).
+        Of the same rows, folds and classes (:func:`check_made_from`).
 
     Raises
     ------

@@ -3,7 +3,7 @@
 import pytest
 
 from data.errors import UserError
-from distill.config import load_recipe, recipe_names, save_resolved
+from distill.recipe import load_recipe, recipe_names, save_resolved
 
 
 @pytest.mark.parametrize("name", recipe_names())

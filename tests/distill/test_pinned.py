@@ -21,7 +21,8 @@ from distill import export, student, teacher_oof
 from distill.config import DistillConfig
 from distill.losses import LOSSES, cross_entropy
 from distill.runs.crossfit import Run
-from distill.teaching.teachers import StudentLoss, lessons, read_teachers
+from distill.teaching.lessons import StudentLoss, lessons
+from distill.teaching.teachers import read_teachers
 from ensemble.reading.problem import load_problem
 
 

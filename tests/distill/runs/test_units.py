@@ -19,7 +19,8 @@ from data.errors import UserError
 from distill import student
 from distill import teacher_oof
 from distill.cluster.board import FAILED, FINISHED, RUNNING, Board
-from distill.config import BackboneConfig, load_recipe
+from distill.config import BackboneConfig
+from distill.recipe import load_recipe
 from distill.runs.estimate import estimates, linear_parameters
 from distill.runs.units import ModelSpec, Unit, units_of
 

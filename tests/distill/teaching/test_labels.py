@@ -12,8 +12,10 @@ from data.errors import UserError
 from data.schema import PREFERENCE
 from data.softlabels import read_logits, read_store
 from distill import student, teacher_oof
-from distill.config import DistillConfig, load_recipe
-from distill.teaching.teachers import LABELS, lessons, read_teachers
+from distill.config import DistillConfig
+from distill.recipe import load_recipe
+from distill.teaching.lessons import lessons
+from distill.teaching.teachers import LABELS, read_teachers
 from ensemble.reading.problem import load_problem
 
 ONE_STEP = ["teachers.llama.train.epochs=1", "student.train.epochs=1"]
