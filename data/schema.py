@@ -9,7 +9,6 @@ of classes under a swap of the two responses, travel in the Parquet file's metad
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ import numpy as np
 
 from data.errors import UserError, brief, listing
 from data.files import TextDigest, read_parquet, require_columns, write_parquet
+from data.ids import refuse_repeated
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -261,9 +261,7 @@ def validate(rows: Rows, where: str | Path) -> Rows:
     missing = [i for i, row_id in enumerate(ids) if not row_id]
     if missing:
         raise UserError(f"{where}: row {missing[0]} (counted from 0) has no row_id")
-    repeated = [key for key, count in Counter(ids).items() if count > 1]
-    if repeated:
-        raise UserError(f"{where}: {len(repeated)} row ids appear more than once: {listing(repeated)}")
+    refuse_repeated(ids, str(where))
     bad = np.flatnonzero((rows.labels < -1) | (rows.labels >= rows.classes.n))
     if bad.size:
         raise UserError(

@@ -9,7 +9,6 @@ so that a set larger than memory can be prepared.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.errors import UserError, listing
+from data.ids import refuse_repeated
 from data.progress import progress
 from data.schema import CLASSES_KEY, PREFERENCE, Rows, read_rows
 from data.sources.clean import Cleaning, is_utf8
@@ -145,7 +145,7 @@ def read_source(
                 return
 
     rows = Rows(join_parts(parts(), scratch, place.name), first[0].classes)
-    refuse_repeated_ids(rows.row_ids, source)
+    refuse_repeated(rows.row_ids, source)
     return rows, cleaning
 
 
@@ -213,13 +213,6 @@ def join_parts(parts: Iterator[pa.Table], scratch: Path | None, name: str) -> pa
         ) from error
     with pa.memory_map(str(path)) as file:
         return ipc.open_file(file).read_all()
-
-
-def refuse_repeated_ids(ids: list[str], where: str) -> None:
-    """Refuse ids that appear more than once."""
-    if len(set(ids)) < len(ids):
-        repeated = [key for key, count in Counter(ids).items() if count > 1]
-        raise UserError(f"{where}: {len(repeated)} row ids appear more than once: {listing(repeated)}")
 
 
 def _is_prepared(source: str) -> bool:

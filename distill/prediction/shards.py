@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
 from data.files import sha256_files, sha256_text
-from data.ids import refuse_repeated
+from data.ids import refuse_repeated_batches
 from data.schema import HASHED, Rows, classes_of, validate
 from data.shards import (
     Shard,
@@ -111,7 +111,7 @@ def open_job(saved: SavedModel, source: str, out: str, shard_rows: int) -> tuple
     place = f"{out}/{MANIFEST}"
     text = read_text(place)
     if text is None:
-        refuse_repeated(lambda: ids_of(plan), source)
+        refuse_repeated_batches(lambda: ids_of(plan), source)
         store_text(place, json.dumps(manifest, indent=2) + "\n")
     else:
         _refuse_other(text, manifest, place, out)
