@@ -55,8 +55,8 @@ def align(ids: Sequence[str], onto: Sequence[str], what: str) -> np.ndarray:
     absent = np.flatnonzero(found < 0)
     if absent.size:
         raise UserError(
-            f"{what}: lacks {absent.size} of {len(ids)} rows: {listing(ids[i] for i in absent.tolist())}; both must "
-            "come from the same prepared data"
+            f"{what}: lacks {absent.size} of {len(ids)} rows: {listing(ids[i] for i in absent.tolist())}; "
+            "both must come from the same prepared data"
         )
     return found
 
