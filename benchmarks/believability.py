@@ -15,10 +15,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks.ensemble import as_problem
-from ensemble.methods.base import Blender, softmax
+from data.softmax import softmax
+from ensemble.methods.base import Blender
 from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
 from ensemble.methods.calibrate import Calibrated
-from ensemble.scoring.crossfit import average, bootstrap, choice_included, cross_fit, log_loss, near_best
+from ensemble.scoring.crossfit import average, bootstrap, choice_included, cross_fit, near_best
+from ensemble.solvers.numbers import log_loss
 
 FRESH = 20_000
 FOLDS = 10

@@ -22,15 +22,17 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.ensemble_peers import autogluon_greedy, likelihoods_of, nested, slsqp
 from data.schema import Classes
-from ensemble.methods.base import Blender, softmax
+from data.softmax import softmax
+from ensemble.methods.base import Blender
 from ensemble.methods.blend import EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
 from ensemble.methods.catalogue import family
 from ensemble.methods.greedy import GreedySelection
 from ensemble.methods.scalings import KINDS, LinearScaling
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.reading.problem import Problem, load_problem
-from ensemble.scoring.crossfit import choice_included, cross_fit, log_loss
+from ensemble.scoring.crossfit import choice_included, cross_fit
 from ensemble.solvers.folds import group_folds
+from ensemble.solvers.numbers import log_loss
 from ensemble.solvers.simplex import solve_simplex
 
 

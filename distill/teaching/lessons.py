@@ -17,7 +17,7 @@ from torch import Tensor
 from data.errors import UserError, listing
 from data.folds import Folds
 from data.schema import Rows
-from data.softlabels import softmax
+from data.softmax import softmax
 from distill.config import DistillConfig
 from distill.losses import cross_entropy, mix_teachers, named_loss, swap_consistency
 from distill.teaching.teachers import HUMAN, Teachers

@@ -7,19 +7,19 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import (
+from data.softmax import softmax
+from ensemble.methods.base import Blender
+from ensemble.solvers.folds import inner_folds
+from ensemble.solvers.newton import Path, SharedDesign, SoftmaxProblem, choose_strength, minimise
+from ensemble.solvers.numbers import (
     LOSS_FLOOR,
     PROB_FLOOR,
-    Blender,
     as_targets,
     as_weights,
     cross_entropy,
     log_probs,
-    softmax,
     useful_floors,
 )
-from ensemble.solvers.folds import inner_folds
-from ensemble.solvers.newton import Path, SharedDesign, SoftmaxProblem, choose_strength, minimise
 from ensemble.solvers.simplex import solve_simplex
 
 STRENGTHS = (3000.0, 300.0, 30.0, 3.0, 0.3)
@@ -157,8 +157,8 @@ class LogOpinionPool(Blender):
     n_folds, seed : int
         Of the inner cross-validation.
     floor : float, optional
-        Lower probabilities are taken as this; chosen among :func:`ensemble.methods.base.useful_floors` by
-        default.
+        Lower probabilities are taken as this; chosen among
+        :func:`ensemble.solvers.numbers.useful_floors` by default.
 
     Attributes
     ----------

@@ -7,20 +7,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import (
-    Blender,
-    Known,
-    as_targets,
-    as_weights,
-    cross_entropy,
-    log_probs,
-    softmax,
-    with_error,
-)
+from data.softmax import softmax
+from ensemble.methods.base import Blender, Known
 from ensemble.methods.blend import LogOpinionPool
 from ensemble.methods.scalings import KINDS, LinearScaling
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.solvers.folds import inner_folds
+from ensemble.solvers.numbers import as_targets, as_weights, cross_entropy, log_probs, with_error
 
 MATRIX_CLASSES = 10
 """Most classes for which a matrix is tried: its entries grow with their square."""

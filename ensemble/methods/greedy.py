@@ -7,7 +7,8 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import LOSS_FLOOR, Blender, as_targets, as_weights
+from ensemble.methods.base import Blender
+from ensemble.solvers.numbers import LOSS_FLOOR, as_targets, as_weights
 
 
 @dataclass

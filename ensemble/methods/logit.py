@@ -12,19 +12,12 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import (
-    PROB_FLOOR,
-    Blender,
-    Swap,
-    as_targets,
-    as_weights,
-    log_probs,
-    softmax,
-    useful_floors,
-)
+from data.softmax import softmax
+from ensemble.methods.base import Blender, Swap
 from ensemble.methods.blend import STRENGTHS
 from ensemble.solvers.folds import inner_folds
 from ensemble.solvers.newton import BlockDesign, Path, SoftmaxProblem, choose_strength, minimise
+from ensemble.solvers.numbers import PROB_FLOOR, as_targets, as_weights, log_probs, useful_floors
 
 _FREE_INTERCEPT = 1e-3
 SQUARE_LIMIT = 8

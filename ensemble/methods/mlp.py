@@ -7,10 +7,12 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import Blender, as_targets, as_weights, cross_entropy, log_probs, softmax
+from data.softmax import softmax
+from ensemble.methods.base import Blender
 from ensemble.methods.blend import LogOpinionPool
 from ensemble.methods.logit import stack_features
 from ensemble.solvers.folds import inner_folds
+from ensemble.solvers.numbers import as_targets, as_weights, cross_entropy, log_probs
 
 _MOMENTUM, _MEMORY, _EPSILON = 0.9, 0.999, 1e-8
 Layers = list[np.ndarray]
@@ -158,7 +160,7 @@ class _Networks:
     def _step(self, rows: np.ndarray) -> None:
         features = self.data.features[rows]
         hidden, logits = _forward(self.layers, features)
-        residual = softmax(logits + self.data.base[rows]) - self.data.targets[rows]
+        residual = softmax(logits + self.data.base[rows], np.float32) - self.data.targets[rows]
         residual *= (self.data.weights[rows] / len(rows))[:, None]
         back = (residual @ self.layers[2].transpose(0, 2, 1)) * (1 - hidden * hidden)
         gradients = [

@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import as_targets, as_weights, log_probs, softmax
+from data.softmax import softmax
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.solvers.folds import inner_folds
 from ensemble.solvers.newton import BlockDesign, SoftmaxProblem, choose_strength, minimise
+from ensemble.solvers.numbers import as_targets, as_weights, log_probs
 
 KINDS = ("vector", "matrix", "dirichlet", "spline")
 STRENGTHS = (3000.0, 300.0, 30.0, 3.0)

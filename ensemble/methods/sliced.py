@@ -13,19 +13,13 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import (
-    Blender,
-    as_targets,
-    as_weights,
-    cross_entropy,
-    log_probs,
-    softmax,
-    with_error,
-)
+from data.softmax import softmax
+from ensemble.methods.base import Blender
 from ensemble.methods.blend import LogOpinionPool
 from ensemble.reading.features import NAMES
 from ensemble.solvers.folds import inner_folds
 from ensemble.solvers.newton import SharedDesign, SoftmaxProblem, choose_strength, minimise
+from ensemble.solvers.numbers import as_targets, as_weights, cross_entropy, log_probs, with_error
 
 STRENGTHS = (300.0, 30.0)
 """Penalties tried, in units of rows, strong to weak."""

@@ -11,21 +11,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import (
-    Blender,
-    Known,
-    Swap,
-    as_targets,
-    as_weights,
-    cross_entropy,
-    log_probs,
-    softmax,
-    with_error,
-)
+from data.softmax import softmax
+from ensemble.methods.base import Blender, Known, Swap
 from ensemble.methods.blend import LogOpinionPool
 from ensemble.methods.boosters import Grower, Settings, raw_both_orders, raw_scores, tree_features
 from ensemble.methods.logit import MultinomialLogit
 from ensemble.solvers.folds import MANY_ROWS, inner_folds
+from ensemble.solvers.numbers import as_targets, as_weights, cross_entropy, log_probs, with_error
 
 TRACKS = ("plain", "symmetric", "scratch", "refined", "rows")
 

@@ -17,7 +17,7 @@ from itertools import islice
 import numpy as np
 
 from data.progress import progress
-from ensemble.methods.base import Blender, Known, as_targets, cross_entropy
+from ensemble.methods.base import Blender, Known
 from ensemble.methods.catalogue import family, fit_methods
 from ensemble.reading.problem import Problem
 
@@ -59,11 +59,6 @@ class CrossFit:
 
     probs: dict[str, np.ndarray]
     prior: np.ndarray
-
-
-def log_loss(probs: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Log-loss of each row (n,), in nats; ``y`` are class indices (n,) or target distributions (n, K)."""
-    return cross_entropy(probs, as_targets(y, probs.shape[1]))
 
 
 Fitter = Callable[[np.ndarray, np.ndarray, np.ndarray], Mapping[str, Blender]]

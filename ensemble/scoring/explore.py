@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from data.schema import PREFERENCE, Classes
-from ensemble.methods.base import LOSS_FLOOR, PROB_FLOOR, as_targets, log_probs, softmax
+from data.softmax import softmax
 from ensemble.reading.problem import Problem, load_problem
 from ensemble.solvers.folds import group_folds
+from ensemble.solvers.numbers import LOSS_FLOOR, PROB_FLOOR, as_targets, log_probs
 from ensemble.solvers.simplex import solve_simplex
 
 SAMPLE_ROWS = 4000

@@ -24,12 +24,12 @@ from ensemble.scoring.crossfit import (
     cross_fit,
     final_fit_note,
     fit_on,
-    log_loss,
     near_best,
     predict_all,
     sample_note,
     threads,
 )
+from ensemble.solvers.numbers import log_loss
 
 AT_ONCE = 8
 

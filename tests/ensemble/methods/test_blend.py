@@ -10,12 +10,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from ensemble.methods.base import PROB_FLOOR, cross_entropy, softmax
+from data.softmax import softmax
 from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
 from ensemble.methods.catalogue import from_dict
 from ensemble.methods.greedy import GreedySelection
 from ensemble.solvers.folds import group_folds
 from ensemble.solvers.newton import BlockDesign, SharedDesign, SoftmaxProblem, minimise
+from ensemble.solvers.numbers import PROB_FLOOR, cross_entropy
 from ensemble.solvers.simplex import solve_simplex
 
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from ensemble.methods.base import cross_entropy, log_probs, softmax
+from data.softmax import softmax
 from ensemble.methods.blend import EqualMean
 from ensemble.methods.calibrate import Calibrated
 from ensemble.methods.temperature import LOG_T_BRACKET, TemperatureScaling
+from ensemble.solvers.numbers import cross_entropy, log_probs
 
 
 def drawn(n: int, k: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from tasks import task
 
+from data.softmax import softmax
 from ensemble.methods.average import AverageStacker
-from ensemble.methods.base import PROB_FLOOR, Known, cross_entropy, softmax
+from ensemble.methods.base import Known
 from ensemble.methods.blend import GeometricMean
 from ensemble.methods.boosters import raw_scores
 from ensemble.methods.catalogue import METHODS, fit_methods, from_dict
@@ -18,6 +19,7 @@ from ensemble.methods.logit import MultinomialLogit, stack_features, with_swappe
 from ensemble.methods.mlp import MLPStacker
 from ensemble.methods.trees import LightGBMStacker, _choose
 from ensemble.solvers.newton import BlockDesign, SoftmaxProblem, choose_strength
+from ensemble.solvers.numbers import PROB_FLOOR, cross_entropy
 
 SWAP = (1, 0, 2)
 

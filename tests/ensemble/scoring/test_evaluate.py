@@ -19,12 +19,12 @@ from ensemble.scoring.crossfit import (
     choice_included,
     choose,
     cross_fit,
-    log_loss,
     near_best,
     sample_note,
 )
 from ensemble.scoring.results import evaluate
 from ensemble.solvers.folds import group_folds
+from ensemble.solvers.numbers import log_loss
 
 
 def make_problem(P: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None, n_folds: int = 3) -> Problem:
