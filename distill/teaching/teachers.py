@@ -28,7 +28,6 @@ from data.softlabels import (
     read_manifest,
     read_store,
 )
-from data.softmax import softmax
 from distill.config import CONFIG, DistillConfig
 from distill.losses import LOSSES
 from distill.teaching.trust import check_made_from, check_store
