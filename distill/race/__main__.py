@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from data.schema import Rows
     from distill.config import ModelConfig, Recipe
     from distill.race.race import Race, Rules
-    from distill.runs.crossfit import Run
+    from distill.runs.run import Run
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -117,7 +117,7 @@ def plan_all(
     from distill.losses import label_loss
     from distill.race.race import share_seconds, share_tokens, with_epochs
     from distill.race.tuning import tune_lr
-    from distill.runs.crossfit import plan_run
+    from distill.runs.run import plan_run
 
     def plan(name: str, model: ModelConfig) -> Run:
         return plan_run(

@@ -26,7 +26,8 @@ from distill.model.backbone import add_adapters, load_base
 from distill.model.classifier import Classifier
 from distill.race.intervals import Look, PairedLooks
 from distill.race.treatment import Meter, parameters
-from distill.runs.crossfit import Run, fit_fold, open_run
+from distill.runs.crossfit import fit_part
+from distill.runs.run import Run
 from distill.training.trainer import predict_logits, train
 
 
@@ -164,7 +165,7 @@ class Race:
             return
         write_json(path, described)
         for contestant in self.contestants:
-            open_run(contestant.run)
+            contestant.run.claim()
 
     def go(self, tell: Callable[[str], None] = lambda _: None) -> None:
         """Train to each look in turn until one contestant is left or the budget is spent.
@@ -191,7 +192,7 @@ class Race:
         winner = self.contestants[self.winner]
         for contestant in self.contestants:
             contestant.classifier = None
-        fit_fold(winner.run, self.rules.fold)
+        fit_part(winner.run, f"fold-{self.rules.fold}")
 
     @property
     def winner(self) -> int:

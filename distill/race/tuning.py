@@ -16,7 +16,7 @@ import numpy as np
 from data.errors import UserError
 from data.files import read_json, write_json
 from distill.model.backbone import add_adapters, load_base
-from distill.runs.crossfit import Run
+from distill.runs.run import Run
 from distill.training.trainer import predict_logits, train
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
