@@ -82,6 +82,7 @@ def export(
     from distill.prediction.card import model_card, scores
     from distill.prediction.merge import merged_model
     from distill.quiet import quiet_transformers
+    from distill.runs.run_directory import RunDirectory
     from distill.runs.saved import EXPORTED, checked_tokenizer
     from distill.teaching.trust import check_made_from
 
@@ -89,7 +90,7 @@ def export(
     home = data or Path(os.path.normpath(saved.path / manifest["data"]))
     rows, folds = load_prepared(home)
     check_made_from(rows, folds, str(home), manifest, saved.path)
-    weights = sorted(saved.path.glob("fold-*/adapter")) if average else saved.weights
+    weights = RunDirectory(saved.path).weights(average=True) if average else saved.weights
     if average and len(weights) != manifest["n_folds"]:
         raise UserError(f"{saved.path}: has {len(weights)} of {manifest['n_folds']} fold models to average")
     if not average and len(weights) != 1:

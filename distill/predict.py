@@ -5,7 +5,7 @@ A student predicts with its final model, a teacher with the average of its fold 
 several give a directory of them, named so that ``ensemble.predict`` finds each member.
 
 Parquet files with a directory as ``--out`` are predicted shard by shard, of any number of rows, here or on a
-Ray cluster, and what is finished is not done again: see :mod:`distill.prediction.shards`.
+Ray cluster, and what is finished is not done again: see :mod:`distill.prediction.labelling`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from data.schema import Rows
     from data.shards import Shard, ShardPlan
-    from distill.prediction.shards import Ended, Job
+    from distill.prediction.labelling import Ended, Job
     from distill.runs.saved import SavedModel
 
 SUFFIXES = (".csv", ".parquet")
@@ -177,7 +177,7 @@ def in_shards(args: argparse.Namespace) -> bool:
 def label_shards(args: argparse.Namespace, models: Sequence[SavedModel]) -> int:
     """Label the input with each model, in turn; return 1 if a shard failed."""
     from data.shards import place_of
-    from distill.prediction.shards import label_here, open_job
+    from distill.prediction.labelling import label_here, open_job
 
     failed = False
     for model in models:

@@ -16,7 +16,7 @@ from data.errors import UserError
 from data.shards import Shard, ShardPlan, missing_parts
 from distill.cluster.connect import amounts, connect, room_for
 from distill.config import ResourcesConfig
-from distill.prediction.shards import Ended, Job, Lanes, Worker
+from distill.prediction.labelling import Ended, Job, Lanes, Worker
 
 AHEAD = 2
 LOSSES = 3

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data.errors import UserError
+from distill.cluster.outcome import RETRIES, output_to
 from distill.runs.units import Unit
 
 
@@ -28,8 +30,6 @@ def run_together(unit: Unit, asked: dict[str, Any], processes: int, watcher: Any
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-
-    from distill.cluster.units import RETRIES
 
     each = {"CPU": asked["num_cpus"], "GPU": asked["num_gpus"], "memory": asked["memory"] or 0}
     for start in range(RETRIES + 1):
@@ -66,9 +66,6 @@ def _member(config: dict[str, Any]) -> None:
     import ray
     import torch
     from torch import distributed
-
-    from data.errors import UserError
-    from distill.cluster.units import output_to
 
     unit: Unit = config["unit"]
     torch.set_num_threads(config["threads"])

@@ -12,6 +12,7 @@ import numpy as np
 
 from data.dataset import load_prepared
 from data.errors import UserError
+from data.ids import align
 from data.schema import Rows
 from data.softlabels import check_joinable, read_store
 from data.softmax import softmax
@@ -91,12 +92,10 @@ def _known(models: Sequence[SavedModel]) -> tuple[np.ndarray, np.ndarray, np.nda
     home = Path(os.path.normpath(models[0].path / models[0].manifest.get("data", ".")))
     rows, folds = load_prepared(home)
     check_made_from(rows, folds, str(home), models[0].manifest, models[0].path)
-    known = np.flatnonzero(np.isfinite(rows.targets).all(axis=1) & ~folds.pinned)
-    parts = []
-    for model in models:
-        store = read_store(model.path)
-        position = {row_id: i for i, row_id in enumerate(store.row_ids)}
-        parts.append(store.probs[[position[rows.row_ids[i]] for i in known]])
+    known = np.flatnonzero(rows.labelled & ~folds.pinned)
+    ids = [rows.row_ids[i] for i in known]
+    stores = [read_store(model.path) for model in models]
+    parts = [store.probs[align(ids, store.row_ids, str(store.path))] for store in stores]
     tokens = _tokens(models[1:], rows.take(known))
     return np.stack(parts, axis=1), rows.targets[known], folds.fold[known], tokens
 

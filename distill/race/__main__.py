@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         race.claim()
         race.go(tell=lambda line: print(line, flush=True))
         race.finish()
-        verdict = in_words(race)
+        verdict = verdict_of(race)
         page, picture = write_pages(race, verdict)
     print()
     print(format_table(HEADER, [treatment_line(treatment(c)) for c in race.contestants]))
@@ -144,7 +144,7 @@ def plan_all(
     return [with_epochs(r, e) for r, e in zip(runs, epochs, strict=True)]
 
 
-def in_words(race: Race) -> str:
+def verdict_of(race: Race) -> str:
     """Say which backbone won, by how much, how sure that is, and what stopping early saved."""
     winner = race.winner
     best = race.contestants[winner]

@@ -25,7 +25,7 @@ from distill.config import ModelConfig
 from distill.model.backbone import add_adapters, load_base
 from distill.model.classifier import Classifier
 from distill.race.intervals import Look, PairedLooks
-from distill.race.treatment import Meter, parameters
+from distill.race.meter import Meter, parameters
 from distill.runs.crossfit import fit_part
 from distill.runs.run import Run
 from distill.training.trainer import predict_logits, train
@@ -118,8 +118,7 @@ class Race:
     ) -> None:
         self.contestants, self.rules, self.out = contestants, rules, out
         self.rows, self.folds = rows, folds
-        known = np.isfinite(rows.targets).all(axis=1)
-        inside = np.flatnonzero((folds.fold == rules.fold) & known)
+        inside = np.flatnonzero((folds.fold == rules.fold) & rows.labelled)
         if rules.validation_rows and rules.validation_rows < len(inside):
             chosen = np.random.default_rng(0).choice(len(inside), rules.validation_rows, replace=False)
             inside = inside[np.sort(chosen)]

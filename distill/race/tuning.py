@@ -16,6 +16,7 @@ import numpy as np
 from data.errors import UserError
 from data.files import read_json, write_json
 from distill.model.backbone import add_adapters, load_base
+from distill.race.race import Pause, row_losses
 from distill.runs.run import Run
 from distill.training.trainer import predict_logits, train
 
@@ -72,8 +73,6 @@ def tune_lr(run: Run, race_fold: int, out: Path) -> float:
 def _score(trial: Any, run: Run, left_out: set[int], fold: int, rates: list[float], out: Path) -> float:
     """Train one rate rung by rung; report the loss on the tuning fold."""
     import optuna
-
-    from distill.race.race import Pause, row_losses
 
     lr = trial.suggest_float("lr", min(rates), max(rates))
     model = run.model

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 
 from data.encoding.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
+from data.encoding.template import Template
 from data.errors import UserError, listing
 from data.files import read_json, sha256_files, sha256_text
 from data.schema import Classes, Rows
 from data.softlabels import MANIFEST, read_manifest
 from data.sources.read import SourceOptions, read_source
-from data.encoding.template import Template
+from distill.config import CONFIG, BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
 from distill.model.backbone import load_tokenizer, load_trained, weight_hash
-from distill.packing.examples import Examples
-from distill.config import BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
 from distill.model.classifier import Classifier
+from distill.packing.examples import Examples
 from distill.recipe import read_config
+from distill.runs.run_directory import FINAL, RunDirectory
 from distill.teaching.trust import check_manifest, check_weights
 from distill.training.trainer import predict_logits
 
@@ -96,16 +97,16 @@ def read_saved(path: Path) -> SavedModel:
         )
     _require(manifest, path / MANIFEST, (*NEEDED, "backbone_path", "backbone", "n_folds"))
     kind = KINDS[manifest["kind"]]
-    final = path / "final" / "adapter"
-    weights = [final] if final.exists() else sorted(path.glob("fold-*/adapter"))
-    expected = 1 if final.exists() else manifest.get("n_folds")
+    directory = RunDirectory(path)
+    weights = directory.weights()
+    expected = 1 if directory.part(FINAL).trained else manifest.get("n_folds")
     if len(weights) != expected:
         raise UserError(
             f"{path}: has {len(weights)} of {expected} fold models; start its command again to finish it"
         )
     for trained in weights:
         check_manifest(trained, manifest, path / MANIFEST)
-    config = read_config(path / "config.yaml", kind)
+    config = read_config(path / CONFIG, kind)
     for name, given in (("truncation", config.encode), ("lora", config.lora)):
         if manifest.get(name) != asdict(given):
             raise UserError(

@@ -47,12 +47,11 @@ def lessons(config: DistillConfig, teachers: Teachers, rows: Rows, folds: Folds,
     """
     logits = teachers.by_fold.get(fold, teachers.logits)
     targets = hard_targets(rows) if teachers.kind == HUMAN else rows.targets.copy()
-    learning = np.isfinite(targets).all(axis=1) & (folds.fold != fold) & np.isfinite(logits).all(axis=(1, 2))
+    learning = rows.labelled & (folds.fold != fold) & np.isfinite(logits).all(axis=(1, 2))
     weights = row_weights(config, teachers.names, logits, targets, learning)
     if config.pseudo_labels is not None:
         blend = np.einsum("ntk,nt->nk", softmax(logits), weights)
-        unlabelled = ~np.isfinite(targets).all(axis=1)
-        sure = unlabelled & (blend.max(axis=1) >= config.pseudo_labels) & (folds.fold != fold)
+        sure = ~rows.labelled & (blend.max(axis=1) >= config.pseudo_labels) & (folds.fold != fold)
         targets[sure] = blend[sure]
     return Lessons(logits, weights, targets)
 
@@ -60,7 +59,7 @@ def lessons(config: DistillConfig, teachers: Teachers, rows: Rows, folds: Folds,
 def hard_targets(rows: Rows) -> np.ndarray:
     """One-hot labels, or the most voted class where there is none; NaN where a row is unlabelled."""
     targets = rows.targets.copy()
-    known = np.isfinite(targets).all(axis=1)
+    known = rows.labelled
     chosen = np.where(rows.labels >= 0, rows.labels, np.nan_to_num(targets).argmax(axis=1))
     targets[known] = np.eye(rows.classes.n)[chosen[known]]
     return targets

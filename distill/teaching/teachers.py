@@ -17,6 +17,7 @@ import numpy as np
 from data.errors import UserError, listing
 from data.files import sha256_files
 from data.folds import Folds
+from data.ids import places
 from data.schema import Rows
 from data.softlabels import (
     MANIFEST,
@@ -190,14 +191,19 @@ def _in_sample_of(store: SoftLabels, rows: Rows, folds: Folds) -> SoftLabels:
 
 def _aligned(store: SoftLabels, rows: Rows, folds: Folds, where: Path) -> np.ndarray:
     """A store's logits in the order of ``rows``, shape (n, K); NaN at pinned rows that it does not hold."""
-    position = {row_id: i for i, row_id in enumerate(store.row_ids)}
-    held = np.array([row_id in position for row_id in rows.row_ids])
-    missing = [rows.row_ids[i] for i in np.flatnonzero(~held & ~folds.pinned)]
-    if missing:
-        raise UserError(f"{where}: has no soft labels for {len(missing)} rows: {listing(missing)}")
+    at = places(rows.row_ids, store.row_ids)
+    held = at >= 0
+    _refuse_missing(rows, ~held & ~folds.pinned, where)
     found = np.full((len(rows), rows.classes.n), np.nan)
-    found[held] = store.mean_logits[[position[rows.row_ids[i]] for i in np.flatnonzero(held)]]
+    found[held] = store.mean_logits[at[held]]
     return found
+
+
+def _refuse_missing(rows: Rows, missing: np.ndarray, where: Path) -> None:
+    """Refuse labels that lack the rows marked in ``missing``, shape (n,), bool."""
+    ids = [rows.row_ids[i] for i in np.flatnonzero(missing)]
+    if ids:
+        raise UserError(f"{where}: has no soft labels for {len(ids)} rows: {listing(ids)}")
 
 
 def _fold_labels(store: SoftLabels, rows: Rows, folds: Folds, fold: int) -> np.ndarray:
@@ -212,22 +218,19 @@ def _fold_labels(store: SoftLabels, rows: Rows, folds: Folds, fold: int) -> np.n
             "student is scored; run distill.teacher_oof with --leakage strict first"
         )
     ids, held_out, logits = read_logits(path, store.classes)
-    position = {row_id: i for i, row_id in enumerate(rows.row_ids)}
+    at = places(rows.row_ids, ids)
+    have = at >= 0
+    if (own := np.flatnonzero(have & (folds.fold == fold))).size:
+        row_id = rows.row_ids[own[0]]
+        raise UserError(f"{path}: holds row {row_id} of fold {fold}, on which the student is scored")
+    expected = fold if store.manifest["label_kind"] == "in_sample" else folds.fold
+    if (saw := np.flatnonzero(have & (held_out[at] != expected))).size:
+        row_id = rows.row_ids[saw[0]]
+        raise UserError(f"{path}: row {row_id} was labelled by a teacher that saw it or fold {fold}")
+    _refuse_missing(rows, ~have & (folds.fold != fold) & ~folds.pinned, path)
     found = np.zeros((len(rows), rows.classes.n))
-    have = np.zeros(len(rows), dtype=bool)
-    for row_id, without, values in zip(ids, held_out, logits, strict=True):
-        i = position.get(row_id)
-        if i is None:
-            continue
-        if folds.fold[i] == fold:
-            raise UserError(f"{path}: holds row {row_id} of fold {fold}, on which the student is scored")
-        if without != (fold if store.manifest["label_kind"] == "in_sample" else folds.fold[i]):
-            raise UserError(f"{path}: row {row_id} was labelled by a teacher that saw it or fold {fold}")
-        found[i], have[i] = values.mean(axis=0), True
+    found[have] = logits[at[have]].mean(axis=1)
     found[folds.pinned & ~have] = np.nan
-    missing = [rows.row_ids[i] for i in np.flatnonzero(~have & (folds.fold != fold) & ~folds.pinned)]
-    if missing:
-        raise UserError(f"{path}: has no soft labels for {len(missing)} rows: {listing(missing)}")
     return found
 
 

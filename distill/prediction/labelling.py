@@ -35,6 +35,7 @@ from data.sources.layouts import Place
 from data.sources.open import Columns, Table
 from data.sources.read import SourceOptions, choose_reader
 from distill.runs.saved import Loaded, SavedModel, read_saved
+from distill.teaching.trust import run_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -121,9 +122,7 @@ def open_job(saved: SavedModel, source: str, out: str, shard_rows: int) -> tuple
 def _refuse_other(text: str, manifest: dict[str, Any], place: str, out: str) -> None:
     try:
         found = json.loads(text)
-        wrong = [
-            f for f in ("kind", "model_hash", "shard_rows", "source_hash") if found.get(f) != manifest[f]
-        ]
+        wrong = [name for name in PINNED if found.get(name) != manifest[name]]
     except (ValueError, AttributeError) as error:
         raise UserError(f"{place}: is damaged ({error}); choose another --out") from error
     if wrong:
@@ -137,8 +136,7 @@ def _refuse_other(text: str, manifest: dict[str, Any], place: str, out: str) -> 
 def identity(saved: SavedModel) -> str:
     """Return a hash of everything a model's predictions depend on."""
     weights = [path for directory in saved.weights for path in sorted(directory.glob("*.safetensors"))]
-    manifest = {k: v for k, v in saved.manifest.items() if k not in {"versions", "data", "backbone_path"}}
-    return sha256_text(json.dumps(manifest, sort_keys=True, default=str), sha256_files(weights))
+    return sha256_text(run_hash(saved.manifest), sha256_files(weights))
 
 
 def ids_of(plan: ShardPlan) -> Iterator[list[str]]:
