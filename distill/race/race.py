@@ -22,7 +22,6 @@ from data.files import read_json, read_parquet, write_json, write_parquet
 from data.folds import Folds
 from data.schema import Rows
 from distill.config import ModelConfig
-from distill.model.backbone import add_adapters, load_base
 from distill.model.classifier import Classifier
 from distill.race.intervals import Look, PairedLooks
 from distill.race.meter import Meter, parameters
@@ -218,8 +217,7 @@ class Race:
         run, model = contestant.run, contestant.run.model
         seed = model.train.seed * 1000 + self.rules.fold  # as distill.runs.crossfit seeds this fold
         if contestant.classifier is None:
-            base = load_base(model.backbone, run.backbone, self.rows.classes.n)
-            contestant.classifier = add_adapters(base, model.lora, seed, model.train.gradient_checkpointing)
+            contestant.classifier = run.untrained(seed)
         directory = run.out / f"fold-{self.rules.fold}"
         train_rows = np.flatnonzero((self.folds.fold != self.rules.fold) & run.examples.labelled)
         pause = Pause(share)
@@ -299,8 +297,7 @@ def share_seconds(runs: list[Run], fold: int, seconds: float, scratch: Path, ste
         path = scratch / run.name / "pace.json"
         if not path.exists():
             rows = np.flatnonzero((run.folds.fold != fold) & run.examples.labelled)
-            base = load_base(run.model.backbone, run.backbone, run.rows.classes.n)
-            classifier = add_adapters(base, run.model.lora, 0, run.model.train.gradient_checkpointing)
+            classifier = run.untrained(seed=0)
             few = rows[: steps * run.model.train.rows_per_step]
             config = replace(run.model.train, epochs=1, checkpoint_steps=0)
             started = time.perf_counter()

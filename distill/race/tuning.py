@@ -15,7 +15,6 @@ import numpy as np
 
 from data.errors import UserError
 from data.files import read_json, write_json
-from distill.model.backbone import add_adapters, load_base
 from distill.race.race import Pause, row_losses
 from distill.runs.run import Run
 from distill.training.trainer import predict_logits, train
@@ -77,12 +76,7 @@ def _score(trial: Any, run: Run, left_out: set[int], fold: int, rates: list[floa
     lr = trial.suggest_float("lr", min(rates), max(rates))
     model = run.model
     config = replace(model.train, lr=lr, epochs=model.train.epochs * SHARE)
-    classifier = add_adapters(
-        load_base(model.backbone, run.backbone, run.rows.classes.n),
-        model.lora,
-        config.seed,
-        config.gradient_checkpointing,
-    )
+    classifier = run.untrained(config.seed)
     known = run.examples.labelled
     rows = np.flatnonzero(~np.isin(run.folds.fold, list(left_out)) & known)
     held_out = np.flatnonzero((run.folds.fold == fold) & known)

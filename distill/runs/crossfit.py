@@ -15,7 +15,7 @@ import torch
 
 from data.errors import UserError
 from data.softlabels import OOF, SoftLabels, read_store
-from distill.model.backbone import add_adapters, load_base, load_trained
+from distill.model.backbone import load_trained
 from distill.model.classifier import Classifier
 from distill.processes import on_first
 from distill.runs.run import Run
@@ -45,13 +45,12 @@ def fit_part(run: Run, name: str, everywhere: bool = False, report_to: str = "no
             held_out = np.flatnonzero(part.held_out(folds))
             logits = predicted(run, part, classifier, held_out)
             run.write(part.predictions, held_out, folds.fold[held_out], logits)
-            on_first(lambda: shutil.rmtree(part.waiting, ignore_errors=True))
         del classifier
     if everywhere and not run.directory.finished(name, everywhere):
         others = np.flatnonzero(~part.held_out(folds))
         logits = predicted(run, part, trained(run, part, report_to), others)
         run.write(part.elsewhere, others, np.full(len(others), part.without[0]), logits)
-        on_first(lambda: shutil.rmtree(part.waiting, ignore_errors=True))
+    on_first(lambda: shutil.rmtree(part.waiting, ignore_errors=True))
 
 
 def join_folds(run: Run) -> SoftLabels:
@@ -65,15 +64,10 @@ def join_folds(run: Run) -> SoftLabels:
 
 def predicted(run: Run, part: Part, classifier: Classifier, rows: np.ndarray) -> np.ndarray:
     """Predict rows in all their orders, shape (m, orders, K), going on from what an earlier start left."""
-    train_config, what = run.model.train, f"{run.name} predicts, {part.words}"
+    limits = run.model.train
+    what = f"{run.name} predicts, {part.words}"
     logits = predict_logits(
-        classifier,
-        run.examples,
-        rows,
-        train_config.predict_rows,
-        what,
-        train_config.pack_tokens,
-        part.waiting,
+        classifier, run.examples, rows, limits.predict_rows, what, limits.pack_tokens, part.waiting
     )
     if not np.isfinite(logits).all():
         raise UserError(
@@ -95,13 +89,11 @@ def trained(run: Run, part: Part, report_to: str) -> Classifier:
         )
     number, what = part.number(run.folds.n_folds), f"{run.name}, {part.words}"
     examples = run.examples_for(number)
-    seen = np.flatnonzero(~part.held_out(run.folds) & examples.labelled)
-    train_rows = seen
-    if not train_rows.size:
+    train_rows = seen = np.flatnonzero(~part.held_out(run.folds) & examples.labelled)
+    if not seen.size:
         raise UserError(f"{what}: there are no labelled rows to train on")
     seed = model.train.seed * 1000 + number
-    base = load_base(model.backbone, run.backbone, run.rows.classes.n)
-    classifier = add_adapters(base, model.lora, seed, model.train.gradient_checkpointing)
+    classifier = run.untrained(seed)
     config = replace(model.train, seed=seed)
     keeper = None
     if config.select_share:
@@ -112,18 +104,9 @@ def trained(run: Run, part: Part, report_to: str) -> Classifier:
             classifier, examples, train_rows[back], part.path, config.select_steps, config.patience
         )
         train_rows = train_rows[~back]
+    callbacks = [] if keeper is None else [keeper]
     try:
-        train(
-            classifier,
-            examples,
-            train_rows,
-            config,
-            run.loss,
-            part.path,
-            what,
-            report_to,
-            [] if keeper is None else [keeper],
-        )
+        train(classifier, examples, train_rows, config, run.loss, part.path, what, report_to, callbacks)
     except LossNotFinite as error:
         cause = "lower train.lr, or use bf16 instead of fp16"
         if error.step == 1:

@@ -22,13 +22,16 @@ from data.schema import Rows
 from data.softlabels import read_logits, write_logits
 from distill.config import ModelConfig
 from distill.model.backbone import (
+    add_adapters,
     attention_name,
     check_vocabulary,
     compute_dtype,
+    load_base,
     load_tokenizer,
     model_type,
     weight_hash,
 )
+from distill.model.classifier import Classifier
 from distill.model.shallow import CUT_FROM, shallow_copy
 from distill.model.tiny import tiny_backbone
 from distill.packing.examples import Examples
@@ -83,6 +86,11 @@ class Run:
     def directory(self) -> RunDirectory:
         """Where everything of the run lies."""
         return RunDirectory(self.out)
+
+    def untrained(self, seed: int) -> Classifier:
+        """The loaded backbone with a fresh head and adapters, drawn by ``seed``."""
+        base = load_base(self.model.backbone, self.backbone, self.rows.classes.n)
+        return add_adapters(base, self.model.lora, seed, self.model.train.gradient_checkpointing)
 
     def claim(self) -> None:
         """Make the directory this run's, or see that it is; errors as :meth:`RunDirectory.claim`."""
