@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data import storage
+from data.errors import UserError
 from data.files import make_directory
 
 RETRIES = 8
@@ -24,6 +25,11 @@ class Outcome:
 
     unit: str
     error: str = ""
+
+
+def told(error: Exception) -> str:
+    """An error as text, so that only a lost process looks lost: a user's mistake as it is, others by kind."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager

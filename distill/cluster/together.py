@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
-from distill.cluster.outcome import RETRIES, output_to
+from distill.cluster.outcome import RETRIES, output_to, told
 from distill.runs.units import Unit
 
 
@@ -78,6 +77,5 @@ def _member(config: dict[str, Any]) -> None:
         try:
             unit.run()
         except Exception as error:
-            name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            ray.get(config["watcher"].fail.remote(unit.name, f"{name}{error}"))
+            ray.get(config["watcher"].fail.remote(unit.name, told(error)))
             raise

@@ -18,7 +18,7 @@ from typing import Any
 
 from data import storage
 from data.errors import UserError
-from distill.cluster.outcome import POLL_S, Outcome, output_to
+from distill.cluster.outcome import POLL_S, Outcome, output_to, told
 from distill.cluster.together import run_together
 from distill.runs.units import Unit
 
@@ -62,7 +62,7 @@ def attempt(unit: Unit, watcher: Any, log: Path, asked: dict[str, Any]) -> Outco
             except Exception as error:
                 traceback.print_exc()
                 sys.stderr.flush()
-                return Outcome(unit.name, f"{type(error).__name__}: {error}")
+                return Outcome(unit.name, told(error))
         print(f"{_now()} {unit.name} is finished", flush=True)
     return Outcome(unit.name)
 

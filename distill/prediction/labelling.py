@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,13 +202,13 @@ def rows_of(table: pa.Table, shard: Shard, saved: SavedModel) -> Rows:
     return reader(columns, Place(where, saved.name, Cleaning()))
 
 
-def label_here(job: Job, plan: ShardPlan, watch: Callable[[Iterable[Shard], int], Iterable[Shard]]) -> Ended:
+def label_here(job: Job, plan: ShardPlan, show: Callable[[int], object]) -> Ended:
     """Label the missing shards in this process, one after another.
 
     Parameters
     ----------
-    watch : callable
-        Wraps the shards and the number of rows in all, to show how far it is.
+    show : callable
+        Told the number of rows of every part written or found.
 
     Raises
     ------
@@ -217,10 +217,13 @@ def label_here(job: Job, plan: ShardPlan, watch: Callable[[Iterable[Shard], int]
     """
     missing = missing_parts(job.out, plan, job.key)
     ended = Ended(kept=plan.rows - sum(shard.rows for shard in missing))
+    show(ended.kept)
     if missing:
         worker = Worker(job)
-        for shard in watch(missing, ended.kept):
-            ended.rows += worker.label(shard)
+        for shard in missing:
+            rows = worker.label(shard)
+            ended.rows += rows
+            show(rows)
     return ended
 
 

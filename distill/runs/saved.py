@@ -162,14 +162,14 @@ def checked_tokenizer(saved: SavedModel) -> Any:
     return tokenizer
 
 
-def predict_rows(saved: SavedModel, rows: Rows, shards: Path | None = None) -> np.ndarray:
+def predict_rows(saved: SavedModel, rows: Rows, waiting: Path | None = None) -> np.ndarray:
     """Predict rows in all their orders; fold models are averaged in logits.
 
     Adapters are served one after another from one loaded base.
 
     Parameters
     ----------
-    shards : Path, optional
+    waiting : Path, optional
         Directory in which what is predicted is kept until the caller deletes it: a call that was killed goes
         on from there, if model and rows are the same.
 
@@ -183,7 +183,7 @@ def predict_rows(saved: SavedModel, rows: Rows, shards: Path | None = None) -> n
     UserError
         The rows' classes, the backbone or the tokenizer are not those of the training.
     """
-    return Loaded(saved).predict(rows, saved.name, shards)
+    return Loaded(saved).predict(rows, saved.name, waiting)
 
 
 class Loaded:
@@ -205,7 +205,7 @@ class Loaded:
         self._classifier: Classifier | None = None
         self._weights: Path | None = None
 
-    def predict(self, rows: Rows, what: str, shards: Path | None = None) -> np.ndarray:
+    def predict(self, rows: Rows, what: str, waiting: Path | None = None) -> np.ndarray:
         """Predict rows in all their orders, averaged over the run's models; see :func:`predict_rows`."""
         saved, train = self.saved, self.saved.model.train
         examples = examples_of(saved, rows, self.tokenizer)
@@ -214,9 +214,9 @@ class Loaded:
         for number, weights in enumerate(saved.weights, start=1):
             name = f"{what} predicts ({number}/{len(saved.weights)})"
             place = None
-            if shards is not None:
+            if waiting is not None:
                 made_by = sha256_files(sorted(weights.glob("*.safetensors")))
-                place = shards / sha256_text(made_by, rows.content_hash)[:16]
+                place = waiting / sha256_text(made_by, rows.content_hash)[:16]
             total += predict_logits(
                 self._with(weights), examples, everything, train.predict_rows, name, train.pack_tokens, place
             )
