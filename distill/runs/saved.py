@@ -99,7 +99,7 @@ def read_saved(path: Path) -> SavedModel:
     kind = KINDS[manifest["kind"]]
     directory = RunDirectory(path)
     weights = directory.weights()
-    expected = 1 if directory.part(FINAL).trained else manifest.get("n_folds")
+    expected = 1 if directory.part(FINAL).adapter.exists() else manifest.get("n_folds")
     if len(weights) != expected:
         raise UserError(
             f"{path}: has {len(weights)} of {expected} fold models; start its command again to finish it"
