@@ -30,10 +30,10 @@ from benchmarks import gpu_model as one
 from data.command import format_table
 from distill.config import TrainConfig
 from distill.kernels.linear import merge_adapters
+from distill.losses import label_loss
 from distill.packing.cutting import Cutter, cost, cut
 from distill.packing.steps import plan_steps
 from distill.processes import gathered, join_others, process
-from distill.teaching.losses import cross_entropy
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
 
@@ -96,11 +96,8 @@ def measure_training(
     watch = Watch(warm)
     distill.training.trainer.sum_gradients = watch.sum_gradients
 
-    def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return cross_entropy(logits, batch["targets"])
-
     with tempfile.TemporaryDirectory() as out:
-        train(classifier, examples, everything, settings, loss, Path(out), "train", callbacks=[watch])
+        train(classifier, examples, everything, settings, label_loss, Path(out), "train", callbacks=[watch])
         file = Path(out) / "metrics.jsonl"
         logged = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     distill.training.trainer.sum_gradients = original_sum

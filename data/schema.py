@@ -129,6 +129,11 @@ class Rows:
         return targets
 
     @cached_property
+    def labelled(self) -> np.ndarray:
+        """Which rows have a target, shape (n,), bool."""
+        return np.isfinite(self.targets).all(axis=1)
+
+    @cached_property
     def content_hash(self) -> str:
         """Hash of ids, texts, labels and class names; equal for equal content however it is stored."""
         columns = list(HASHED)

@@ -1,6 +1,6 @@
 """Every line of README and docs that a user types works: the blocks are run, in order, in an empty directory.
 
-A fence says what a block is: ``sh`` is typed, ``python`` is run, ``text`` is shown. What cannot run here stands in
+A fence says what a block is: ``sh`` is typed, ``python`` is run, ``text`` is shown. What cannot run stands in
 ``ELSEWHERE`` with the reason; everything else runs as it stands, on small rows of the real layout. Recipes
 that need gated backbones are replaced by one with tiny models under the same names.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,12 +24,12 @@ from data.encoding.encode import Encoded, Encoder, Truncation, pad_token_id
 from data.encoding.template import Template
 from data.folds import Folds, make_folds
 from data.schema import Rows
-from distill.config import TinyConfig, as_plain
+from distill.config import TinyConfig
 from distill.doctor.faults import FAULT_ARMS, Arm, Edit, Fault, Marks
+from distill.losses import label_loss
 from distill.model.backbone import add_adapters, load_base, load_tokenizer
 from distill.model.tiny import tiny_backbone
 from distill.packing.examples import Examples
-from distill.teaching.losses import cross_entropy
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
 
@@ -106,7 +106,7 @@ class Bench:
         path = self.backbone(arm.family)
         backbone = replace(arm.config.backbone, path=path)
         tokenizer = load_tokenizer(backbone, path)
-        plain = Encoder(tokenizer, template, Truncation(**as_plain(arm.config.encode))).encode(self.rows)
+        plain = Encoder(tokenizer, template, Truncation(**asdict(arm.config.encode))).encode(self.rows)
 
         def examples(edit: Edit | None) -> Examples:
             encoded = plain if edit is None else edited(plain, edit, tokenizer.bos_token_id)
@@ -124,7 +124,7 @@ class Bench:
                 examples(arm.train_edit),
                 train_rows,
                 replace(arm.config.train, seed=seed),
-                lambda logits, batch: cross_entropy(logits, batch["targets"]),
+                label_loss,
                 Path(out),
                 "arm",
             )

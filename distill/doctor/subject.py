@@ -25,9 +25,9 @@ from data.folds import Folds
 from data.schema import Rows, read_rows
 from data.softlabels import SoftLabels, is_store, read_manifest, read_store
 from distill.architectures import Architecture, architecture
-from distill.config import ModelConfig, StudentConfig, load_recipe, recipe_names
+from distill.config import ModelConfig, StudentConfig
 from distill.quiet import quiet_transformers
-from distill.runs.saved import read_config
+from distill.recipe import load_recipe, read_config, recipe_names
 
 SMALL_LAYERS = 2
 SMALL_WIDTH = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}

@@ -22,10 +22,10 @@ from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.small import LENGTHS
 from distill.doctor.subject import Subject
 from distill.kernels.choice import attention_for
+from distill.losses import label_loss
 from distill.model.backbone import add_adapters, load_base
 from distill.model.classifier import Classifier
 from distill.packing.examples import Examples
-from distill.teaching.losses import cross_entropy
 from distill.training.trainer import train
 
 STEPS = 4
@@ -77,11 +77,6 @@ class Rehearsal:
     total: int
 
 
-def row_loss(logits: Any, batch: dict[str, Any]) -> Any:
-    """The teachers' loss, one a sequence."""
-    return cross_entropy(logits, batch["targets"])
-
-
 def lora_of(subject: Subject) -> LoraConfig:
     """The declared adapters, without dropout so that repeated passes compare."""
     return replace(subject.model.lora, dropout=0.0)
@@ -129,7 +124,7 @@ def rehearse(subject: Subject) -> Rehearsal:
             rates.extend(float(g.get("initial_lr", g["lr"])) for g in groups if len(g["params"]))
 
     def loss(logits: Any, batch: dict[str, Any]) -> Any:
-        found = row_loss(logits, batch)
+        found = label_loss(logits, batch)
         losses.append(float(found.detach().mean()))
         return found
 
@@ -235,7 +230,7 @@ def micro_batches_equal_a_batch(subject: Subject) -> Finding:
         if micro == 4:
             config = replace(config, rows_per_step=8, micro_rows=4)
         out = subject.scratch / f"micro-{number}"
-        train(classifier, few_examples(subject), rows, config, row_loss, out, "micro-batches")
+        train(classifier, few_examples(subject), rows, config, label_loss, out, "micro-batches")
         moved.append(
             {
                 n: p.detach().clone()

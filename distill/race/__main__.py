@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from data.schema import Rows
     from distill.config import ModelConfig, Recipe
     from distill.race.race import Race, Rules
-    from distill.runs.crossfit import Run
+    from distill.runs.run import Run
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -53,8 +53,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
-    from distill.config import load_recipe
     from distill.processes import held, stand_alone
+    from distill.recipe import load_recipe
 
     stand_alone("distill.race")
     recipe = load_recipe(args.recipe, args.overrides)
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         race.claim()
         race.go(tell=lambda line: print(line, flush=True))
         race.finish()
-        verdict = in_words(race)
+        verdict = verdict_of(race)
         page, picture = write_pages(race, verdict)
     print()
     print(format_table(HEADER, [treatment_line(treatment(c)) for c in race.contestants]))
@@ -114,15 +114,15 @@ def plan_all(
     models: dict[str, ModelConfig], rows: Rows, folds: Folds, data_dir: Path, out: Path, rules: Rules
 ) -> list[Run]:
     """Plan every backbone's run under the declared budget, its learning rate tuned first if asked."""
+    from distill.losses import label_loss
     from distill.race.race import share_seconds, share_tokens, with_epochs
     from distill.race.tuning import tune_lr
-    from distill.runs.crossfit import plan_run
-    from distill.teaching.losses import cross_entropy
+    from distill.runs.run import plan_run
 
     def plan(name: str, model: ModelConfig) -> Run:
         return plan_run(
             "teacher", name, model, rows, folds, data_dir, out / name,
-            loss=lambda logits, batch: cross_entropy(logits, batch["targets"]),
+            loss=label_loss,
         )  # fmt: skip
 
     runs = [plan(name, model) for name, model in models.items()]
@@ -144,7 +144,7 @@ def plan_all(
     return [with_epochs(r, e) for r, e in zip(runs, epochs, strict=True)]
 
 
-def in_words(race: Race) -> str:
+def verdict_of(race: Race) -> str:
     """Say which backbone won, by how much, how sure that is, and what stopping early saved."""
     winner = race.winner
     best = race.contestants[winner]

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 
 from data.encoding.encode import Encoder, Truncation
+from data.encoding.template import read_template
 from data.errors import UserError
 from data.folds import Folds
+from data.progress import in_words
 from data.schema import Rows
-from data.encoding.template import read_template
 from distill.architectures import ARCHITECTURES, LLAMA, by_hub_name
-from distill.cluster.board import in_words
 from distill.config import BackboneConfig, ModelConfig
-from distill.runs.units import FINAL, Unit
+from distill.runs.run_directory import RunDirectory
+from distill.runs.units import Unit
 
 HEADER = (
     "unit",
@@ -105,9 +106,8 @@ def estimates(units: Sequence[Unit], rows: Rows, folds: Folds) -> list[Estimate]
 
 def _estimate(unit: Unit, per_row: float, rows: Rows, folds: Folds) -> Estimate:
     model = unit.model.model
-    n, labelled = len(rows), float(np.isfinite(rows.targets).all(axis=1).mean())
-    numbers = [] if unit.part == FINAL else [int(k) for k in unit.part.split("-")[1:]]
-    held_out = int(np.isin(folds.fold, numbers).sum())
+    n, labelled = len(rows), float(rows.labelled.mean())
+    held_out = int(RunDirectory(unit.model.out).part(unit.part).held_out(folds).sum())
     orders = 2 if model.train.both_orders or len(rows.classes.orders) == 1 else 1
     share = orders / 2 if len(rows.classes.orders) == 2 else 1.0
     trained = per_row * (n - held_out) * labelled * model.train.epochs * share

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data.errors import UserError
 from data.shards import Shard, ShardReader, missing_parts, plan_shards, write_part
-from distill.prediction.shards import Lanes
+from distill.prediction.labelling import Lanes
 
 
 def write(path: Path, sizes: list[list[int]]) -> int:

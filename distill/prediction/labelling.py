@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from data.sources.open import Columns, Table
 from data.sources.place import Place
 from data.sources.read import SourceOptions, choose_reader
 from distill.runs.saved import Loaded, SavedModel, read_saved
+from distill.teaching.trust import run_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -121,9 +122,7 @@ def open_job(saved: SavedModel, source: str, out: str, shard_rows: int) -> tuple
 def _refuse_other(text: str, manifest: dict[str, Any], place: str, out: str) -> None:
     try:
         found = json.loads(text)
-        wrong = [
-            f for f in ("kind", "model_hash", "shard_rows", "source_hash") if found.get(f) != manifest[f]
-        ]
+        wrong = [name for name in PINNED if found.get(name) != manifest[name]]
     except (ValueError, AttributeError) as error:
         raise UserError(f"{place}: is damaged ({error}); choose another --out") from error
     if wrong:
@@ -137,8 +136,7 @@ def _refuse_other(text: str, manifest: dict[str, Any], place: str, out: str) -> 
 def identity(saved: SavedModel) -> str:
     """Return a hash of everything a model's predictions depend on."""
     weights = [path for directory in saved.weights for path in sorted(directory.glob("*.safetensors"))]
-    manifest = {k: v for k, v in saved.manifest.items() if k not in {"versions", "data", "backbone_path"}}
-    return sha256_text(json.dumps(manifest, sort_keys=True, default=str), sha256_files(weights))
+    return sha256_text(run_hash(saved.manifest), sha256_files(weights))
 
 
 def ids_of(plan: ShardPlan) -> Iterator[list[str]]:
@@ -204,13 +202,13 @@ def rows_of(table: pa.Table, shard: Shard, saved: SavedModel) -> Rows:
     return reader(columns, Place(where, saved.name, Cleaning()))
 
 
-def label_here(job: Job, plan: ShardPlan, watch: Callable[[Iterable[Shard], int], Iterable[Shard]]) -> Ended:
+def label_here(job: Job, plan: ShardPlan, show: Callable[[int], object]) -> Ended:
     """Label the missing shards in this process, one after another.
 
     Parameters
     ----------
-    watch : callable
-        Wraps the shards and the number of rows in all, to show how far it is.
+    show : callable
+        Told the number of rows of every part written or found.
 
     Raises
     ------
@@ -219,10 +217,13 @@ def label_here(job: Job, plan: ShardPlan, watch: Callable[[Iterable[Shard], int]
     """
     missing = missing_parts(job.out, plan, job.key)
     ended = Ended(kept=plan.rows - sum(shard.rows for shard in missing))
+    show(ended.kept)
     if missing:
         worker = Worker(job)
-        for shard in watch(missing, ended.kept):
-            ended.rows += worker.label(shard)
+        for shard in missing:
+            rows = worker.label(shard)
+            ended.rows += rows
+            show(rows)
     return ended
 
 

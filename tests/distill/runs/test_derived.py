@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from data.errors import UserError
 from data.schema import PREFERENCE
 from data.softlabels import read_logits, read_store
 from distill import student, teacher_oof
-from distill.config import DistillConfig, load_recipe
-from distill.teaching.teachers import LABELS, lessons, read_teachers
+from distill.config import DistillConfig
+from distill.recipe import load_recipe
+from distill.teaching.lessons import lessons
+from distill.teaching.teachers import LABELS, read_teachers
 from ensemble.reading.load import load_problem
 
 ONE_STEP = ["teachers.llama.train.epochs=1", "student.train.epochs=1"]
@@ -83,9 +86,10 @@ def test_strict_teachers_were_trained_without_both_folds(made):
 def test_a_student_says_what_its_score_rests_on(
     made, tiny_recipe, tmp_path, capsys, monkeypatch, options, flags, mode
 ):
-    from distill.runs import crossfit
+    from distill.runs import units
 
-    monkeypatch.setattr(crossfit, "fit_final", lambda run, report_to: run.out)  # scored, not deployed
+    folds_alone = partial(units.units_of, final=False)  # scored, not deployed
+    monkeypatch.setattr(units, "units_of", lambda model, n, final, report_to: folds_alone(model, n))
     command = ["--recipe", str(tiny_recipe), "--data", str(made), "--out", str(tmp_path / "student")]
     student.main([*command, *ONE_STEP, *options, *flags])
     manifest = json.loads((tmp_path / "student" / "manifest.json").read_text())

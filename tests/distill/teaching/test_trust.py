@@ -13,7 +13,8 @@ from data.folds import Folds, make_folds
 from data.schema import PREFERENCE
 from data.softlabels import write_logits
 from distill.config import DistillConfig
-from distill.teaching.teachers import LABELS, find_teachers, human_labels, lessons, read_teachers, row_weights
+from distill.teaching.lessons import lessons, row_weights
+from distill.teaching.teachers import LABELS, find_teachers, human_labels, read_teachers
 from distill.teaching.trust import write_trained_on
 
 N, FOLDS = 300, 3

@@ -1,9 +1,12 @@
 """Recipes: every shipped one loads; every mistake is named."""
 
+from dataclasses import MISSING, fields, is_dataclass
+
 import pytest
 
 from data.errors import UserError
-from distill.config import load_recipe, recipe_names, save_resolved
+from distill import config
+from distill.recipe import load_recipe, recipe_names, refusal, save_resolved
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -129,3 +132,27 @@ def test_the_resolved_recipe_loads_again(tmp_path):
     recipe = load_recipe("demo", ["teachers.llama.train.lr=1e-3"])
     save_resolved(tmp_path / "resolved.yaml", recipe)
     assert load_recipe(str(tmp_path / "resolved.yaml")) == recipe
+
+
+def test_resources_that_cannot_be_are_refused(tiny_recipe):
+    with pytest.raises(UserError, match=r"teachers\.llama\.resources\.cpus is 0"):
+        load_recipe(str(tiny_recipe), ["teachers.llama.resources.cpus=0"])
+
+
+def test_every_setting_says_what_it_means_and_its_default_is_within_its_limits():
+    kinds = [kind for kind in vars(config).values() if is_dataclass(kind)]
+    assert len(kinds) > 8
+    for kind in kinds:
+        for field in fields(kind):
+            if not field.metadata:  # a configuration within
+                continue
+            assert field.metadata["help"], f"{kind.__name__}.{field.name}"
+            default = field.default if field.default is not MISSING else field.default_factory()
+            assert not refusal(default, field.metadata), f"{kind.__name__}.{field.name}"
+
+
+def test_adapters_that_are_off_are_not_checked():
+    off = ["teachers.llama.lora.enabled=false", "teachers.llama.backbone.precision=fp32"]
+    assert load_recipe("demo", [*off, "teachers.llama.lora.r=0"]).teachers["llama"].lora.r == 0
+    with pytest.raises(UserError, match=r"lora\.r is 0; it must be above 0"):
+        load_recipe("demo", ["teachers.llama.lora.r=0"])

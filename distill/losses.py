@@ -1,26 +1,77 @@
 """Losses on logits, one small function each; every one returns a loss a sequence, shape (n,).
 
 None of them changes when a constant is added to a row's logits: only differences of logits mean anything.
-:data:`LOSSES` names the mixtures that a recipe can ask for with ``distill.loss``.
+:data:`LOSSES` holds the mixtures that a recipe can ask for with ``distill.loss``; to add one, write it here
+under :func:`loss`. Recipes are checked against their names, so this file loads without torch.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn import functional as F
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-LOSSES = {
-    "kl": "(1 - weight) CE + weight T^2 KL (Hinton et al.)",
-    "blackpearl": "mean of CE and each teacher's KL and cosine distance, T = 1 (LMSYS, 1st place)",
-    "wsdm1": "(0.5 CE + KL + cosine distance) / 2.5, T = 1 (WSDM Cup, 1st place)",
-    "wsdm3": "0.1 CE + 0.9 T^2 KL with T = 5 (WSDM Cup, 3rd place)",
-    "mse": "(1 - weight) CE + weight MSE of centred logits (Ba and Caruana)",
-    "smoothing": "CE against smoothed hard labels; no teacher (Szegedy et al.)",
-    "hard": "CE against the labels; no teacher",
-}
-UNTAUGHT = ("smoothing", "hard")
-"""Losses that need no teacher."""
-MIXINGS = ("separate", "probability", "log")
+from data.errors import UserError, listing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NamedLoss:
+    """A loss that a recipe can ask for.
+
+    Attributes
+    ----------
+    formula : callable
+        From logits, targets and what it ``needs`` to a loss a sequence.
+    description : str
+    needs : tuple of str
+        Its further parameters: ``teacher_logits`` and ``teacher_weights``, and fields of
+        :class:`distill.config.DistillConfig`.
+    """
+
+    formula: Callable[..., Tensor]
+    description: str
+    needs: tuple[str, ...]
+
+    @property
+    def taught(self) -> bool:
+        """Whether it needs teachers."""
+        return "teacher_logits" in self.needs
+
+
+LOSSES: dict[str, NamedLoss] = {}
+
+
+def loss(name: str, description: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register the decorated formula; what it needs are its parameters after logits and targets."""
+
+    def register(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        LOSSES[name] = NamedLoss(formula, description, tuple(inspect.signature(formula).parameters)[2:])
+        return formula
+
+    return register
+
+
+def named_loss(name: str, logits: Tensor, targets: Tensor, **given: Any) -> Tensor:
+    """Return the loss registered as ``name``, which takes what it needs of ``given``.
+
+    Raises
+    ------
+    UserError
+        There is no such loss.
+    """
+    if name not in LOSSES:
+        raise UserError(f"{name}: no such loss; it is one of {listing(LOSSES, len(LOSSES))}")
+    found = LOSSES[name]
+    return found.formula(logits, targets, **{need: given[need] for need in found.needs})
+
+
+def label_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy against the targets of a collated batch: what a teacher is trained with."""
+    return cross_entropy(logits, batch["targets"])
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -31,12 +82,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     logits, targets : Tensor of shape (n, K)
         Targets are probabilities: one-hot for hard labels.
     """
-    return -(targets * F.log_softmax(logits, dim=-1)).sum(dim=-1)
-
-
-def smoothed(targets: Tensor, smoothing: float) -> Tensor:
-    """Targets mixed with the uniform distribution (Szegedy et al., arXiv 1512.00567, section 7)."""
-    return (1 - smoothing) * targets + smoothing / targets.shape[-1]
+    return -(targets * logits.log_softmax(dim=-1)).sum(dim=-1)
 
 
 def distillation_kl(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -45,8 +91,8 @@ def distillation_kl(logits: Tensor, teacher_logits: Tensor, temperature: float) 
     :math:`KL(\mathrm{softmax}(t/T) \| \mathrm{softmax}(s/T))`, shape (n,). Gradients shrink with
     :math:`1/T^2`, so callers multiply by :math:`T^2` (Hinton et al., arXiv 1503.02531, section 2.1).
     """
-    student = F.log_softmax(logits / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
+    student = (logits / temperature).log_softmax(dim=-1)
+    teacher = (teacher_logits / temperature).log_softmax(dim=-1)
     return (teacher.exp() * (teacher - student)).sum(dim=-1)
 
 
@@ -56,8 +102,10 @@ def cosine_distance(logits: Tensor, teacher_logits: Tensor, temperature: float =
     Of probabilities, as in the 1st place's code of the LMSYS competition (shyoulala/LMSYS_BlackPearl):
     the cosine of logits would change with a constant added to them.
     """
-    student = F.softmax(logits / temperature, dim=-1)
-    teacher = F.softmax(teacher_logits / temperature, dim=-1)
+    from torch.nn import functional as F
+
+    student = (logits / temperature).softmax(dim=-1)
+    teacher = (teacher_logits / temperature).softmax(dim=-1)
     return 1 - F.cosine_similarity(student, teacher, dim=-1)
 
 
@@ -89,7 +137,7 @@ def mix_teachers(teacher_logits: Tensor, weights: Tensor, mixing: str) -> Tensor
         Summing to one.
     mixing : {"probability", "log"}
     """
-    logs = F.log_softmax(teacher_logits, dim=-1)
+    logs = teacher_logits.log_softmax(dim=-1)
     shares = weights.expand(logs.shape[:2])[..., None]
     if mixing == "log":
         return (shares * logs).sum(dim=1, keepdim=True)
@@ -97,6 +145,7 @@ def mix_teachers(teacher_logits: Tensor, weights: Tensor, mixing: str) -> Tensor
     return (logs + shares.clamp_min(tiny).log()).logsumexp(dim=1, keepdim=True)
 
 
+@loss("kl", "(1 - weight) CE + weight T^2 KL (Hinton et al.)")
 def soft_label_loss(
     logits: Tensor,
     targets: Tensor,
@@ -106,8 +155,6 @@ def soft_label_loss(
     temperature: float,
 ) -> Tensor:
     r"""(1 - w) CE + w T^2 sum_t a_t KL_t, shape (n,).
-
-    With T=5 and w=.9 this is the 3rd place's of the WSDM Cup (LIHANG-HONG), the best of their sweep.
 
     Parameters
     ----------
@@ -126,6 +173,7 @@ def soft_label_loss(
     return (1 - weight) * hard + weight * temperature**2 * soft
 
 
+@loss("blackpearl", "mean of CE and each teacher's KL and cosine distance, T = 1 (LMSYS, 1st place)")
 def five_term_loss(
     logits: Tensor, targets: Tensor, teacher_logits: Tensor, teacher_weights: Tensor
 ) -> Tensor:
@@ -140,6 +188,7 @@ def five_term_loss(
     return (cross_entropy(logits, targets) + soft) / (1 + 2 * teachers)
 
 
+@loss("wsdm1", "(0.5 CE + KL + cosine distance) / 2.5, T = 1 (WSDM Cup, 1st place)")
 def kl_cosine_loss(
     logits: Tensor, targets: Tensor, teacher_logits: Tensor, teacher_weights: Tensor
 ) -> Tensor:
@@ -149,12 +198,30 @@ def kl_cosine_loss(
     return (0.5 * cross_entropy(logits, targets) + over_teachers(terms, teacher_weights)) / 2.5
 
 
+@loss("wsdm3", "0.1 CE + 0.9 T^2 KL with T = 5 (WSDM Cup, 3rd place)")
+def sharp_teacher_loss(
+    logits: Tensor, targets: Tensor, teacher_logits: Tensor, teacher_weights: Tensor
+) -> Tensor:
+    """:func:`soft_label_loss` as the 3rd place of the WSDM Cup (LIHANG-HONG) used it: best of their sweep."""
+    return soft_label_loss(logits, targets, teacher_logits, teacher_weights, weight=0.9, temperature=5.0)
+
+
+@loss("mse", "(1 - weight) CE + weight MSE of centred logits (Ba and Caruana)")
 def logit_loss(
     logits: Tensor, targets: Tensor, teacher_logits: Tensor, teacher_weights: Tensor, weight: float
 ) -> Tensor:
     """(1 - w) CE + w MSE of centred logits (Ba and Caruana, arXiv 1312.6184)."""
     soft = over_teachers(centred_mse(logits[:, None], teacher_logits), teacher_weights)
     return (1 - weight) * cross_entropy(logits, targets) + weight * soft
+
+
+@loss("smoothing", "CE against smoothed hard labels; no teacher (Szegedy et al.)")
+def smoothing_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """CE against targets mixed with the uniform distribution (Szegedy et al., arXiv 1512.00567, sec. 7)."""
+    return cross_entropy(logits, (1 - smoothing) * targets + smoothing / targets.shape[-1])
+
+
+loss("hard", "CE against the labels; no teacher")(cross_entropy)
 
 
 def swap_consistency(logits: Tensor, permutation: list[int]) -> Tensor:
@@ -173,37 +240,9 @@ def swap_consistency(logits: Tensor, permutation: list[int]) -> Tensor:
     Tensor of shape (2 n,)
         A row's divergence stands at both of its sequences.
     """
-    given = F.log_softmax(logits[0::2], dim=-1)
-    swapped = F.log_softmax(logits[1::2][:, permutation], dim=-1)
+    given = logits[0::2].log_softmax(dim=-1)
+    swapped = logits[1::2][:, permutation].log_softmax(dim=-1)
     log_two = 0.6931471805599453
-    middle = F.log_softmax(given.logaddexp(swapped) - log_two, dim=-1)
+    middle = (given.logaddexp(swapped) - log_two).log_softmax(dim=-1)
     divergence = (given.exp() * (given - middle) + swapped.exp() * (swapped - middle)).sum(dim=-1) / 2
     return divergence.repeat_interleave(2)
-
-
-def named_loss(
-    name: str,
-    logits: Tensor,
-    targets: Tensor,
-    teacher_logits: Tensor | None,
-    teacher_weights: Tensor | None,
-    weight: float,
-    temperature: float,
-    smoothing: float,
-) -> Tensor:
-    """Return the loss of one of :data:`LOSSES`; the teachers may be missing in :data:`UNTAUGHT` ones."""
-    if name == "hard":
-        return cross_entropy(logits, targets)
-    if name == "smoothing":
-        return cross_entropy(logits, smoothed(targets, smoothing))
-    assert teacher_logits is not None
-    assert teacher_weights is not None
-    if name == "blackpearl":
-        return five_term_loss(logits, targets, teacher_logits, teacher_weights)
-    if name == "wsdm1":
-        return kl_cosine_loss(logits, targets, teacher_logits, teacher_weights)
-    if name == "mse":
-        return logit_loss(logits, targets, teacher_logits, teacher_weights, weight)
-    if name == "wsdm3":
-        weight, temperature = 0.9, 5.0
-    return soft_label_loss(logits, targets, teacher_logits, teacher_weights, weight, temperature)

@@ -1,10 +1,14 @@
 """Losses against their definitions, by gradient check and by invariance."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from distill.teaching.losses import (
+from data.errors import UserError
+from distill.losses import (
     LOSSES,
     centred_mse,
     cross_entropy,
@@ -81,13 +85,24 @@ TEACHERS = double(4, 2, 3, seed=2)
 MIX = torch.tensor([[0.25, 0.75], [1.0, 0.0], [0.5, 0.5], [0.1, 0.9]], dtype=torch.float64)
 
 
+def given(teachers, weights):
+    """Everything that a named loss may need."""
+    return {
+        "teacher_logits": teachers,
+        "teacher_weights": weights,
+        "weight": 0.6,
+        "temperature": 2.0,
+        "smoothing": 0.1,
+    }
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_named_loss_has_its_gradient_and_ignores_a_constant(name):
     logits = double(4, 3).requires_grad_()
     targets = double(4, 3, seed=1).softmax(-1)
 
     def loss(x, teachers=TEACHERS):
-        return named_loss(name, x, targets, teachers, MIX, 0.6, 2.0, 0.1)
+        return named_loss(name, x, targets, **given(teachers, MIX))
 
     assert torch.autograd.gradcheck(loss, (logits,))
     shifts = torch.tensor([7.0, -3.0, 0.5, 100.0], dtype=torch.float64)[:, None]
@@ -96,6 +111,16 @@ def test_every_named_loss_has_its_gradient_and_ignores_a_constant(name):
     assert loss(logits).shape == (4,)
     moved = torch.autograd.grad(loss(logits).sum(), logits)[0]
     assert moved.abs().max() > 1e-3
+
+
+def test_an_unknown_loss_is_refused_with_the_list():
+    with pytest.raises(UserError, match="focal: no such loss; it is one of kl, blackpearl"):
+        named_loss("focal", double(4, 3), double(4, 3))
+
+
+def test_names_are_known_without_torch():
+    code = "import sys, distill.config; from distill.losses import LOSSES; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", f"{code}; assert LOSSES['kl'].taught"], check=True)
 
 
 def test_presets_mix_their_terms_as_published():
@@ -110,13 +135,13 @@ def test_presets_mix_their_terms_as_published():
     ]
 
     def named(name):
-        return named_loss(name, logits, targets, TEACHERS, equal, 0.6, 2.0, 0.1)
+        return named_loss(name, logits, targets, **given(TEACHERS, equal))
 
     torch.testing.assert_close(named("blackpearl"), (ce + kl[0] + cos[0] + kl[1] + cos[1]) / 5)
     torch.testing.assert_close(named("wsdm1"), (0.5 * ce + sum(kl) / 2 + sum(cos) / 2) / 2.5)
     torch.testing.assert_close(named("wsdm3"), soft_label_loss(logits, targets, TEACHERS, equal, 0.9, 5.0))
     labels = torch.tensor([0, 1, 2, 0])
-    smooth = named_loss("smoothing", logits, F.one_hot(labels, 3).double(), None, None, 0.6, 2.0, 0.2)
+    smooth = named_loss("smoothing", logits, F.one_hot(labels, 3).double(), smoothing=0.2)
     torch.testing.assert_close(smooth, F.cross_entropy(logits, labels, label_smoothing=0.2, reduction="none"))
 
 
