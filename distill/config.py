@@ -48,7 +48,8 @@ class BackboneConfig:
     a copy of it cut down to so many layers (:mod:`distill.model.shallow`). ``precision`` of the frozen base:
     nf4 (QLoRA), int8, fp8 (row-wise, products in FP8 on Hopper and later), bf16, fp16 or fp32. ``compute``
     is the matmul dtype of a quantised base: ``auto`` is bfloat16 on cards that have it, float16 on those
-    that do not, float32 on the CPU.
+    that do not, float32 on the CPU; with nf4 also fp8, which unpacks the base to FP8 and multiplies so
+    (:mod:`distill.kernels.unpack`).
     ``attention``: auto, varlen, flex_attention, sdpa, eager or flash_attention_2/3/4; see
     :mod:`distill.kernels.attention`. ``packed: false`` runs a decoder in padded batches through the
     library's own forward, as encoders always are: see :mod:`distill.model.padded`. ``compile`` compiles the

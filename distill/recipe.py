@@ -15,7 +15,7 @@ from data.errors import UserError, brief, listing
 from distill.config import QUANTISED, DistillConfig, ModelConfig, Recipe, StudentConfig, TinyConfig
 
 PRECISIONS = (*QUANTISED, "bf16", "fp16", "fp32")
-COMPUTES = ("auto", "bf16", "fp16", "fp32")
+COMPUTES = ("auto", "bf16", "fp16", "fp32", "fp8")
 HEADS = ("score", "tokens")
 SWITCHES = ("auto", "true", "false")
 FAMILIES = ("llama", "gemma2", "bert")
@@ -136,6 +136,11 @@ def _check_backbone(name: str, model: ModelConfig) -> None:
     _one_of(f"{name}.backbone.compute", backbone.compute, COMPUTES)
     _one_of(f"{name}.backbone.head", backbone.head, HEADS)
     _one_of(f"{name}.backbone.compile", backbone.compile.lower(), SWITCHES)
+    if backbone.compute == "fp8" and (backbone.precision != "nf4" or not backbone.packed or backbone.shard):
+        raise UserError(
+            f"recipe: {name}.backbone.compute fp8 is for precision nf4 in packs, and not for a sharded base; "
+            "precision fp8 computes in FP8 by itself"
+        )
     if not lora.enabled and backbone.precision in {*QUANTISED, "fp16"}:
         raise UserError(
             f"recipe: {name} trains full weights, which {backbone.precision} cannot; use bf16 or fp32"

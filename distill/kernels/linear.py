@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.kernels.products import FP8, FrozenProduct, LoraProduct, dense, quantise_int8, quantise_rows
+from distill.kernels.products import FrozenProduct, LoraProduct, dense, quantise_int8, quantise_rows
+from distill.kernels.unpack import FP8, row_scales
 
 QUANTISED = ("int8", "fp8")
 LAST = ("o_proj", "down_proj")
@@ -65,7 +66,21 @@ def parts(layer: Any) -> Parts:
     tensors = [weight.detach().as_subclass(torch.Tensor), state.absmax]
     if state.nested:
         tensors += [state.state2.code, state.state2.absmax, state.offset]
-    return "nf4", (state.shape[0], state.shape[1]), tuple(tensors)
+    shape = (state.shape[0], state.shape[1])
+    scale = getattr(layer, "row_scale", None)
+    return (
+        ("nf4", shape, tuple(tensors))
+        if scale is None
+        else ("nf4_fp8", shape, (tensors[0], scale, *tensors[1:]))
+    )
+
+
+def multiply_in_fp8(model: nn.Module) -> None:
+    """Have every NF4 layer's products done in FP8 (:mod:`distill.kernels.unpack`); before :func:`fuse`."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state"):
+            _, shape, (packed, absmax, *nested) = parts(module)
+            object.__setattr__(module, "row_scale", row_scales(packed, absmax, nested, list(shape)))
 
 
 def is_frozen_linear(module: nn.Module) -> bool:
@@ -158,7 +173,7 @@ def fuse(model: nn.Module, compute: torch.dtype | None = None) -> None:
             if isinstance(base, nn.Linear) and hasattr(base, "stored"):
                 module.__class__ = _mixed(_FusedLora, module.__class__)
         elif hasattr(module, "stored") and not isinstance(module, (_FusedFrozen, QuantisedLinear)):
-            if module.stored[0] != "nf4" and module.weight.numel() and compute is None:
+            if module.stored[0] == "dense" and module.weight.numel() and compute is None:
                 continue
             module.__class__ = _mixed(_FusedFrozen, module.__class__)
 
@@ -176,7 +191,7 @@ def merge_adapters(model: nn.Module) -> None:
             if not isinstance(module, LoraLayer) or not isinstance(module.base_layer, nn.Linear):
                 continue
             kind, shape, stored = parts(module.base_layer)
-            if kind == "nf4":
+            if kind in ("nf4", "nf4_fp8"):
                 raise ValueError("adapters cannot be merged into an NF4 base without changing the model")
             if kind == "fp8":
                 weight = stored[0].float() * stored[1]

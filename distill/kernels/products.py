@@ -1,8 +1,9 @@
 """Matrix products with frozen weights, alone and with a low-rank adapter beside them.
 
-A frozen weight has an input gradient and none of its own, whatever it is stored in: dense, NF4, int8 or
-row-wise FP8. The adapter is added into the product in place (a product written out, read back and added
-costs some 3 % of a step), computed in the activations' dtype; its factors may be kept in float32.
+A frozen weight has an input gradient and none of its own, whatever it is stored in: dense, NF4, int8,
+row-wise FP8, or NF4 unpacked to that. The adapter is added into the product in place (a product written
+out, read back and added costs some 3 % of a step), computed in the activations' dtype; its factors may be
+kept in float32.
 
 The products are opaque operators, so that a compiled layer keeps the in-place addition; the FP8 rounding
 of activations is ordinary code, which the compiler fuses with what comes before it.
@@ -15,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
-NF4_BLOCK = 64
+from distill.kernels.unpack import FP8, FP8_MAX, NF4_BLOCK, block_scales, unpack
+
+ROUNDED = ("fp8", "nf4_fp8")
+"""Kinds of weights whose products are in FP8: what they multiply is rounded too."""
 
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,10 +51,8 @@ def dense(kind: str, stored: list[Tensor], shape: list[int], dtype: torch.dtype)
         return stored[0] if stored[0].dtype == dtype else stored[0].to(dtype)
     if kind == "int8":
         return (stored[0].to(torch.float32) * stored[1]).to(dtype)
-    packed, scales, *nested = stored
-    if nested:
-        code, outer, offset = nested
-        scales = torch.ops.bitsandbytes.dequantize_blockwise(scales, outer, code, 256, torch.float32) + offset
+    packed, scales, *nested = stored if kind == "nf4" else (stored[0], *stored[2:])
+    scales = block_scales(scales, nested)
     return torch.ops.bitsandbytes.dequantize_4bit(packed, scales, NF4_BLOCK, "nf4", shape, dtype)
 
 
@@ -60,7 +60,8 @@ def _product(
     x: Tensor, x_scale: Tensor | None, kind: str, stored: list[Tensor], shape: list[int], dtype: torch.dtype
 ) -> Tensor:
     if x_scale is not None:
-        return scaled_mm(x, x_scale, stored[0], stored[1], dtype)
+        weight = stored[0] if kind == "fp8" else unpack(stored, shape)
+        return scaled_mm(x, x_scale, weight, stored[1], dtype)
     return x @ dense(kind, stored, shape, dtype).t()
 
 
@@ -70,7 +71,10 @@ def _transposed_product(
     if dy_scale is not None:
         # The weight's own row scales were multiplied into dy, so the very FP8 values of the forward pass
         # serve again, and the scale of the transposed weight is one.
-        turned = stored[2] if len(stored) > 2 else stored[0].t().contiguous()
+        if kind == "nf4_fp8":
+            turned = unpack(stored, shape, turned=True)
+        else:
+            turned = stored[2] if len(stored) > 2 else stored[0].t().contiguous()
         return scaled_mm(dy, dy_scale, turned, dy_scale.new_ones(len(turned), 1), dtype)
     return dy @ dense(kind, stored, shape, dtype)
 
@@ -150,7 +154,7 @@ def _(dy, rounded, dy_scale, x, inner, kind, stored, shape, a, b, scaling, needs
 
 
 def _rounded(kind: str, x: Tensor, factors: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
-    if kind != "fp8":
+    if kind not in ROUNDED:
         return None, None
     return quantise_rows(x if factors is None else x.float() * factors)
 
@@ -173,9 +177,10 @@ class FrozenProduct(torch.autograd.Function):
         s2: Tensor | None = None,
         s3: Tensor | None = None,
         s4: Tensor | None = None,
+        s5: Tensor | None = None,
     ) -> Tensor:
         """Multiply; ``x`` is (tokens, in). Stored tensors come singly: the compiler misreads ``*args``."""
-        stored = _given(s0, s1, s2, s3, s4)
+        stored = _given(s0, s1, s2, s3, s4, s5)
         ctx.kind, ctx.shape = kind, shape
         ctx.save_for_backward(*stored)
         rounded, scale = _rounded(kind, x)
@@ -188,11 +193,11 @@ class FrozenProduct(torch.autograd.Function):
         """Return the input gradient."""
         stored = ctx.saved_tensors
         dy = dy.contiguous()
-        rounded, scale = _rounded(ctx.kind, dy, stored[1].t() if ctx.kind == "fp8" else None)
+        rounded, scale = _rounded(ctx.kind, dy, stored[1].t() if ctx.kind in ROUNDED else None)
         dx = torch.ops.distillstack.frozen_mm_backward(
             dy if rounded is None else rounded, scale, ctx.kind, list(stored), list(ctx.shape), dy.dtype
         )
-        return dx, None, None, None, None, None, None, None
+        return dx, *[None] * 8
 
 
 class LoraProduct(torch.autograd.Function):
@@ -212,9 +217,10 @@ class LoraProduct(torch.autograd.Function):
         s2: Tensor | None = None,
         s3: Tensor | None = None,
         s4: Tensor | None = None,
+        s5: Tensor | None = None,
     ) -> Tensor:
         """Multiply; ``x`` is (tokens, in), ``a`` (r, in), ``b`` (out, r), all of one dtype."""
-        stored = _given(s0, s1, s2, s3, s4)
+        stored = _given(s0, s1, s2, s3, s4, s5)
         rounded, scale = _rounded(kind, x)
         y, inner = torch.ops.distillstack.lora_mm(x, rounded, scale, kind, stored, list(shape), a, b, scaling)
         ctx.scaling, ctx.kind, ctx.shape = scaling, kind, shape
@@ -229,8 +235,8 @@ class LoraProduct(torch.autograd.Function):
         needs_x = ctx.needs_input_grad[0]
         rounded, scale = None, None
         if needs_x:
-            rounded, scale = _rounded(ctx.kind, dy, stored[1].t() if ctx.kind == "fp8" else None)
+            rounded, scale = _rounded(ctx.kind, dy, stored[1].t() if ctx.kind in ROUNDED else None)
         dx, da, db = torch.ops.distillstack.lora_mm_backward(
             dy, rounded, scale, x, inner, ctx.kind, stored, list(ctx.shape), a, b, ctx.scaling, needs_x
         )
-        return dx if needs_x else None, da, db, None, None, None, None, None, None, None, None
+        return dx if needs_x else None, da, db, *[None] * 9
