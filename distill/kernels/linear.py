@@ -144,6 +144,16 @@ class _FusedFrozen:
         return frozen_product(self, x)
 
 
+def fused_factors(model: nn.Module) -> list[nn.Parameter]:
+    """The adapters' trained factors that fused products cast to the activations' dtype."""
+    found: list[nn.Parameter] = []
+    for module in model.modules():
+        if isinstance(module, _FusedLora):
+            lora: Any = module
+            found += [layer.weight for pair in (lora.lora_A, lora.lora_B) for layer in pair.values()]
+    return [p for p in found if p.requires_grad]
+
+
 @cache
 def _mixed(mixin: Any, cls: Any) -> Any:
     return type(cls.__name__, (mixin, cls), {"__module__": cls.__module__})

@@ -15,7 +15,8 @@ from torch import nn
 
 from distill.kernels.attention import REGISTERED
 from distill.kernels.linear import fuse
-from distill.model.decoder import Plan, pooled_hidden, wide_residuals
+from distill.model.decoder import Plan, wide_residuals
+from distill.model.graphs import Graphs, is_small
 from distill.packing.pack import Pack
 
 
@@ -41,6 +42,8 @@ class Classifier(nn.Module):
         attention = self.inner.config._attn_implementation
         compiled = getattr(self.inner, "compile_layers", False)
         self.plan = Plan(attention=known.get(attention, attention), compiled=compiled)
+        self.plan.graphs = compiled and self._replayable
+        self.graphs = Graphs()
         fuse(model, self._compute)
 
     @property
@@ -58,6 +61,13 @@ class Classifier(nn.Module):
         """What linear layers cast their input to, where residuals are kept in float32."""
         decoder = self.inner.get_decoder()
         return torch.float16 if wide_residuals(decoder, decoder.embed_tokens.weight.dtype) else None
+
+    @property
+    def _replayable(self) -> bool:
+        """Whether passes over packs are worth recording, and can be."""
+        if self.plan.attention != "varlen" or self.base_dtype != torch.bfloat16 or self.sharded:
+            return False
+        return is_small(self.inner.get_decoder())
 
     @property
     def sharded(self) -> bool:
@@ -98,7 +108,7 @@ class Classifier(nn.Module):
         """
         inner = self.inner
         if pack is not None:
-            pooled = pooled_hidden(inner.get_decoder(), pack, self.plan)
+            pooled = self.graphs.pooled(inner.get_decoder(), pack, self.plan)
         else:
             assert input_ids is not None
             assert last is not None
@@ -130,6 +140,7 @@ class Classifier(nn.Module):
 
             self.model = PeftModel.from_pretrained(self.model, str(directory), is_trainable=trainable)
             fuse(self.model, self._compute)
+            self.graphs.forget()
         else:
             self._load_full(directory)
         if not trainable:
