@@ -116,8 +116,8 @@ def _lora_mm(
     scaling: float,
 ) -> tuple[Tensor, Tensor]:
     y = _product(x if rounded is None else rounded, x_scale, kind, stored, shape, x.dtype)
-    inner = (x @ a.t()).mul_(scaling)
-    return y.addmm_(inner, b.t()), inner
+    inner = x @ a.t()
+    return y.addmm_(inner, b.t(), alpha=scaling), inner
 
 
 @_lora_mm.register_fake
@@ -140,12 +140,14 @@ def _lora_mm_backward(
     scaling: float,
     needs_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    d_inner = (dy @ b).mul_(scaling)
-    da, db = d_inner.t() @ x, dy.t() @ inner
+    # The factor is part of the products: by itself it would be two launches more.
+    d_inner = dy @ b
+    da = torch.empty_like(a).addmm_(d_inner.t(), x, beta=0, alpha=scaling)
+    db = torch.empty_like(b).addmm_(dy.t(), inner, beta=0, alpha=scaling)
     if not needs_x:
         return x.new_empty(0), da, db
     dx = _transposed_product(dy if rounded is None else rounded, dy_scale, kind, stored, shape, dy.dtype)
-    return dx.addmm_(d_inner, a), da, db
+    return dx.addmm_(d_inner, a, alpha=scaling), da, db
 
 
 @_lora_mm_backward.register_fake

@@ -7,6 +7,7 @@ really ends in that id (transformers #35352). Here the index is given.
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,16 @@ class Classifier(nn.Module):
         """What the base computes in."""
         return self.inner.get_decoder().embed_tokens.weight.dtype
 
+    @cached_property
+    def trained(self) -> list[nn.Parameter]:
+        """What is trained; kept, as a walk over a decoder's thousands of modules takes milliseconds."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients: only what is trained has any."""
+        for parameter in self.trained:
+            parameter.grad = None
+
     @property
     def device(self) -> torch.device:
         """Where the model lives."""
@@ -141,6 +152,7 @@ class Classifier(nn.Module):
             self.model = PeftModel.from_pretrained(self.model, str(directory), is_trainable=trainable)
             fuse(self.model, self._compute)
             self.graphs.forget()
+            self.__dict__.pop("trained", None)
         else:
             self._load_full(directory)
         if not trainable:

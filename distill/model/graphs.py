@@ -54,6 +54,7 @@ class Graphs:
     """
 
     def __init__(self) -> None:
+        self._trained: list[nn.Parameter] | None = None
         self.pool: Any = None
         self._recorded: dict[tuple[Any, ...], _Recorded] = {}
 
@@ -63,9 +64,13 @@ class Graphs:
         A pass that cannot be recorded, for want of memory or because a layer talks to the host, is run as
         it is, and no other is tried.
         """
-        parameters = [p for p in decoder.parameters() if p.requires_grad]
+        if not plan.graphs or not pack.static:
+            return pooled_hidden(decoder, pack, plan)
+        if self._trained is None:
+            self._trained = [p for p in decoder.parameters() if p.requires_grad]
+        parameters = self._trained
         learning = torch.is_grad_enabled() and bool(parameters)
-        if not plan.graphs or not pack.static or (learning and not _keeps_all(plan, decoder)):
+        if learning and not _keeps_all(plan, decoder):
             return pooled_hidden(decoder, pack, plan)
         key = (*pack.shape, learning, plan.compiled, decoder.training)
         if key not in self._recorded:
@@ -87,7 +92,7 @@ class Graphs:
     def forget(self) -> None:
         """Drop what is recorded: after a change of modules, as by merging adapters."""
         self._recorded.clear()
-        self.pool = None
+        self._trained = self.pool = None
 
 
 class _Recomputes(Exception):
