@@ -1,4 +1,4 @@
-"""Each step of the engine's second stage beside what was before: ``python -m benchmarks.gpu_engine PART ...``.
+"""The engine's second stage, step by step beside what was before: ``python -m benchmarks.gpu_engine``.
 
 A part states what it is expected to change, measures before and after in one process, and prints a line for
 each as it is measured. ``--tiny`` runs the parts on a CPU, to check the script.
@@ -23,7 +23,8 @@ import torch
 
 from benchmarks.gpu_model import CUDA, DEVICE, make_classifier, make_examples, repeat, say
 from benchmarks.gpu_training import measure_prediction, measure_training, profile
-from distill.packing.pack import pack, static_shape
+from distill.packing.cutting import static_shape
+from distill.packing.pack import pack
 
 PART_SECONDS = 200
 SHORT = list(range(90, 251, 10))

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import distill.kernels.attention
+import distill.kernels.flex
 import distill.training.predict
 from benchmarks.gpu_model import (
     CUDA,
@@ -48,8 +48,10 @@ from benchmarks.gpu_stock import measure_padded
 from data.command import format_table
 from distill.config import TrainConfig
 from distill.kernels.linear import merge_adapters
+from distill.packing.cutting import Cutter, Static, static_shape
 from distill.packing.examples import Examples
-from distill.packing.pack import Cutter, Static, Step, pack, plan_steps, static_shape, targets_of
+from distill.packing.pack import pack
+from distill.packing.steps import Step, plan_steps, targets_of
 from distill.teaching.losses import cross_entropy
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
@@ -344,7 +346,7 @@ def main() -> None:
         wanted[name] = measures.split(",") if measures else PHASES[name]
     if args.flex:
         tiles = dict(zip(FLEX_KEYS, FLEX[args.flex], strict=True))
-        distill.kernels.attention.KERNELS.update(dict.fromkeys(distill.kernels.attention.KERNELS, tiles))
+        distill.kernels.flex.KERNELS.update(dict.fromkeys(distill.kernels.flex.KERNELS, tiles))
     if args.inside:
         ((phase, measures),) = wanted.items()
         run_phase(phase, measures, args)

@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-import distill.packing.pack
 import distill.training.predict
 import distill.training.trainer
 from benchmarks import gpu_model as one
 from data.command import format_table
 from distill.config import TrainConfig
 from distill.kernels.linear import merge_adapters
-from distill.packing.pack import Cutter, cost, cut, plan_steps
+from distill.packing.cutting import Cutter, cost, cut
+from distill.packing.steps import plan_steps
 from distill.processes import gathered, join_others, process
 from distill.teaching.losses import cross_entropy
 from distill.training.predict import predict_logits
@@ -142,7 +142,7 @@ def exchange(classifier: Any, step: float) -> dict[str, Any]:
 
 def gathering(classifier: Any, step: float) -> dict[str, Any]:
     """Time to gather a layer, and all of them twice as a share of the step that they are gathered beside."""
-    shards = classifier.inner.get_decoder().shards
+    shards = classifier.inner.get_decoder().cut_layers
 
     def gather() -> None:
         shards.held = [-1, -1]

@@ -71,8 +71,8 @@ def main(argv: Sequence[str]) -> int:
     rows, folds, home = open_data(args.data, recipe.data)
     out = args.out or home
 
-    from distill.labels import check_strict, write_derived, write_strict
     from distill.runs.crossfit import cross_fit
+    from distill.runs.derived import check_strict, write_derived, write_strict
     from distill.runs.units import ModelSpec, units_of
 
     check_tracker(args.report_to)

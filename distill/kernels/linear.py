@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from distill.kernels.products import FrozenProduct, LoraProduct, dense, quantise_int8, quantise_rows
 from distill.kernels.unpack import FP8, row_scales
 
-QUANTISED = ("int8", "fp8")
 LAST = ("o_proj", "down_proj")
 """The linear layers that end a decoder layer's two halves."""
 Parts = tuple[str, tuple[int, int], tuple[Tensor, ...]]

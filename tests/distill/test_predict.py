@@ -20,7 +20,7 @@ from data.schema import read_rows
 from data.softlabels import read_store, softmax
 from distill import predict, teacher_oof
 from distill.model.classifier import Classifier
-from distill.packing.pack import by_length
+from distill.packing.cutting import by_length
 from distill.runs.saved import predict_rows, read_saved
 from distill.training import predict as inference
 

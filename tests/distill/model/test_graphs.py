@@ -12,7 +12,8 @@ from data.encoding.template import Template
 from distill.config import BackboneConfig, LoraConfig, TinyConfig
 from distill.model.backbone import add_adapters, load_base
 from distill.model.tiny import tiny_backbone
-from distill.packing.pack import pack, static_shape
+from distill.packing.cutting import static_shape
+from distill.packing.pack import pack
 
 LENGTHS = ([9, 21, 4], [30, 2], [5, 5, 5, 5, 5])
 

@@ -15,8 +15,9 @@ from data.errors import UserError
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
 from distill.model.backbone import add_adapters, attention_name, load_base, load_tokenizer, load_trained
 from distill.model.tiny import tiny_backbone, train_tokenizer
+from distill.packing.cutting import Static
 from distill.packing.examples import Examples
-from distill.packing.pack import Static, pack
+from distill.packing.pack import pack
 from distill.teaching.losses import cross_entropy
 from distill.training.trainer import predict_logits, train
 
