@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.kernels.gated import ACTIVATIONS, WIDEST, gated_fp8
 from distill.kernels.products import FrozenProduct, LoraProduct, dense, quantise_int8, quantise_rows
 from distill.kernels.unpack import FP8, row_scales
 
 LAST = ("o_proj", "down_proj")
 """The linear layers that end a decoder layer's two halves."""
+GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
+"""What a gated unit is made of."""
 Parts = tuple[str, tuple[int, int], tuple[Tensor, ...]]
 
 
@@ -67,11 +70,9 @@ def parts(layer: Any) -> Parts:
         tensors += [state.state2.code, state.state2.absmax, state.offset]
     shape = (state.shape[0], state.shape[1])
     scale = getattr(layer, "row_scale", None)
-    return (
-        ("nf4", shape, tuple(tensors))
-        if scale is None
-        else ("nf4_fp8", shape, (tensors[0], scale, *tensors[1:]))
-    )
+    if scale is None:
+        return "nf4", shape, tuple(tensors)
+    return "nf4_fp8", shape, (tensors[0], scale, *tensors[1:])
 
 
 def multiply_in_fp8(model: nn.Module) -> None:
@@ -143,6 +144,28 @@ class _FusedFrozen:
         return frozen_product(self, x)
 
 
+def _is_gated(module: Any) -> bool:
+    """Whether a module is a gated unit with an activation that we know."""
+    return all(hasattr(module, name) for name in GATED) and type(module.act_fn).__name__ in ACTIVATIONS
+
+
+class _FusedGate:
+    """Mixed into gated units: in prediction with FP8 weights the output is rounded as it is made."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """Run the unit."""
+        down = self.down_proj
+        if torch.is_grad_enabled() or not isinstance(down, QuantisedLinear) or down.kind != "fp8":
+            return super().forward(x)  # type: ignore[misc]
+        kind, shape, stored = parts(down)
+        if down.bias is not None or shape[1] > WIDEST:
+            return super().forward(x)  # type: ignore[misc]
+        gate, up = (layer(x).view(-1, shape[1]) for layer in (self.gate_proj, self.up_proj))
+        rounded, scale = gated_fp8(gate, up, ACTIVATIONS[type(self.act_fn).__name__])
+        y = torch.ops.distillstack.frozen_mm(rounded, scale, kind, list(stored), list(shape), gate.dtype)
+        return _delivered(down, y.view(*x.shape[:-1], shape[0]))
+
+
 def fused_factors(model: nn.Module) -> list[nn.Parameter]:
     """The adapters' trained factors that fused products cast to the activations' dtype."""
     found: list[nn.Parameter] = []
@@ -185,6 +208,8 @@ def fuse(model: nn.Module, compute: torch.dtype | None = None) -> None:
             if module.stored[0] == "dense" and module.weight.numel() and compute is None:
                 continue
             module.__class__ = _mixed(_FusedFrozen, module.__class__)
+        elif _is_gated(module) and not isinstance(module, _FusedGate):
+            module.__class__ = _mixed(_FusedGate, module.__class__)
 
 
 @torch.no_grad()
