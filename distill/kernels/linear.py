@@ -243,3 +243,20 @@ def merge_adapters(model: nn.Module) -> None:
                 merged = QuantisedLinear(weight, kind, bias)
                 object.__setattr__(merged, "stored", parts(merged))
             setattr(parent, name, merged)
+
+
+@torch.no_grad()
+def quantise_linears(model: nn.Module, kind: str) -> None:
+    """Hold the plain linear layers of ``model`` in int8 or FP8 from here on, one after the other."""
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if isinstance(module, nn.Linear) and parts(module)[0] == "dense":
+                made = QuantisedLinear(module.weight, kind, module.bias)
+                for noted, value in (("stored", parts(made)), *_noted(module)):
+                    object.__setattr__(made, noted, value)
+                setattr(parent, name, made)
+
+
+def _noted(module: nn.Module) -> list[tuple[str, Any]]:
+    """What :func:`fuse` noted on a layer, beside how it is stored."""
+    return [(name, getattr(module, name)) for name in ("compute", "into_residuals") if hasattr(module, name)]
