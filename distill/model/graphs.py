@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.kernels.linear import fused_factors
-from distill.model.decoder import Plan, pooled_hidden
+from distill.model.decoder import Plan, first_trained, pooled_hidden
 from distill.packing.pack import Pack
 
 log = logging.getLogger(__name__)
@@ -100,9 +100,12 @@ class _Recomputes(Exception):
 
 
 def _keeps_all(plan: Plan, decoder: Any) -> bool:
-    if plan.checkpoint == "auto":
-        return plan.kept is None or plan.kept >= len(decoder.layers) - 1
-    return plan.checkpoint == "none"
+    """Whether no layer recomputes its activations, as far as is known before ``auto`` has measured."""
+    if plan.checkpoint != "auto":
+        return plan.checkpoint == "none"
+    layers = decoder.layers
+    most = len(layers) - 1
+    return plan.kept is None or plan.kept >= most or first_trained(layers) + plan.kept >= most
 
 
 class _Recorded:

@@ -108,3 +108,8 @@ def test_what_recomputes_is_not_recorded(make):
     classifier.plan.graphs, classifier.plan.checkpoint = True, "all"
     step(classifier)
     assert not classifier.graphs._recorded
+    # Only the last layer is trained, so that one kept layer is all of them.
+    upper = make("fp32", first_layer=0.6)
+    upper.plan.graphs, upper.plan.checkpoint, upper.plan.kept = True, "auto", 1
+    step(upper)
+    assert len(upper.graphs._recorded) == 1
