@@ -121,6 +121,11 @@ class Architecture:
         """Whether its attention logits are soft-capped."""
         return "attn_logit_softcapping" in self.caps
 
+    @property
+    def starts(self) -> str:
+        """What its texts start with: BOS, CLS, or nothing."""
+        return self.tokens.get("bos_token") or self.tokens.get("cls_token", "")
+
 
 LLAMA_TOKENS = {
     "bos_token": "<|begin_of_text|>",
@@ -238,6 +243,8 @@ ENCODERS = (
     replace(_ENCODER, name="albert", refused="all its layers are one, which an adapter of a layer cannot be"),
 )
 ARCHITECTURES = {row.name: row for row in (*DECODERS, *ENCODERS)}
+TINY = tuple(row.name for row in (*DECODERS, BERT) if not row.text)
+"""Those of which tiny models are made."""
 PACKED = tuple(row.name for row in DECODERS if row.packed)
 POOLERS = tuple(sorted({name for row in ENCODERS for name in row.poolers}))
 

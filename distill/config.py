@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from distill.architectures import TINY
 from distill.losses import LOSSES
 
 QUANTISED = ("nf4", "int8", "fp8")
@@ -67,7 +68,7 @@ def setting(
 class TinyConfig:
     """A small model of a true architecture, made locally instead of downloaded, and cached."""
 
-    family: str = setting("llama", "its architecture", choices=("llama", "gemma2", "bert"))
+    family: str = setting("llama", "its architecture", choices=TINY)
     hidden_size: int = setting(96, "width of the layers", above=0)
     intermediate_size: int = setting(256, "width inside the feed-forward layers", above=0)
     layers: int = setting(3, "how many layers", above=0)

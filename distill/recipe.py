@@ -17,6 +17,7 @@ from typing import Any
 
 from data.errors import UserError, brief, listing
 from data.files import require_file, write_text
+from distill.architectures import architecture
 from distill.config import QUANTISED, SWITCHES, ModelConfig, Recipe, StudentConfig, TinyConfig
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -216,11 +217,12 @@ def _check_tiny(name: str, tiny: TinyConfig, precision: str) -> None:
             if getattr(tiny, key) % NF4_BLOCK:
                 raise UserError(f"recipe: {name}.{key} must be a multiple of {NF4_BLOCK} for nf4")
     # Rotary positions turn a head's dimensions in pairs.
-    paired = 1 if tiny.family == "bert" else 2
+    encoder = architecture(tiny.family).encoder
+    paired = 1 if encoder else 2
     if tiny.hidden_size % (paired * tiny.heads):
         raise UserError(
             f"recipe: {name}.hidden_size is {tiny.hidden_size}, which {tiny.heads} heads cannot share"
             + (" evenly in pairs" if paired == 2 else "")
         )
-    if tiny.family != "bert" and tiny.heads % tiny.kv_heads:
+    if not encoder and tiny.heads % tiny.kv_heads:
         raise UserError(f"recipe: {name}.heads is {tiny.heads}, no multiple of kv_heads, {tiny.kv_heads}")

@@ -7,7 +7,8 @@ and treats the text behind it as it does a text's beginning: behind a special to
 a space before a text (Llama 2's, XLM-R's) puts one before each turn.
 
 Exactly one BOS, put in by id and asserted, whatever the tokenizer's own habits (a missing BOS is
-transformers #32172; a double one, OpenRLHF #393); where a tokenizer has none, its CLS stands for it.
+transformers #32172; a double one, OpenRLHF #393); where a tokenizer has none, its CLS stands for it. A chat
+template that opens every turn with it, as ChatML does where ``<|im_start|>`` is the BOS, may write more.
 Special tokens spelled out in a row's text stay text.
 """
 
@@ -150,6 +151,7 @@ class Encoder:
         self.marker = self.plain([truncation.marker])[0] if truncation.marker else np.zeros(0, np.uint32)
         self._layouts: dict[tuple[Shape, bool], list[np.ndarray | tuple[int, int]]] = {}
         self._fixed: dict[tuple[Shape, bool], int] = {}
+        self._one_start = True
 
     def encode(self, rows: Rows, tokens: Tokens | None = None) -> Encoded:
         """Encode every row in all its orders; from ``tokens`` of the same rows, where they are at hand."""
@@ -193,8 +195,10 @@ class Encoder:
         flat = np.concatenate(pieces).astype(np.int32) if pieces else np.zeros(0, np.int32)
         offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
         offsets[1:] = np.cumsum(lengths)
-        if self.prefix and int((flat == self.prefix[0]).sum()) != len(lengths):
-            raise AssertionError("a sequence must hold exactly one BOS")
+        if self.prefix:
+            starts = flat == self.prefix[0]
+            if not starts[offsets[:-1]].all() or (self._one_start and int(starts.sum()) != len(lengths)):
+                raise AssertionError("a sequence must hold exactly one BOS")
         return Encoded(flat, offsets, len(orders), truncated)
 
     def lengths(self, tokens: Tokens, pair: bool) -> np.ndarray:
@@ -240,10 +244,13 @@ class Encoder:
                     text = text.lstrip().removeprefix(name)
             ids = uncut(self.tokenizer.backend_tokenizer).encode(text, add_special_tokens=False).ids
             if self.prefix and self.prefix[0] in ids:
-                raise UserError(
-                    f"template {self.template.name}: writes the BOS token into its text; leave it out, "
-                    "every row gets exactly one, first"
-                )
+                self._one_start = False
+                twice = not slots and ids[0] == self.prefix[0]
+                if twice or not (self.template.uses_chat and opens_turns(self.tokenizer)):
+                    raise UserError(
+                        f"template {self.template.name}: writes the BOS token into its text; leave it out, "
+                        "every row gets exactly one, first"
+                    )
             if ids:
                 slots.append(np.array(ids, dtype=np.uint32))
         return slots
@@ -263,6 +270,15 @@ class Encoder:
     def describe(self) -> dict[str, Any]:
         """Template and truncation for a manifest."""
         return {"template": asdict(self.template), "truncation": asdict(self.truncation)}
+
+
+def opens_turns(tokenizer: Any) -> bool:
+    """Whether a tokenizer's BOS opens each turn of its chat template, as in ChatML, and not only a text."""
+    if tokenizer.bos_token is None or not tokenizer.chat_template:
+        return False
+    talk = [{"role": role, "content": "Hello"} for role in ("user", "assistant", "user")]
+    one, three = (tokenizer.apply_chat_template(turns, tokenize=False) for turns in (talk[:1], talk))
+    return bool(three.count(tokenizer.bos_token) - one.count(tokenizer.bos_token) >= 2)
 
 
 def tokenize_turns(table: pa.Table, plain: PlainText) -> Tokens:

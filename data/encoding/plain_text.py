@@ -111,9 +111,10 @@ class PlainText:
             ]
 
     def _spelled(self, backend: Any, text: str) -> list[int]:
-        """Encode special tokens that a text spells by their letters: a unigram model knows them as pieces.
+        """Encode tokens that a text spells in two pieces, their first letter and the rest.
 
-        Where they stand the tokenizer says, for a normaliser may have made them of something else.
+        A unigram model knows special tokens as pieces, and every model the added tokens that are not flagged
+        special. Where they stand the tokenizer says, for a normaliser may have made them of something else.
         """
         encoding = backend.encode(text, add_special_tokens=False)
         found = [
@@ -124,7 +125,7 @@ class PlainText:
         pieces: list[str] = []
         end = 0
         for start, stop in found:
-            pieces += [text[end:start], *text[start:stop]]
+            pieces += [text[end:start], text[start : start + 1], text[start + 1 : stop]]
             end = stop
         pieces.append(text[end:])
         if text in pieces:
@@ -149,11 +150,15 @@ def split_ids(flat: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
 
 
 def special_ids(tokenizer: Any) -> dict[int, str]:
-    """The ids that must never stand in a row's text: all special tokens but the one for the unknown."""
+    """The ids that must never stand in a row's text: special and added tokens but the one for the unknown.
+
+    Added tokens count whether they are flagged special or not: models take ``<2mass>`` or ``<tool_call>`` for
+    a command, too. Those of white space alone, such as Gemma's for several line breaks, are text.
+    """
     found = {
         int(number): token.content
         for number, token in tokenizer.backend_tokenizer.get_added_tokens_decoder().items()
-        if token.special
+        if token.special or token.content.replace("▁", " ").strip()
     }
     found |= dict(zip(map(int, tokenizer.all_special_ids), tokenizer.all_special_tokens, strict=True))
     if tokenizer.unk_token_id is not None:

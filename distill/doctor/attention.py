@@ -136,27 +136,36 @@ def softcap_configured(subject: Subject) -> Finding | None:
 
 @check("attention", "decoder")
 def sliding_window(subject: Subject) -> Finding | None:
-    """The sliding window is irrelevant at the declared length, or known to cut.
+    """The sliding window is irrelevant at the declared length, the published one, or known to cut.
 
-    Source: Gemma-2 alternates a window of 4,096 with full attention: a no-op up to 4,096 tokens.
+    Source: Gemma-2 alternates a window of 4,096 with full attention: a no-op up to 4,096 tokens. Gemma-3 has
+    one of 512 or 1,024 in five layers of six, with which it was trained.
     """
-    window = getattr(subject.config, "sliding_window", None)
-    if not window or not getattr(subject.config, "use_sliding_window", True):
+    config, family = subject.config, subject.family
+    window = getattr(config, "sliding_window", None)
+    if not window or not getattr(config, "use_sliding_window", True):
         return None
     longest = subject.model.encode.max_length
-    if subject.family.mixed:
-        kinds = getattr(subject.config, "layer_types", None) or []
-        if kinds and len(set(kinds)) == 1 and len(kinds) > 1:
-            return failed(
-                f"every layer is {kinds[0]}", "a different model", "restore alternating layer_types"
-            )
+    kinds = getattr(config, "layer_types", None) or []
+    period = getattr(config, "_sliding_window_pattern", None) or 2
+    if family.mixed and len(set(kinds)) == 1 and len(kinds) >= period:
+        return failed(f"every layer is {kinds[0]}", "a different model", "restore alternating layer_types")
     if longest <= window:
         return passed(f"window {window}, rows up to {longest} tokens: it never cuts")
-    report = failed if window < subject.family.least_window else warned
+    windowed = kinds.count("sliding_attention") if kinds else config.num_hidden_layers
+    shown = f"window {window}, rows up to {longest} tokens"
+    if family.mixed and window >= family.least_window:
+        whole = len(kinds) - windowed
+        return passed(
+            f"{shown}: in {windowed} of {len(kinds)} layers, as published; {whole} see all of a row"
+        )
+    report = failed if window < family.least_window else warned
     return report(
-        f"window {window}, rows up to {longest} tokens: half of the layers see only the last {window}",
+        f"{shown}: {windowed} of {config.num_hidden_layers} layers see only the last {window}",
         "the prompt is out of sight at the verdict cue in those layers",
-        f"encode.max_length: {window}, or restore the window of the published config.json",
+        "restore the window of the published config.json"
+        if report is failed
+        else f"encode.max_length: {window}, if the prompt must be in sight",
     )
 
 
@@ -172,7 +181,9 @@ def rope_scaling(subject: Subject) -> Finding | None:
         return None
     kind = rope.get("rope_type", "default")
     unscaled = subject.family.unscaled
-    if unscaled and config.max_position_embeddings > unscaled and kind == "default":
+    published = subject.family.tiny.get("rope_parameters", {}).get("rope_theta")
+    long = unscaled and config.max_position_embeddings > unscaled
+    if long and kind == "default" and rope.get("rope_theta") == published:  # other bases are other models
         return failed(
             f"{config.max_position_embeddings} positions and no rope scaling",
             "long rows are read at frequencies the model never saw",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from data.errors import UserError
 from distill.doctor import attention, data, pooling, tokens, training
-from distill.doctor.finding import GROUPS, REGISTRY, Check, Result, broken_off, failed
+from distill.doctor.finding import GROUPS, PASS, REGISTRY, Check, Result, broken_off, failed
 from distill.doctor.subject import Subject
 
 CHECKS = (tokens, pooling, attention, training, data)
@@ -19,17 +19,19 @@ def all_checks() -> list[Check]:
 
 
 def examine(subject: Subject, only: Sequence[str] = ()) -> list[Result]:
-    """Run every check that applies to ``subject``, or of those only the ones named."""
-    results = []
+    """Run every check that applies to ``subject``, or of those only the ones named; tell a cause once."""
+    results: list[Result] = []
     for one in all_checks():
-        if (one.slow and not subject.deep) or (only and one.name not in only):
+        told = {r.check for r in results if r.status != PASS}
+        if (one.slow and not subject.deep) or (only and one.name not in only) or told & {*one.unless}:
             continue
         try:
             if any(getattr(subject, need) is None for need in one.needs):
                 continue
             finding = one.function(subject)
         except UserError as mistake:
-            finding = failed(str(mistake), "it cannot run at all", "as the message says")
+            refused = failed(str(mistake), "it cannot run at all", "as the message says")
+            finding = None if refused.seen in {r.seen for r in results} else refused
         except Exception as error:  # a library that cannot do it must not hide the other findings
             finding = broken_off(error)
         if finding is not None:

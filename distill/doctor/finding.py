@@ -67,6 +67,9 @@ class Check:
         Returns None where the check does not apply.
     slow : bool
         Runs only with ``--deep``.
+    unless : tuple of str
+        Checks that tell the cause already, so that it is told once: where one of them did not pass, this one
+        is left out.
     """
 
     name: str
@@ -74,19 +77,22 @@ class Check:
     needs: tuple[str, ...]
     function: Function
     slow: bool = False
+    unless: tuple[str, ...] = ()
 
 
 REGISTRY: dict[str, Check] = {}
 
 
-def check(group: str, *needs: str, slow: bool = False) -> Callable[[Function], Function]:
-    """Register a function as a check of ``group`` that needs these parts of a subject."""
+def check(
+    group: str, *needs: str, slow: bool = False, unless: tuple[str, ...] = ()
+) -> Callable[[Function], Function]:
+    """Register a function as a check of ``group`` that needs these parts of a subject; see :class:`Check`."""
 
     def register(function: Function) -> Function:
         name = function.__name__
         if name in REGISTRY and REGISTRY[name].function.__module__ != function.__module__:
             raise AssertionError(f"two checks are named {name}")
-        REGISTRY[name] = Check(name, group, needs, function, slow)
+        REGISTRY[name] = Check(name, group, needs, function, slow, unless)
         return function
 
     return register

@@ -49,7 +49,7 @@ def _pooled_logits(subject: Subject, model: Any, batch: dict[str, Tensor]) -> Te
     return model.score(hidden[torch.arange(len(hidden)), batch["last"]])
 
 
-@check("pooling", "decoder")
+@check("pooling", "decoder", unless=("pad_token",))
 def pooled_at_last_token(subject: Subject) -> Finding | None:
     """The library's own pooling reads the last real token, also where the text ends in EOS.
 

@@ -245,7 +245,8 @@ def shrink(config: Any) -> None:
     """Make a configuration narrow in place: few heads, small vocabulary, ids moved inside it."""
     ratio = max(1, config.num_attention_heads // (getattr(config, "num_key_value_heads", None) or 1))
     for key, width in SMALL_WIDTH.items():
-        setattr(config, key, min(width, getattr(config, key)))
+        if hasattr(config, key):  # the library's DistilBERT calls one of them otherwise
+            setattr(config, key, min(width, getattr(config, key)))
     if getattr(config, "num_key_value_heads", None):
         config.num_key_value_heads = max(1, config.num_attention_heads // ratio)
     if getattr(config, "head_dim", None):

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from data.encoding.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
+from data.encoding.encode import Encoder, Truncation, opens_turns, pad_token_id, tokenizer_hash
 from data.encoding.plain_text import special_ids
 from data.encoding.template import Template
 from data.schema import PREFERENCE, Rows, make_rows
 from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.small import TEXT
-from distill.doctor.subject import Subject, read_ids
+from distill.doctor.subject import SPECIAL_IDS, Subject, read_ids
 
 FEW_ROWS = 24
 EMPTY = np.zeros(0, dtype=np.uint32)
@@ -62,9 +62,23 @@ def start_id(tokenizer: Any) -> int | None:
     return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
 
 
+def needs_no_start(subject: Subject) -> str:
+    """Why a text needs no BOS, by the family's row and by its tokenizer; empty if it does."""
+    tokenizer, family = subject.tokenizer, subject.family
+    if family.tokens and not family.starts:
+        return "texts of this family start with themselves"
+    if opens_turns(tokenizer):
+        return f"{tokenizer.bos_token} opens turns, not texts"
+    if tokenizer.bos_token is not None and tokenizer.bos_token == tokenizer.eos_token:
+        return f"{tokenizer.bos_token} is EOS, too: it parts texts"
+    if subject.raw_tokenizer_config.get("add_bos_token") is False and not subject.plain:
+        return "the tokenizer declares that it adds no BOS"
+    return ""
+
+
 @check("tokens", "tokenizer")
 def one_start_token(subject: Subject) -> Finding:
-    """A plain call of the tokenizer puts exactly one BOS (an encoder's CLS) at the start.
+    """A plain call of the tokenizer puts exactly one BOS (an encoder's CLS) at the start, if texts have one.
 
     Source: transformers #32172 (``[9906]`` instead of ``[128000, 9906]``), #30947.
     """
@@ -72,7 +86,7 @@ def one_start_token(subject: Subject) -> Finding:
     start = start_id(tokenizer)
     wanted = getattr(subject.config, "bos_token_id", None)
     if start is None:
-        if wanted is None:
+        if wanted is None or not subject.family.starts:
             return passed("this family has no BOS")
         return failed(
             f"config.json names BOS {wanted}, the tokenizer has none",
@@ -84,6 +98,8 @@ def one_start_token(subject: Subject) -> Finding:
     shown = f"tokenizer(text) starts {ids[:3]}, BOS is {start}"
     if count == 1 and first:
         return passed(shown)
+    if count == 0 and (why := needs_no_start(subject)):
+        return passed(f"{why}; {shown}")
     what = "no BOS" if count == 0 else f"{count} BOS tokens" if count > 1 else "BOS, but not first"
     return failed(
         f"{what}: {shown}",
@@ -92,7 +108,7 @@ def one_start_token(subject: Subject) -> Finding:
     )
 
 
-@check("tokens", "tokenizer")
+@check("tokens", "tokenizer", unless=("one_start_token",))
 def start_token_on_training_path(subject: Subject) -> Finding | None:
     """Every training sequence has one BOS, first, and none in mid-text where pieces were joined.
 
@@ -107,6 +123,9 @@ def start_token_on_training_path(subject: Subject) -> Finding | None:
     inside = sum(start in ids[1:] for ids in rows) - doubled
     if missing + doubled + inside == 0:
         return passed(f"one BOS, first, in {len(rows)} sequences")
+    alike = missing in (0, len(rows)) and not doubled
+    if alike and (not inside or opens_turns(subject.tokenizer)) and (why := needs_no_start(subject)):
+        return passed(f"{why}; {len(rows)} sequences alike")
     return failed(
         f"of {len(rows)} sequences {missing} lack it, {doubled} have it twice, {inside} have it in mid-text",
         BOS_COST,
@@ -114,9 +133,11 @@ def start_token_on_training_path(subject: Subject) -> Finding | None:
     )
 
 
-@check("tokens", "tokenizer")
+@check("tokens", "tokenizer", unless=("one_start_token",))
 def chat_template_start(subject: Subject) -> Finding | None:
     """The chat template, rendered and tokenized in one go, gives one BOS, not none and not two.
+
+    ChatML's may open every turn, and where texts need none, none is right.
 
     Source: FastChat PR #3289, OpenRLHF #393.
     """
@@ -125,8 +146,12 @@ def chat_template_start(subject: Subject) -> Finding | None:
     if not tokenizer.chat_template or start is None:
         return None
     rendered = tokenizer.apply_chat_template(CONVERSATION, tokenize=False)
-    together = tokenizer(rendered, add_special_tokens=False)["input_ids"].count(start)
+    ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    together = ids.count(start)
     again = tokenizer(rendered)["input_ids"].count(start)
+    why = needs_no_start(subject)
+    if why and (together == 0 or (opens_turns(tokenizer) and ids[:2] != [start, start])):
+        return passed(f"{why}; the rendered template holds {together}")
     if together != 1:
         return failed(
             f"the rendered template holds {together} BOS",
@@ -174,38 +199,45 @@ def end_token_policy(subject: Subject) -> Finding:
 
 @check("tokens", "tokenizer")
 def pad_token(subject: Subject) -> Finding:
-    """A pad token exists, in tokenizer and configuration, and it is not EOS or BOS.
+    """A pad token exists, in tokenizer and configuration, and it is not EOS, nor a BOS that texts start with.
 
     Source: transformers #35352, PR #35911: the pooled token is the rightmost that is not the pad id.
     """
-    tokenizer, config = subject.tokenizer, subject.config
-    text = getattr(config, "pad_token_id", None)
-    cost = "a row that ends in EOS is pooled at another token (transformers #35352)"
-    taken = {"EOS": tokenizer.eos_token_id, "BOS": tokenizer.bos_token_id}
-    for where, value in (("the tokenizer's", tokenizer.pad_token_id), ("config.json's", text)):
+    tokenizer, text = subject.tokenizer, getattr(subject.config, "pad_token_id", None)
+    own, reserve = tokenizer.pad_token_id, pad_token_id(tokenizer)
+    named = f"{tokenizer.convert_ids_to_tokens(reserve)!r} ({reserve})"
+    remedy = (
+        f"set pad_token to {named}"
+        if reserve in special_ids(tokenizer)
+        else "give it one of its own: tokenizer.add_special_tokens({'pad_token': '<pad>'})"
+    )
+    taken = {"EOS": tokenizer.eos_token_id}
+    if not needs_no_start(subject):
+        taken["BOS"] = tokenizer.bos_token_id
+    for where, value in (("the tokenizer's", own), ("config.json's", text)):
         for name, other in taken.items():
             if value is not None and value == other:
-                return failed(
+                # So published, and harmless here: padding is with another token, pooling by explicit index.
+                report = warned if own == text and not subject.plain else failed
+                return report(
                     f"{where} pad token is {name} ({value})",
-                    cost,
-                    f"set pad_token_id to a reserved token, {pad_token_id(tokenizer)} here",
+                    "a row that ends in EOS is pooled at another token (transformers #35352)"
+                    + ("; not by this toolkit" if report is warned else ""),
+                    remedy,
                 )
-    reserve = pad_token_id(tokenizer)
-    if tokenizer.pad_token_id is None:
+    if own is None:
         return warned(
             "the tokenizer has no pad token",
             "plain ForSequenceClassification refuses batches, and pools wrongly with EOS as pad",
-            f"set pad_token to {tokenizer.convert_ids_to_tokens(reserve)!r} ({reserve})"
-            if reserve in special_ids(tokenizer)
-            else "give it one of its own: tokenizer.add_special_tokens({'pad_token': '<pad>'})",
+            remedy,
         )
-    if text is not None and text != tokenizer.pad_token_id:
+    if text is not None and text != own:
         return failed(
-            f"config.json pads with {text}, the tokenizer with {tokenizer.pad_token_id}",
+            f"config.json pads with {text}, the tokenizer with {own}",
             "plain ForSequenceClassification pools at the last pad of every shorter row",
             "set config.pad_token_id to the tokenizer's",
         )
-    return passed(f"{tokenizer.pad_token!r} ({tokenizer.pad_token_id})")
+    return passed(f"{tokenizer.pad_token!r} ({own})")
 
 
 @check("tokens", "tokenizer")
@@ -366,10 +398,16 @@ def vocabulary_fits(subject: Subject) -> Finding:
 
     Source: a pad token added without ``resize_token_embeddings`` fails on CUDA with an opaque assertion.
     """
-    top = max(subject.tokenizer.get_vocab().values())
-    rows = subject.config.vocab_size
+    tokenizer, rows = subject.tokenizer, subject.config.vocab_size
+    top = max(tokenizer.get_vocab().values())
     if top < rows:
         return passed(f"largest id {top}, {rows} embeddings")
+    beyond = {number for number in tokenizer.get_vocab().values() if number >= rows}
+    roles = {getattr(tokenizer, role) for role in (*SPECIAL_IDS, "unk_token_id")}
+    if (
+        beyond <= set(special_ids(tokenizer)) - roles
+    ):  # as a text model's that has its tokenizer from a larger
+        return passed(f"{rows} embeddings; {len(beyond)} special tokens beyond them, which no text holds")
     return failed(
         f"largest id {top}, but {rows} embeddings",
         "a crash, or garbage at those tokens",

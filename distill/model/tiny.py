@@ -80,7 +80,7 @@ def train_tokenizer(family: str, texts: Sequence[str], vocab_size: int) -> PreTr
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    special = architecture(family).tokens
+    special, start = architecture(family).tokens, architecture(family).starts
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -91,11 +91,10 @@ def train_tokenizer(family: str, texts: Sequence[str], vocab_size: int) -> PreTr
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    start = special.get("bos_token", special.get("cls_token", ""))
     end = special.get("sep_token", "")
     backend.post_processor = processors.TemplateProcessing(
         single=f"{start} $A {end}".strip(),
-        pair=f"{start} $A {end or start} $B {end}".strip(),
+        pair=" ".join(f"{start} $A {end or start} $B {end}".split()),
         special_tokens=[(token, backend.token_to_id(token)) for token in (start, end) if token],
     )
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)

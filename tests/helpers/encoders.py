@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ENCODERS = ("bert", "modernbert")
+ENCODERS = ("bert", "modernbert", "distilbert")
 TEXTS = ["the quick brown fox jumps over the lazy dog", "what is two and two", "it is four of course"] * 4
 
 
 def tiny_encoder(family: str, out: Path) -> Path:
-    """Write a tiny BERT or ModernBERT with its tokenizer; return its directory."""
+    """Write a tiny encoder of a family with its tokenizer; return its directory."""
     import torch
     from tokenizers import BertWordPieceTokenizer, processors
-    from transformers import AutoModelForMaskedLM, BertConfig, ModernBertConfig, PreTrainedTokenizerFast
+    from transformers import (
+        AutoModelForMaskedLM,
+        BertConfig,
+        DistilBertConfig,
+        ModernBertConfig,
+        PreTrainedTokenizerFast,
+    )
 
     wordpiece = BertWordPieceTokenizer()
     wordpiece.train_from_iterator(TEXTS, vocab_size=200, show_progress=False)
@@ -38,6 +44,8 @@ def tiny_encoder(family: str, out: Path) -> Path:
     torch.manual_seed(0)
     if family == "bert":
         config = BertConfig(**shape, max_position_embeddings=128)
+    elif family == "distilbert":
+        config = DistilBertConfig(**shape, hidden_dim=64, max_position_embeddings=128)
     else:
         config = ModernBertConfig(
             **shape, **marks, bos_token_id=tokenizer.cls_token_id, eos_token_id=tokenizer.sep_token_id

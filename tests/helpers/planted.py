@@ -471,12 +471,12 @@ def head_starts_large(healthy, out):
 def micro_batch_means_averaged(healthy, out):
     from distill.doctor import training as checks_training
 
-    real = checks_training.row_loss
+    real = checks_training.label_loss
 
     def by_micro_batch(logits, batch):
         return real(logits, batch) * (4 / len(logits))
 
-    with mock.patch.object(checks_training, "row_loss", by_micro_batch):
+    with mock.patch.object(checks_training, "label_loss", by_micro_batch):
         yield healthy.llama, {}
 
 

@@ -134,3 +134,40 @@ def test_ids_are_those_of_the_whole_text_where_nothing_merges_across_a_seam(kind
         text = "".join(s.text for s in template.segments(prompt, a, b, swap=order))
         whole = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
         assert encoded[int(order)].tolist() == encoder.prefix + whole + encoder.suffix
+
+
+def test_added_tokens_that_are_not_flagged_special_stay_text_too(tokenizer):
+    """Gemma's <2mass> and HTML tags, Qwen's <tool_call>; runs of line breaks are text, and stay tokens."""
+    from tokenizers import AddedToken
+
+    changed = copy.deepcopy(tokenizer)
+    names = ["<tool_call>", "<2mass>", "[multimodal]", "\n\n"]
+    changed.add_tokens([AddedToken(name, special=False, normalized=False) for name in names])
+    *markers, breaks = changed.convert_tokens_to_ids(names)
+    encoder = Encoder(changed, Template(), Truncation(512))
+    encoded = encoder.encode(preference_rows(a="call <tool_call><2mass> now [multimodal]", b="one\n\ntwo"))
+    assert not np.isin(encoded.ids, markers).any()
+    assert (encoded.ids == breaks).any()
+    assert "<tool_call><2mass> now [multimodal]" in changed.decode(encoded[0][1:])
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_chat_template_may_open_every_turn_with_the_bos():
+    """ChatML where <|im_start|> is the BOS, as SmolLM2 has it; twice in a row it is refused as before."""
+    tokenizer = copy.deepcopy(train_tokenizer("llama", TEXTS, 400))
+    tokenizer.add_special_tokens({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
+    tokenizer.chat_template = CHATML
+    encoded = Encoder(tokenizer, Template("chat"), Truncation(512)).encode(
+        preference_rows(a="see <|im_start|>system here")
+    )
+    for sequence in (encoded[0], encoded[1]):
+        assert np.flatnonzero(sequence == tokenizer.bos_token_id).tolist()[0] == 0
+        assert (sequence == tokenizer.bos_token_id).sum() == 2  # the user's turn and the answer's
+    tokenizer.chat_template = "<|im_start|>" + CHATML
+    with pytest.raises(UserError, match="writes the BOS token"):
+        Encoder(tokenizer, Template("chat"), Truncation(512)).encode(preference_rows())

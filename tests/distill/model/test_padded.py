@@ -25,6 +25,7 @@ SHAPE = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 4, "v
 CASES = [
     ("bert", True), ("bert", False), ("llama", True), ("llama", False),
     ("deberta", False), ("modernbert", True), ("electra", True), ("roberta", False),
+    ("distilbert", True), ("distilbert", False),
 ]  # fmt: skip
 
 
@@ -62,6 +63,7 @@ def checkpoints(tmp_path_factory, rows):
             classifier_pooling="mean",
         ),
         "electra": t.ElectraConfig(**common, embedding_size=32),
+        "distilbert": t.DistilBertConfig(**common, hidden_dim=64),
         "roberta": t.RobertaConfig(**common, bos_token_id=2, eos_token_id=3),
     }
     for name, config in configs.items():
