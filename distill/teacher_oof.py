@@ -20,6 +20,7 @@ from distill.arguments import (
     open_data,
     parse,
     score_line,
+    unread,
 )
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def main(argv: Sequence[str]) -> int:
     rows, folds, home = open_data(args.data, recipe.data)
     out = args.out or home
 
+    for line in unread(args, [*(f"teachers.{name}" for name in names), "student.distill"]):
+        print(line)
     from distill.cluster.launch import estimated, on_cluster, verdict
     from distill.runs.derived import check_strict, write_derived, write_strict
     from distill.runs.units import ModelSpec, run_here, units_of

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from data.command import format_table, parser_of, run
 from data.errors import UserError, listing
-from distill.arguments import add_common_arguments, open_data, parse
+from distill.arguments import add_common_arguments, open_data, parse, unread
 
 if TYPE_CHECKING:
     from data.folds import Folds
@@ -69,6 +69,8 @@ def main(argv: Sequence[str]) -> None:
     if not 0 <= args.fold < folds.n_folds:
         raise UserError(f"--fold {args.fold}: the data have folds 0 to {folds.n_folds - 1}")
 
+    for line in unread(args, [f"teachers.{name}" for name in models]):
+        print(line)
     from distill.race.page import DIFFERENCES, difference_lines, write_pages
     from distill.race.race import Contestant, Race, Rules
     from distill.race.treatment import HEADER, treatment, treatment_line

@@ -19,6 +19,7 @@ from data.schema import Rows
 from data.softlabels import SoftLabels, derived_path
 from distill.config import ModelConfig, StudentConfig
 from distill.losses import label_loss
+from distill.own_loss import use_own
 from distill.runs.crossfit import fit_part, join_folds
 from distill.runs.run import Run, plan_run
 from distill.runs.run_directory import ADAPTER, BACKBONES, FINAL, RunDirectory
@@ -46,6 +47,8 @@ class ModelSpec:
         The student's teachers; none for all that lie beside the data.
     leakage : {"standard", "apart", "strict"}
         The student's.
+    own_loss : str
+        File and function of the student's loss, where it is the user's own.
     """
 
     name: str
@@ -54,6 +57,7 @@ class ModelSpec:
     out: Path
     teachers: tuple[Path, ...] = ()
     leakage: str = "standard"
+    own_loss: str = ""
 
     def fetch(self) -> None:
         """Bring what the model is made from, where it lies on other storage."""
@@ -73,6 +77,8 @@ class ModelSpec:
         if not isinstance(self.model, StudentConfig):
             return plan_run("teacher", *where, loss=label_loss)
         config = self.model.distill
+        if self.own_loss:
+            use_own(config.loss, self.own_loss)
         teachers = open_teachers(config, self.teachers, rows, folds, home, self.leakage)
         return plan_run(
             "student",
