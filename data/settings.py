@@ -9,6 +9,8 @@ from typing import Any
 from data.errors import UserError
 from data.files import require_file
 
+DEEPEST = 50
+"""Levels of a YAML file."""
 _RESOLVER = re.compile(r"\$\{.*:", re.DOTALL)
 
 
@@ -21,15 +23,29 @@ def load_yaml(path: Path, what: str) -> Any:
     Raises
     ------
     UserError
-        The file is missing, or calls a resolver.
+        The file is missing, nested too deeply, or calls a resolver.
     omegaconf.errors.OmegaConfBaseException, yaml.YAMLError, ValueError, OSError, RecursionError
         It is damaged; the caller knows how to say that.
     """
     from omegaconf import OmegaConf
 
-    found = OmegaConf.load(require_file(path, what))
+    _refuse_depth(require_file(path, what))
+    found = OmegaConf.load(path)
     refuse_resolvers(found, str(path))
     return found
+
+
+def _refuse_depth(path: Path) -> None:
+    """Refuse nesting that the library's parser, written in C, would overflow the stack with."""
+    import yaml
+
+    depth = 0
+    with open(path, encoding="utf-8") as file:
+        for event in yaml.parse(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise UserError(f"{path}: is nested more than {DEEPEST} levels deep; make it flatter")
 
 
 def refuse_resolvers(container: Any, where: str) -> None:
