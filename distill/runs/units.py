@@ -15,6 +15,7 @@ from pathlib import Path
 from data import storage
 from data.dataset import load_prepared
 from data.folds import Folds
+from data.progress import stage
 from data.schema import Rows
 from data.softlabels import SoftLabels, derived_path
 from distill.config import ModelConfig, StudentConfig
@@ -147,14 +148,14 @@ class Unit:
 def run_here(units: Sequence[Unit], run: Run) -> SoftLabels:
     """Run what is left of a run's units one after another, folds first; join the folds, return the store."""
     folds = [unit for unit in units if unit.part.startswith("fold-")]
+    others = [unit for unit in units if unit not in folds]
     run.claim()
-    for unit in folds:
-        unit.run(run)
-    store = join_folds(run)
-    for unit in units:
-        if unit not in folds:
+    for number, unit in enumerate([*folds, *others], start=1):
+        if number == len(folds) + 1:
+            join_folds(run)
+        with stage(f"unit {number} of {len(units)}"):
             unit.run(run)
-    return store
+    return join_folds(run)
 
 
 def units_of(

@@ -34,6 +34,7 @@ from distill.packing.steps import Step, plan_steps, targets_of
 from distill.processes import gathered, lowest, on_first, process, sum_gradients
 from distill.quiet import quiet_transformers
 from distill.training.predict import predict_logits
+from distill.training.showing import NamedProgress, ProgressLines
 
 __all__ = ["ClassifierTrainer", "Loss", "LossNotFinite", "last_checkpoint", "predict_logits", "train"]
 
@@ -408,7 +409,9 @@ def train(
     trainer.remove_callback(PrinterCallback)
     if is_terminal():
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(_NamedProgress(what))
+        trainer.add_callback(NamedProgress(what))
+    else:
+        trainer.add_callback(ProgressLines(what))
     for callback in (_MetricsFile(out / "metrics.jsonl"), *callbacks):
         trainer.add_callback(callback)
     checkpoint = on_first(lambda: last_checkpoint(out))
@@ -418,24 +421,3 @@ def train(
     trainer.check_losses()
     on_first(lambda: None)  # all are done before anything of the training is moved or deleted
     model.eval()
-
-
-class _NamedProgress(ProgressCallback):
-    """The library's progress bar, named after what is trained."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__()
-        self.what = what
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar."""
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description(self.what)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
-        """Show the loss on the bar instead of printing a line a log."""
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")
