@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
     )
     units = units_of(model, folds.n_folds, final=True, report_to=args.report_to)
     if args.dry_run:
-        print(estimated(units, rows, folds))
+        print(estimated(units, rows, folds, args.launcher))
         return 0
     if args.launcher == "ray":
         board = on_cluster([model], units, out.parent, "student", (rows, folds))

@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     units = {model.name: units_of(model, folds.n_folds, **options) for model in models}
     all_units = [unit for each in units.values() for unit in each]
     if args.dry_run:
-        print(estimated(all_units, rows, folds))
+        print(estimated(all_units, rows, folds, args.launcher))
         return 0
     if args.launcher == "ray":
         board = on_cluster(models, all_units, out, "teacher_oof", (rows, folds))
