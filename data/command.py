@@ -20,6 +20,10 @@ if _why := lacks():  # before anything else is imported, which would end in a tr
     raise SystemExit(2)
 
 _ROLE = re.compile(r":[a-z]+:`~?([^`]*)`")
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+_READER = "data.prepare"
+_known: set[str] = set()
+"""Options of the command that runs."""
 _ITSELF = re.compile(r"^``python -m [\w.]+``: ")
 
 
@@ -60,6 +64,16 @@ def plain(doc: str) -> str:
 class CommandParser(argparse.ArgumentParser):
     """A parser whose complaints are one line, with the option that was perhaps meant."""
 
+    @property
+    def options(self) -> set[str]:
+        """All options that the command knows."""
+        return {name for action in self._actions for name in action.option_strings}
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse, and remember the options for messages that name another command's."""
+        _known.update(self.options)
+        return super().parse_known_args(*args, **kwargs)
+
     def error(self, message: str) -> NoReturn:
         """Raise :class:`data.errors.UserError`.
 
@@ -71,7 +85,7 @@ class CommandParser(argparse.ArgumentParser):
         if "unrecognized arguments" in message:
             from difflib import get_close_matches
 
-            known = [name for action in self._actions for name in action.option_strings]
+            known = sorted(self.options)
             for word in message.split():
                 name = word.partition("=")[0]
                 close = [option for option in known if name.startswith("--") and option.startswith(name)]
@@ -152,13 +166,25 @@ def _tell(error: Exception, debug: bool) -> int:
     """Print what is to be said of an error; return the exit status."""
     mistake = isinstance(error, UserError)
     # A library's message may hold line breaks.
-    what = " ".join(str(error).split()) if mistake else explained(error)
+    what = " ".join(str(error).split()) + _of_the_reader(error) if mistake else explained(error)
     status = 2 if what or mistake else FAULT
     if debug:
         traceback.print_exception(error)
     if not getattr(error, "told", False):  # by another process of the same command
         print(f"error: {printable(what or recorded(error))}", file=sys.stderr)
     return status
+
+
+def _of_the_reader(error: Exception) -> str:
+    """Whose options a message of ``data`` recommends, where the command that shows it has no such ones."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    raised = frames[-1][0].f_globals.get("__name__", "") if frames else ""
+    if not _known or not raised.startswith("data.") or raised == __name__ or _READER in str(error):
+        return ""
+    others = list(dict.fromkeys(name for name in _OPTION.findall(str(error)) if name not in _known))
+    if not others:
+        return ""
+    return f" ({' and '.join(others)}: of python -m {_READER}; prepare the rows with it first)"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -286,7 +286,13 @@ def _encoder(args: argparse.Namespace) -> Encoder | None:
     truncation = Truncation(args.max_length, args.prompt_share, args.side, not args.keep_turns)
     template = read_template(args.template)
     encoder = Encoder(load_tokenizer(args.tokenizer), template, truncation)
-    encoder.fixed_length((1, 1, 1), True)  # a template that no pair fits into is refused before rows are read
+    try:  # a template that neither a pair nor a plain text fits into is refused before rows are read
+        encoder.fixed_length((1, 1, 1), True)
+    except UserError as mistake:
+        try:
+            encoder.fixed_length((1, 0, 0), False)
+        except UserError:
+            raise mistake from None
     return encoder
 
 
