@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.command import format_table, run
+from data.command import format_table, parser_of, run
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -193,9 +193,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     from data.sources.formats import AUTO, EARLIER_NAMES
     from data.sources.read import FORMATS  # with every format in it
 
-    parser = argparse.ArgumentParser(
-        prog="python -m data.prepare",
-        description="Read sources into rows.parquet, folds.parquet and manifest.json, and tokens on request.",
+    parser = parser_of(
+        "data.prepare",
+        __doc__,
+        "data.prepare --source votes.csv --out prepared\ndata.prepare --check prepared",
     )
     add = parser.add_argument
     add(
@@ -285,7 +286,13 @@ def _encoder(args: argparse.Namespace) -> Encoder | None:
     truncation = Truncation(args.max_length, args.prompt_share, args.side, not args.keep_turns)
     template = read_template(args.template)
     encoder = Encoder(load_tokenizer(args.tokenizer), template, truncation)
-    encoder.fixed_length((1, 1, 1), True)  # a template that no pair fits into is refused before rows are read
+    try:  # a template that neither a pair nor a plain text fits into is refused before rows are read
+        encoder.fixed_length((1, 1, 1), True)
+    except UserError as mistake:
+        try:
+            encoder.fixed_length((1, 0, 0), False)
+        except UserError:
+            raise mistake from None
     return encoder
 
 

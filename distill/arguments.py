@@ -6,9 +6,9 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from data.errors import UserError
+from data.errors import UserError, brief, listing, printable
 from data.ids import align
 from data.storage import address_of, fetch, local_path, shown
 from ensemble.solvers.numbers import cross_entropy
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from distill.config import DataConfig
 
 DEMO = Path("runs/demo")
+EXTRAS = ("tensorboard", "wandb")
+"""Trackers that ``pip install 'distillstack[NAME]'`` brings."""
 OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
 
 
@@ -32,7 +34,20 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report-to", default="none", help="a tracker that transformers.Trainer knows, such as tensorboard"
     )
+    parser.add_argument(
+        "--help-recipe", action=_HelpRecipe, nargs=0, help="list the recipe's keys: meaning, default, range"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe, dotted")
+
+
+class _HelpRecipe(argparse.Action):
+    """Prints what the recipe may hold, and ends."""
+
+    def __call__(self, *args: Any, **_: Any) -> NoReturn:
+        from distill.recipe_keys import recipe_keys
+
+        print(recipe_keys())
+        raise SystemExit(0)
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +79,22 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     args = parser.parse_args(others)
     args.overrides = [*overrides, *args.overrides]
     return args
+
+
+def unread(args: argparse.Namespace, parts: Sequence[str]) -> list[str]:
+    """One line for each typed override that this command does not read, as of another model.
+
+    Parameters
+    ----------
+    parts : sequence of str
+        Dotted beginnings of what it reads beside ``data``, such as ``teachers.llama``.
+    """
+    reads = [*parts, *(["data"] if args.data is None else [])]
+    return [
+        f"note: {printable(key)} is not read here, only {listing(reads, 9)}"
+        for key in (override.partition("=")[0] for override in args.overrides)
+        if not any(key == part or key.startswith(f"{part}.") for part in reads)
+    ]
 
 
 def open_data(path: Path | None, demo: DataConfig) -> tuple[Rows, Folds, Path]:
@@ -99,12 +130,19 @@ def open_data(path: Path | None, demo: DataConfig) -> tuple[Rows, Folds, Path]:
 def check_tracker(name: str) -> None:
     """Refuse a tracker that is not installed before anything is trained."""
     from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     available = get_available_reporting_integrations()
-    if name not in {"none", "all", *available}:
-        raise UserError(
-            f"--report-to {name}: no such tracker is installed; installed: {', '.join(available) or 'none'}"
-        )
+    if name in {"none", "all", *available}:
+        return
+    if name not in INTEGRATION_TO_CALLBACK:
+        known = listing(sorted(INTEGRATION_TO_CALLBACK), 99)
+        raise UserError(f"--report-to {brief(name)}: no such tracker; it is one of {known}")
+    package = f"'distillstack[{name}]'" if name in EXTRAS else name.replace("_", "-")
+    raise UserError(
+        f"--report-to {name}: that tracker is not installed; pip install {package} "
+        f"(installed: {listing(available) or 'none'})"
+    )
 
 
 def score_line(name: str, store: SoftLabels, rows: Rows) -> list[str]:

@@ -198,7 +198,11 @@ class TrainConfig:
 class DistillConfig:
     """What the student learns from whom: its loss, its soft labels, and the weights of several teachers."""
 
-    loss: str = setting("kl", "one of distill.losses", choices=tuple(LOSSES))
+    loss: str = setting(
+        "kl",
+        f"{', '.join(LOSSES)} (distill.losses), or file.py:function of your own, executed and so "
+        "to be named on the command line (distill.own_loss)",
+    )
     weight: float = setting(0.7, "share of the soft labels: (1 - weight) CE + weight T**2 KL", between=(0, 1))
     temperature: float = setting(1.0, "that T", above=0)
     smoothing: float = setting(0.1, "of label smoothing", between=(0, 1))

@@ -1,8 +1,10 @@
 """Losses on logits, one small function each; every one returns a loss a sequence, shape (n,).
 
 None of them changes when a constant is added to a row's logits: only differences of logits mean anything.
-:data:`LOSSES` holds the mixtures that a recipe can ask for with ``distill.loss``; to add one, write it here
-under :func:`loss`. Recipes are checked against their names, so this file loads without torch.
+:data:`LOSSES` holds the mixtures that a recipe can ask for with ``distill.loss``. One that has several terms
+returns each by its name, so that a training logs them by themselves; their sum is the loss. To add one, write
+it here under :func:`loss`, or in a file of your own (:mod:`distill.own_loss`). Recipes are checked against
+their names, so this file loads without torch.
 """
 
 from __future__ import annotations
@@ -10,12 +12,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from data.errors import UserError, listing
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Terms: TypeAlias = "dict[str, Tensor]"
+"""A loss by its terms, each of shape (n,), their weights already in them."""
+Formula: TypeAlias = "Callable[..., Tensor | Terms]"
+F = TypeVar("F", bound="Formula")
 
 
 @dataclass(frozen=True)
@@ -25,16 +33,20 @@ class NamedLoss:
     Attributes
     ----------
     formula : callable
-        From logits, targets and what it ``needs`` to a loss a sequence.
+        From logits, targets and what it ``needs`` to a loss a sequence, or to its terms by name.
     description : str
     needs : tuple of str
         Its further parameters: ``teacher_logits`` and ``teacher_weights``, and fields of
         :class:`distill.config.DistillConfig`.
+    source, hash : str
+        Of a loss of the user's own: file and function, and the file's hash.
     """
 
-    formula: Callable[..., Tensor]
+    formula: Formula
     description: str
     needs: tuple[str, ...]
+    source: str = ""
+    hash: str = ""
 
     @property
     def taught(self) -> bool:
@@ -45,18 +57,18 @@ class NamedLoss:
 LOSSES: dict[str, NamedLoss] = {}
 
 
-def loss(name: str, description: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def loss(name: str, description: str) -> Callable[[F], F]:
     """Register the decorated formula; what it needs are its parameters after logits and targets."""
 
-    def register(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def register(formula: F) -> F:
         LOSSES[name] = NamedLoss(formula, description, tuple(inspect.signature(formula).parameters)[2:])
         return formula
 
     return register
 
 
-def named_loss(name: str, logits: Tensor, targets: Tensor, **given: Any) -> Tensor:
-    """Return the loss registered as ``name``, which takes what it needs of ``given``.
+def named_terms(name: str, logits: Tensor, targets: Tensor, **given: Any) -> Terms:
+    """Return the terms of the loss registered as ``name``, which takes what it needs of ``given``.
 
     Raises
     ------
@@ -66,7 +78,14 @@ def named_loss(name: str, logits: Tensor, targets: Tensor, **given: Any) -> Tens
     if name not in LOSSES:
         raise UserError(f"{name}: no such loss; it is one of {listing(LOSSES, len(LOSSES))}")
     found = LOSSES[name]
-    return found.formula(logits, targets, **{need: given[need] for need in found.needs})
+    value = found.formula(logits, targets, **{need: given[need] for need in found.needs})
+    return value if isinstance(value, dict) else {"base": value}
+
+
+def total(terms: Terms) -> Tensor:
+    """Add up the terms of a loss, shape (n,)."""
+    first, *others = terms.values()
+    return sum(others, first)
 
 
 def label_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -146,15 +165,15 @@ def mix_teachers(teacher_logits: Tensor, weights: Tensor, mixing: str) -> Tensor
 
 
 @loss("kl", "(1 - weight) CE + weight T^2 KL (Hinton et al.)")
-def soft_label_loss(
+def soft_label_terms(
     logits: Tensor,
     targets: Tensor,
     teacher_logits: Tensor,
     teacher_weights: Tensor,
     weight: float,
     temperature: float,
-) -> Tensor:
-    r"""(1 - w) CE + w T^2 sum_t a_t KL_t, shape (n,).
+) -> Terms:
+    r"""(1 - w) CE + w T^2 sum_t a_t KL_t, each of shape (n,).
 
     Parameters
     ----------
@@ -167,52 +186,55 @@ def soft_label_loss(
     temperature : float
         T, above 0.
     """
-    hard = cross_entropy(logits, targets)
     per_teacher = distillation_kl(logits[:, None, :], teacher_logits, temperature)
-    soft = over_teachers(per_teacher, teacher_weights)
-    return (1 - weight) * hard + weight * temperature**2 * soft
+    return {
+        "ce": (1 - weight) * cross_entropy(logits, targets),
+        "kl": weight * temperature**2 * over_teachers(per_teacher, teacher_weights),
+    }
 
 
 @loss("blackpearl", "mean of CE and each teacher's KL and cosine distance, T = 1 (LMSYS, 1st place)")
-def five_term_loss(
-    logits: Tensor, targets: Tensor, teacher_logits: Tensor, teacher_weights: Tensor
-) -> Tensor:
+def five_terms(logits: Tensor, targets: Tensor, teacher_logits: Tensor, teacher_weights: Tensor) -> Terms:
     """(CE + KL_1 + cos_1 + KL_2 + cos_2) / 5 for two equal teachers; the like mean for any number.
 
     The 1st place's loss of the LMSYS competition (shyoulala/LMSYS_BlackPearl).
     """
-    terms = distillation_kl(logits[:, None], teacher_logits, 1.0)
-    terms = terms + cosine_distance(logits[:, None], teacher_logits)
     teachers = teacher_logits.shape[1]
-    soft = teachers * over_teachers(terms, teacher_weights)
-    return (cross_entropy(logits, targets) + soft) / (1 + 2 * teachers)
+    kl = over_teachers(distillation_kl(logits[:, None], teacher_logits, 1.0), teacher_weights)
+    cosine = over_teachers(cosine_distance(logits[:, None], teacher_logits), teacher_weights)
+    number = 1 + 2 * teachers
+    return {
+        "ce": cross_entropy(logits, targets) / number,
+        "kl": teachers * kl / number,
+        "cosine": teachers * cosine / number,
+    }
 
 
 @loss("wsdm1", "(0.5 CE + KL + cosine distance) / 2.5, T = 1 (WSDM Cup, 1st place)")
-def kl_cosine_loss(
+def kl_cosine_terms(
     logits: Tensor, targets: Tensor, teacher_logits: Tensor, teacher_weights: Tensor
-) -> Tensor:
+) -> Terms:
     """(0.5 CE + KL + cosine distance) / 2.5: the 1st place's of the WSDM Cup (maxreciprocate)."""
-    terms = distillation_kl(logits[:, None], teacher_logits, 1.0)
-    terms = terms + cosine_distance(logits[:, None], teacher_logits)
-    return (0.5 * cross_entropy(logits, targets) + over_teachers(terms, teacher_weights)) / 2.5
+    kl = over_teachers(distillation_kl(logits[:, None], teacher_logits, 1.0), teacher_weights)
+    cosine = over_teachers(cosine_distance(logits[:, None], teacher_logits), teacher_weights)
+    return {"ce": 0.5 * cross_entropy(logits, targets) / 2.5, "kl": kl / 2.5, "cosine": cosine / 2.5}
 
 
 @loss("wsdm3", "0.1 CE + 0.9 T^2 KL with T = 5 (WSDM Cup, 3rd place)")
-def sharp_teacher_loss(
+def sharp_teacher_terms(
     logits: Tensor, targets: Tensor, teacher_logits: Tensor, teacher_weights: Tensor
-) -> Tensor:
-    """:func:`soft_label_loss` as the 3rd place of the WSDM Cup (LIHANG-HONG) used it: best of their sweep."""
-    return soft_label_loss(logits, targets, teacher_logits, teacher_weights, weight=0.9, temperature=5.0)
+) -> Terms:
+    """:func:`soft_label_terms` as the 3rd place of the WSDM Cup (LIHANG-HONG) used it."""
+    return soft_label_terms(logits, targets, teacher_logits, teacher_weights, weight=0.9, temperature=5.0)
 
 
 @loss("mse", "(1 - weight) CE + weight MSE of centred logits (Ba and Caruana)")
-def logit_loss(
+def logit_terms(
     logits: Tensor, targets: Tensor, teacher_logits: Tensor, teacher_weights: Tensor, weight: float
-) -> Tensor:
+) -> Terms:
     """(1 - w) CE + w MSE of centred logits (Ba and Caruana, arXiv 1312.6184)."""
     soft = over_teachers(centred_mse(logits[:, None], teacher_logits), teacher_weights)
-    return (1 - weight) * cross_entropy(logits, targets) + weight * soft
+    return {"ce": (1 - weight) * cross_entropy(logits, targets), "mse": weight * soft}
 
 
 @loss("smoothing", "CE against smoothed hard labels; no teacher (Szegedy et al.)")

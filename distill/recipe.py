@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, brief, listing
-from data.files import require_file, write_text
+from data.files import write_text
+from data.settings import load_yaml, refuse_resolvers
 from distill.architectures import architecture
 from distill.config import QUANTISED, SWITCHES, ModelConfig, Recipe, StudentConfig, TinyConfig
+from distill.losses import LOSSES
+from distill.own_loss import is_own, use_own
 
 RECIPES = Path(__file__).parent / "recipes"
 NF4_BLOCK = 64
@@ -28,6 +31,8 @@ TAKEN = ("student", "backbones", "units", "race", "stack", "rows.parquet", "fold
 """What else lies in the directory of the teachers' stores."""
 FURTHER = ("-in_sample", "-fold_mean")
 """How the stores of a teacher's further labels are named."""
+OF_A_LOSS = ("weight", "temperature", "smoothing")
+"""Numbers that some losses read and others do not."""
 
 
 def recipe_names() -> list[str]:
@@ -57,15 +62,17 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         if "=" not in override or override.startswith("-"):
             raise UserError(f"{override}: not understood; an override reads key.sub=value")
-    where = str(require_file(path, "recipe"))
+    where = str(path)
     try:
-        given = OmegaConf.load(path)
+        given = load_yaml(path, "recipe")
         if not isinstance(given, DictConfig):
             raise UserError(f"{path}: bad recipe: a list where data, teachers and student were expected")
         merged = OmegaConf.merge(OmegaConf.structured(Recipe), given)
         known = list(merged.teachers)
         where = "command line"
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
+        typed = OmegaConf.from_dotlist(list(overrides))
+        refuse_resolvers(typed, where)
+        merged = OmegaConf.merge(merged, typed)
         added = [name for name in merged.teachers if name not in known]
         if added:
             raise UserError(
@@ -74,20 +81,64 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
             )
         where = f"{path} with the command line" if overrides else str(path)
         recipe = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError, RecursionError) as error:
         key = getattr(error, "full_key", None)
         at = f" at {key}" if key else ""
         raise UserError(f"{where}: bad recipe{at}: {_reason(error)}") from error
     assert isinstance(recipe, Recipe)
+    if recipe.student is not None:
+        _permit_loss(recipe.student.distill.loss, OmegaConf.select(typed, "student.distill.loss"), where)
     check_recipe(recipe)
+    refuse_unread(recipe, typed_keys(overrides))
     return recipe
+
+
+def _permit_loss(loss: str, typed: object, where: str) -> None:
+    """Load a loss of the user's own if the command line names it; in a file it is no permission."""
+    if not is_own(loss):
+        return
+    if loss != typed:
+        raise UserError(
+            f"{where}: student.distill.loss {brief(loss)} is code, which no file may have executed; name it "
+            f"on the command line, too: student.distill.loss={brief(loss)}"
+        )
+    use_own(loss)
+
+
+def typed_keys(overrides: Sequence[str]) -> list[str]:
+    """The dotted keys of the command line's overrides."""
+    return [override.partition("=")[0] for override in overrides]
+
+
+def refuse_unread(recipe: Recipe, keys: Sequence[str]) -> None:
+    """Refuse a typed key that the chosen loss does not read: it would be recorded, and mean nothing.
+
+    Raises
+    ------
+    UserError
+        Names the key, and what the loss does read.
+    """
+    if recipe.student is None:
+        return
+    loss = recipe.student.distill.loss
+    needs = LOSSES[loss].needs
+    of_teachers = () if LOSSES[loss].taught else ("mixing", "weighting", "teacher_weights", "pseudo_labels")
+    for key in keys:
+        name = key.removeprefix("student.distill.").split(".")[0]
+        if not key.startswith("student.distill.") or name not in {*OF_A_LOSS, *of_teachers} - {*needs}:
+            continue
+        reads = listing(need for need in needs if need in OF_A_LOSS) or "none of these numbers"
+        alone = "" if LOSSES[loss].taught else " and has no teacher"
+        raise UserError(
+            f"command line: {key} means nothing to the loss {brief(loss)}, which reads {reads}{alone}"
+        )
 
 
 def _reason(error: Exception) -> str:
     """What went wrong in a recipe's file, with the line where the library knows it."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
-        return str(error).strip().splitlines()[0]
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
     return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', None) or error}"
 
 
@@ -105,12 +156,10 @@ def read_config(path: Path, kind: type[ModelConfig]) -> ModelConfig:
     from yaml import YAMLError
 
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(kind), OmegaConf.load(require_file(path, "configuration"))
-        )
+        merged = OmegaConf.merge(OmegaConf.structured(kind), load_yaml(path, "configuration"))
         config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError) as error:
-        raise UserError(f"{path}: not a saved configuration ({str(error).splitlines()[0]})") from error
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError, RecursionError) as error:
+        raise UserError(f"{path}: not a saved configuration ({_reason(error)})") from error
     assert isinstance(config, ModelConfig)
     return config
 
@@ -180,6 +229,11 @@ def _check_name(name: str) -> None:
 
 def _check_distill(student: StudentConfig) -> None:
     distill = student.distill
+    if distill.loss not in LOSSES:
+        raise UserError(
+            f"recipe: student.distill.loss is {brief(distill.loss, 60)!r}; it is one of "
+            f"{listing(LOSSES, len(LOSSES))}, or file.py:function on the command line"
+        )
     if distill.consistency and not student.train.both_orders:
         raise UserError("recipe: student.distill.consistency needs both orders in a step: train.both_orders")
     if distill.teacher_weights and distill.weighting != "equal":
@@ -207,6 +261,10 @@ def _check_model(name: str, model: ModelConfig) -> None:
         raise UserError(f"recipe: {name}.lora.targets names no layers; [all-linear] takes all")
     if backbone.head == "tokens" and not (lora.enabled and backbone.packed):
         raise UserError(f"recipe: {name}.backbone.head tokens needs adapters and packs: lora.enabled, packed")
+    if backbone.verdicts and backbone.head != "tokens":
+        raise UserError(
+            f"recipe: {name}.backbone.verdicts are words of head tokens; the head is {backbone.head}"
+        )
     if backbone.shard and not (lora.enabled and backbone.packed):
         raise UserError(f"recipe: {name}.backbone.shard is for frozen, packed bases: lora.enabled and packed")
 

@@ -7,9 +7,10 @@ Without arguments: the embedded demo, taught by the stores that ``distill.teache
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 
-from data.command import format_table, run
+from data.command import format_table, parser_of, run
 from data.errors import UserError
 from data.storage import fetch, local_path, publish
 from distill.arguments import (
@@ -20,12 +21,15 @@ from distill.arguments import (
     open_data,
     parse,
     score_line,
+    unread,
 )
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m distill.student", description=__doc__)
+    parser = parser_of(
+        "distill.student", __doc__, "distill.student --data prepared --recipe lmsys student.train.lr=1e-4"
+    )
     add_common_arguments(parser)
     add_launch_arguments(parser)
     parser.add_argument(
@@ -48,7 +52,15 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "nor the rows they label. teacher_oof leaves what the recipe asks for, or its --labels in_sample and "
         "--leakage strict. The final student is the same in all",
     )
-    return parse(parser, argv)
+    parser.add_argument(
+        "--loss",
+        metavar="FILE.py:FUNCTION",
+        help="a loss of your own, which this executes: short for student.distill.loss=FILE.py:FUNCTION",
+    )
+    args = parse(parser, argv)
+    if args.loss is not None:
+        args.overrides.append(f"student.distill.loss={json.dumps(args.loss)}")
+    return args
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,8 +75,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"recipe {args.recipe}: has no student")
     rows, folds, home = open_data(args.data, recipe.data)
 
+    for line in unread(args, ["student"]):
+        print(line)
     from data.softlabels import second_order_leak
     from distill.cluster.launch import estimated, on_cluster, verdict
+    from distill.losses import LOSSES
     from distill.runs.run_directory import FINAL
     from distill.runs.units import ModelSpec, run_here, units_of
     from distill.teaching.lessons import mode_of
@@ -73,11 +88,17 @@ def main(argv: Sequence[str]) -> int:
     out = args.out or home / "student"
     leakage = args.leakage or recipe.student.distill.leakage
     model = ModelSpec(
-        "student", recipe.student, args.data or DEMO, out, tuple(args.teachers), leakage=leakage
+        "student",
+        recipe.student,
+        args.data or DEMO,
+        out,
+        tuple(args.teachers),
+        leakage,
+        LOSSES[recipe.student.distill.loss].source,
     )
     units = units_of(model, folds.n_folds, final=True, report_to=args.report_to)
     if args.dry_run:
-        print(estimated(units, rows, folds))
+        print(estimated(units, rows, folds, args.launcher))
         return 0
     if args.launcher == "ray":
         board = on_cluster([model], units, out.parent, "student", (rows, folds))

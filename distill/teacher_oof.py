@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from data.command import format_table, run
+from data.command import format_table, parser_of, run
 from data.errors import UserError, listing
 from data.storage import fetch, local_path, publish
 from distill.arguments import (
@@ -20,6 +20,7 @@ from distill.arguments import (
     open_data,
     parse,
     score_line,
+    unread,
 )
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m distill.teacher_oof", description=__doc__)
+    parser = parser_of(
+        "distill.teacher_oof", __doc__, "distill.teacher_oof --data prepared --recipe lmsys --dry-run"
+    )
     add_common_arguments(parser)
     add_launch_arguments(parser)
     parser.add_argument(
@@ -71,6 +74,8 @@ def main(argv: Sequence[str]) -> int:
     rows, folds, home = open_data(args.data, recipe.data)
     out = args.out or home
 
+    for line in unread(args, [*(f"teachers.{name}" for name in names), "student.distill"]):
+        print(line)
     from distill.cluster.launch import estimated, on_cluster, verdict
     from distill.runs.derived import check_strict, write_derived, write_strict
     from distill.runs.units import ModelSpec, run_here, units_of
@@ -84,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     units = {model.name: units_of(model, folds.n_folds, **options) for model in models}
     all_units = [unit for each in units.values() for unit in each]
     if args.dry_run:
-        print(estimated(all_units, rows, folds))
+        print(estimated(all_units, rows, folds, args.launcher))
         return 0
     if args.launcher == "ray":
         board = on_cluster(models, all_units, out, "teacher_oof", (rows, folds))

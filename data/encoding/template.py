@@ -10,6 +10,10 @@ them.
 In a template ``turns`` is the conversation (each with ``prompt``, ``response_a`` and ``response_b``, or
 nothing where that part has no such turn), ``prompts``, ``responses_a`` and ``responses_b`` are the same by
 part, and ``chat(text)`` wraps a user's message in the tokenizer's chat template.
+
+Plain texts, which have no responses, are laid out by a template of the user's own like any row: the text's
+turns are the prompt's. The shipped templates speak of two answers; the default leaves a plain text as it is,
+the others are refused.
 """
 
 from __future__ import annotations
@@ -75,7 +79,7 @@ class Template:
                     f"no template {brief(self.name)}; there are {listing(template_names(), 9)}, or give "
                     "your own .jinja file"
                 )
-            object.__setattr__(self, "text", (HOME / f"{self.name}.jinja").read_text(encoding="utf-8"))
+            object.__setattr__(self, "text", _shipped_text(self.name))
         _compiled(self.name, self.text)
 
     @property
@@ -85,6 +89,11 @@ class Template:
 
         environment, _ = _compiled(self.name, self.text)
         return "chat" in meta.find_undeclared_variables(environment.parse(self.text))
+
+    @property
+    def _is_shipped(self) -> bool:
+        """Whether it is one of the package's, by name and text."""
+        return self.text == _shipped_text(self.name)
 
     def bound_to(self, tokenizer: Any) -> Template:
         """Return the template with the tokenizer's chat template in it, if it uses one.
@@ -119,7 +128,8 @@ class Template:
         shape : tuple of three int
             Turns of prompt, response A and response B.
         pair : bool
-            False for a plain text row: the prompt is the whole text, a line break between its turns.
+            False for a plain text row: the prompt is the whole text, and has a line break between its turns
+            unless the template is the user's own.
         chat : callable, optional
             Wraps a user's message in a chat template; see :class:`data.encoding.encode.Encoder`.
 
@@ -133,7 +143,12 @@ class Template:
         UserError
             The template cannot be rendered, changes or repeats a turn, or leaves one out.
         """
-        if not pair:
+        if not pair and self._is_shipped:
+            if self.name != DEFAULT:
+                raise UserError(
+                    f"template {self.name} lays out pairs, and these rows are plain texts; leave the "
+                    "template out, or give a .jinja file of your own, in which prompts are the text"
+                )
             pieces: list[str | tuple[int, int]] = []
             for turn in range(shape[0]):
                 pieces += ["\n", (0, turn)] if turn else [(0, turn)]
@@ -255,6 +270,12 @@ def _split(name: str, rendered: str, shape: Shape) -> list[str | tuple[int, int]
 def template_names() -> list[str]:
     """The templates that come with the package."""
     return sorted(path.stem for path in HOME.glob("*.jinja"))
+
+
+@lru_cache(maxsize=32)
+def _shipped_text(name: str) -> str | None:
+    """The source of a template of the package; None where there is none of that name."""
+    return (HOME / f"{name}.jinja").read_text(encoding="utf-8") if name in template_names() else None
 
 
 def read_template(name: str) -> Template:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, brief, listing
-from data.files import require_file
+from data.settings import load_yaml
 from data.sources.formats import SourceOptions
 from data.sources.place import source_name
 
@@ -211,7 +211,7 @@ def read_yaml(path: Path, what: str) -> Any:
     from yaml import YAMLError
 
     try:
-        return OmegaConf.to_container(OmegaConf.load(require_file(path, what)), resolve=True)
+        return OmegaConf.to_container(load_yaml(path, what), resolve=True)
     except (YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
         reason = str(error) or type(error).__name__
         raise UserError(f"{path}: not a readable YAML file ({brief(reason)})") from error

@@ -12,15 +12,19 @@ from data.schema import Rows
 from data.softlabels import MANIFEST
 from distill.cluster.board import Board
 from distill.config import CONFIG
+from distill.runs.devices import H200, device_here
 from distill.runs.estimate import HEADER, estimates, table_of
 from distill.runs.run_directory import BACKBONES
 from distill.runs.units import WEIGHTS, ModelSpec, Unit
 
 
-def estimated(units: Sequence[Unit], rows: Rows, folds: Folds) -> str:
-    """Return the table that ``--dry-run`` prints; nothing is trained, downloaded or written for it."""
-    found = estimates(units, rows, folds)
-    body, notes = table_of(found)
+def estimated(units: Sequence[Unit], rows: Rows, folds: Folds, launcher: str) -> str:
+    """Return the table that ``--dry-run`` prints; nothing is trained, downloaded or written for it.
+
+    The device is the one here; a cluster's cards are not known, and an H200 stands for them.
+    """
+    device = device_here() if launcher == "local" else H200
+    body, notes = table_of(estimates(units, rows, folds, device), device)
     return "\n".join([format_table(HEADER, body), *notes])
 
 

@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.command import format_table, run
+from data.command import format_table, parser_of, run
 from data.errors import UserError, listing
-from distill.arguments import add_common_arguments, open_data, parse
+from distill.arguments import add_common_arguments, open_data, parse, unread
 
 if TYPE_CHECKING:
     from data.folds import Folds
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m distill.race", description=__doc__)
+    parser = parser_of(
+        "distill.race", __doc__, "distill.race --recipe demo --backbones llama gemma2 --budget seconds=60"
+    )
     add_common_arguments(parser)
     parser.add_argument(
         "--backbones",
@@ -67,6 +69,8 @@ def main(argv: Sequence[str]) -> None:
     if not 0 <= args.fold < folds.n_folds:
         raise UserError(f"--fold {args.fold}: the data have folds 0 to {folds.n_folds - 1}")
 
+    for line in unread(args, [f"teachers.{name}" for name in models]):
+        print(line)
     from distill.race.page import DIFFERENCES, difference_lines, write_pages
     from distill.race.race import Contestant, Race, Rules
     from distill.race.treatment import HEADER, treatment, treatment_line

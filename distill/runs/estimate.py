@@ -2,8 +2,9 @@
 
 Tokens are counted on a sample of the rows, by the backbone's own tokenizer where it is on this machine. The
 rate is, in this order: the one measured in a finished unit of the same store; the recipe's
-``resources.tokens_per_second``; the project's own measurement on one card (``benchmarks/gpu_training.md``),
-scaled by the size of the model; a guess for small models on a CPU. The source is named in every line.
+``resources.tokens_per_second``; the project's own measurement on one H200 (``benchmarks/gpu_training.md``),
+scaled by the size of the model and the speed of the card at hand; on a CPU, what the model's products take by
+a short one done here. The source is named in every line, and the device below them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from data.progress import in_words
 from data.schema import Rows
 from distill.architectures import ARCHITECTURES, LLAMA, by_hub_name
 from distill.config import BackboneConfig, ModelConfig
+from distill.runs.devices import Device, cpu_here
 from distill.runs.run_directory import RunDirectory
 from distill.runs.units import Unit
 
@@ -58,8 +60,10 @@ CHECKPOINTED_GIB = 6.0
 """Measured beside the weights, for 7e9 linear parameters with all layers checkpointed."""
 OUTSIDE = 1.15
 """All parameters for those in linear layers: embeddings and head."""
-CPU_RATE = 3.0e11
-"""Useful operations a second of small models on two CPU cores: the demo's, rounded."""
+CPU_SHARE = 0.3
+"""What training makes of the speed of a CPU's products: measured on two cores, fp32 and nf4 (.25 to .35)."""
+CPU_MOST = (2e4, 6e4)
+"""Tokens a second of tiny models, whose layers take no time beside the calls: training, prediction."""
 CPU_OVERHEAD_S = 10.0
 """Loading libraries and weights, a unit."""
 
@@ -92,19 +96,19 @@ class Estimate:
     source: str
 
 
-def estimates(units: Sequence[Unit], rows: Rows, folds: Folds) -> list[Estimate]:
-    """Estimate what is left of each unit; finished ones cost nothing."""
+def estimates(units: Sequence[Unit], rows: Rows, folds: Folds, device: Device) -> list[Estimate]:
+    """Estimate what is left of each unit on a device; finished ones cost nothing."""
     lengths: dict[str, float] = {}
     found = []
     for unit in units:
         model = unit.model.model
         if unit.model.name not in lengths:
             lengths[unit.model.name] = mean_tokens(model, rows)
-        found.append(_estimate(unit, lengths[unit.model.name], rows, folds))
+        found.append(_estimate(unit, lengths[unit.model.name], rows, folds, device))
     return found
 
 
-def _estimate(unit: Unit, per_row: float, rows: Rows, folds: Folds) -> Estimate:
+def _estimate(unit: Unit, per_row: float, rows: Rows, folds: Folds, device: Device) -> Estimate:
     model = unit.model.model
     n, labelled = len(rows), float(rows.labelled.mean())
     held_out = int(RunDirectory(unit.model.out).part(unit.part).held_out(folds).sum())
@@ -114,9 +118,9 @@ def _estimate(unit: Unit, per_row: float, rows: Rows, folds: Folds) -> Estimate:
     predicted = per_row * (n if unit.everywhere else held_out)
     if unit.finished():
         return Estimate(unit.name, 0, 0, 0, 0, 0, None, "finished")
-    rate, predict_rate, source = _rates(unit, trained)
+    rate, predict_rate, source = _rates(unit, trained, device)
     gpus = model.resources.gpus
-    on_gpu = _on_gpu(model)
+    on_gpu = _on_gpu(model, device)
     seconds = trained / rate + predicted / predict_rate + (0 if on_gpu else CPU_OVERHEAD_S)
     return Estimate(
         unit.name,
@@ -130,26 +134,28 @@ def _estimate(unit: Unit, per_row: float, rows: Rows, folds: Folds) -> Estimate:
     )
 
 
-def _on_gpu(model: ModelConfig) -> bool:
-    """Whether a unit is meant for a GPU: it says so, or it is no tiny model."""
-    return bool(model.resources.gpus) if model.resources.gpus is not None else model.backbone.tiny is None
+def _on_gpu(model: ModelConfig, device: Device) -> bool:
+    """Whether a unit is reckoned on the GPU: there is one, and it says so or is no tiny model."""
+    asked = model.resources.gpus
+    return device.on_gpu and (bool(asked) if asked is not None else model.backbone.tiny is None)
 
 
-def _rates(unit: Unit, trained: float) -> tuple[float, float, str]:
+def _rates(unit: Unit, trained: float, device: Device) -> tuple[float, float, str]:
     """Tokens a second in training and in prediction, and where they come from."""
     model = unit.model.model
     linear, family = linear_parameters(model.backbone)
     reference = MEASURED.get((family, model.backbone.precision), MEASURED["llama", "nf4"])
-    scale = reference.linear / linear
+    scale = reference.linear / linear * device.over_h200
     train, predict = reference.train * scale, reference.predict * scale
     source = GPU_SOURCE
     if linear != reference.linear or (family, model.backbone.precision) not in MEASURED:
         source += f", scaled from {reference.linear / 1e9:.1f}e9 to {linear / 1e9:.1f}e9 parameters"
+    if device.over_h200 != 1:
+        source += f", times {device.over_h200:.2g} for this card by {device.how}"
     if model.train.gradient_checkpointing.lower() == "true":
         train *= reference.train_checkpointed / reference.train
-    if not _on_gpu(model):
-        train, predict = CPU_RATE / (6 * linear), CPU_RATE / (2 * linear)
-        train, predict, source = min(train, 2e4), min(predict, 6e4), "a guess for small models on a CPU"
+    if not _on_gpu(model, device):
+        train, predict, source = _cpu_rates(model, linear, device)
     if model.resources.tokens_per_second is not None:
         predict *= model.resources.tokens_per_second / train
         train, source = model.resources.tokens_per_second, "the recipe"
@@ -159,6 +165,15 @@ def _rates(unit: Unit, trained: float) -> tuple[float, float, str]:
         predict *= trained / seconds / train
         train, source = trained / seconds, f"{part} of this store"
     return train, predict, source
+
+
+def _cpu_rates(model: ModelConfig, linear: float, device: Device) -> tuple[float, float, str]:
+    """Rates on a CPU: a frozen base multiplies twice a token and weight forward, and twice backward."""
+    cpu = cpu_here() if device.on_gpu else device
+    useful = cpu.speed * CPU_SHARE / linear
+    train = useful / (4 if model.lora.enabled else 6)
+    source = f"{cpu.how}, {cpu.speed / 1e9:,.0f} GFLOP/s"
+    return min(train, CPU_MOST[0]), min(useful / 2, CPU_MOST[1]), source
 
 
 def _measured_here(store: Path) -> tuple[str, float] | None:
@@ -241,7 +256,7 @@ def mean_tokens(model: ModelConfig, rows: Rows) -> float:
     return float(np.minimum(chars / per_token + 10, model.encode.max_length).mean()) * orders
 
 
-def table_of(found: Sequence[Estimate]) -> tuple[list[list[str]], list[str]]:
+def table_of(found: Sequence[Estimate], device: Device) -> tuple[list[list[str]], list[str]]:
     """Return the table's lines, and the sums below it."""
     body = [
         [
@@ -260,10 +275,11 @@ def table_of(found: Sequence[Estimate]) -> tuple[list[list[str]], list[str]]:
     hours = sum(e.gpus * e.seconds for e in found) / 3600
     longest = max((e.seconds for e in found), default=0)
     notes = [
+        f"time is that of {device.name}; resources.tokens_per_second in the recipe states a rate of your own",
         "trained on, predicted: tokens, every epoch and both orders counted",
         f"{len(found)} units, {in_words(sum(e.seconds for e in found))} one after another, "
         f"{in_words(longest)} with a place for each, {hours:.1f} GPU hours",
         "GPU memory: with every layer's activations recomputed, and with none; "
         "train.gradient_checkpointing auto takes what the card has",
     ]
-    return body, notes if hours else notes[:2]
+    return body, notes if hours else notes[:3]

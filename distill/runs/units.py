@@ -15,10 +15,12 @@ from pathlib import Path
 from data import storage
 from data.dataset import load_prepared
 from data.folds import Folds
+from data.progress import stage
 from data.schema import Rows
 from data.softlabels import SoftLabels, derived_path
 from distill.config import ModelConfig, StudentConfig
 from distill.losses import label_loss
+from distill.own_loss import use_own
 from distill.runs.crossfit import fit_part, join_folds
 from distill.runs.run import Run, plan_run
 from distill.runs.run_directory import ADAPTER, BACKBONES, FINAL, RunDirectory
@@ -46,6 +48,8 @@ class ModelSpec:
         The student's teachers; none for all that lie beside the data.
     leakage : {"standard", "apart", "strict"}
         The student's.
+    own_loss : str
+        File and function of the student's loss, where it is the user's own.
     """
 
     name: str
@@ -54,6 +58,7 @@ class ModelSpec:
     out: Path
     teachers: tuple[Path, ...] = ()
     leakage: str = "standard"
+    own_loss: str = ""
 
     def fetch(self) -> None:
         """Bring what the model is made from, where it lies on other storage."""
@@ -73,6 +78,8 @@ class ModelSpec:
         if not isinstance(self.model, StudentConfig):
             return plan_run("teacher", *where, loss=label_loss)
         config = self.model.distill
+        if self.own_loss:
+            use_own(config.loss, self.own_loss)
         teachers = open_teachers(config, self.teachers, rows, folds, home, self.leakage)
         return plan_run(
             "student",
@@ -141,14 +148,14 @@ class Unit:
 def run_here(units: Sequence[Unit], run: Run) -> SoftLabels:
     """Run what is left of a run's units one after another, folds first; join the folds, return the store."""
     folds = [unit for unit in units if unit.part.startswith("fold-")]
+    others = [unit for unit in units if unit not in folds]
     run.claim()
-    for unit in folds:
-        unit.run(run)
-    store = join_folds(run)
-    for unit in units:
-        if unit not in folds:
+    for number, unit in enumerate([*folds, *others], start=1):
+        if number == len(folds) + 1:
+            join_folds(run)
+        with stage(f"unit {number} of {len(units)}"):
             unit.run(run)
-    return store
+    return join_folds(run)
 
 
 def units_of(

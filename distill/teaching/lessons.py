@@ -19,7 +19,7 @@ from data.folds import Folds
 from data.schema import Rows
 from data.softmax import softmax
 from distill.config import DistillConfig
-from distill.losses import cross_entropy, mix_teachers, named_loss, swap_consistency
+from distill.losses import LOSSES, Terms, cross_entropy, mix_teachers, named_terms, swap_consistency, total
 from distill.teaching.teachers import HUMAN, Teachers
 
 
@@ -114,12 +114,15 @@ class StudentLoss:
     ----------
     whole_pairs : bool
         Whether both orders of a row must be in one pack, side by side.
+    terms : dict of str to Tensor
+        What the last loss was made of, each of shape (n,) and without gradients: what a training logs.
     """
 
     def __init__(self, config: DistillConfig, permutation: list[int]) -> None:
         self.config = config
         self.permutation = permutation
         self.whole_pairs = config.consistency > 0
+        self.terms: Terms = {}
 
     def __call__(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Return a loss a sequence, shape (n,); cross-entropy alone where the teachers' logits are NaN."""
@@ -133,18 +136,24 @@ class StudentLoss:
             teacher_logits = mix_teachers(teacher_logits, weights, config.mixing)
             weights = torch.ones_like(weights[:, :1])
         given = vars(config) | {"teacher_logits": teacher_logits, "teacher_weights": weights}
-        loss = named_loss(config.loss, logits, batch["targets"], **given)
+        terms = named_terms(config.loss, logits, batch["targets"], **given)
         if bare is not None:
-            loss = torch.where(bare, cross_entropy(logits, batch["targets"]), loss)
+            alone = cross_entropy(logits, batch["targets"])
+            zero = torch.zeros_like(alone)
+            terms = {name: torch.where(bare, zero, term) for name, term in terms.items()}
+            terms["ce"] = torch.where(bare, alone, terms.get("ce", zero))
         if self.whole_pairs:
-            loss = loss + config.consistency * swap_consistency(logits, self.permutation)
-        return loss
+            terms["consistency"] = config.consistency * swap_consistency(logits, self.permutation)
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        return total(terms)
 
 
 def teacher_details(config: DistillConfig, teachers: Teachers | None) -> dict[str, Any]:
     """Manifest fields that pin whom the student learnt from, and how."""
     described = asdict(config)
     del described["leakage"]  # stands beside it, and is not the recipe's alone to say
+    if LOSSES[config.loss].hash:
+        described["loss_hash"] = LOSSES[config.loss].hash
     if teachers is None:
         return {"distill": described, "teachers": {}, "teacher_label_kind": None, "leakage": None}
     resolved = dict(zip(teachers.names, weights_of(config, teachers.names), strict=True))

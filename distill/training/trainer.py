@@ -31,9 +31,10 @@ from distill.packing.cutting import Cutter, Static, static_shape
 from distill.packing.examples import Examples
 from distill.packing.pack import pack, send
 from distill.packing.steps import Step, plan_steps, targets_of
-from distill.processes import lowest, on_first, process, sum_gradients
+from distill.processes import gathered, lowest, on_first, process, sum_gradients
 from distill.quiet import quiet_transformers
 from distill.training.predict import predict_logits
+from distill.training.showing import NamedProgress, ProgressLines
 
 __all__ = ["ClassifierTrainer", "Loss", "LossNotFinite", "last_checkpoint", "predict_logits", "train"]
 
@@ -116,6 +117,8 @@ class ClassifierTrainer(Trainer):
         self.static: Static | None = None
         self._resize()
         self._unchecked: list[tuple[int, np.ndarray, Tensor, Any]] = []
+        self._terms: dict[str, Tensor] = {}
+        self._steps_of_terms = 0
         # Every process loads the same base; only what is trained has to be made equal.
         frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
         ignoring: Any = model
@@ -150,9 +153,9 @@ class ClassifierTrainer(Trainer):
         plan = self.classifier.plan
         while True:
             failure, total = "another process ran out of CUDA memory", torch.zeros(())
-            done = 1
+            done, terms = 1, dict[str, Tensor]()
             try:
-                total = self._packed_step(step)
+                total, terms = self._packed_step(step)
             except torch.OutOfMemoryError as error:
                 if self.classifier.sharded:
                     raise torch.OutOfMemoryError(f"{error}; lower train.pack_tokens") from error
@@ -163,11 +166,14 @@ class ClassifierTrainer(Trainer):
                 plan.kept = kept
             if done:
                 sum_gradients(self.classifier.trained)
+                self._keep_terms(terms)
                 return total
             self._spare_memory(model, failure)
 
-    def _packed_step(self, step: Step) -> Tensor:
+    def _packed_step(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """Run this process's packs of a step; return the losses' sum over all rows of the whole step.
+
+        Beside it the same of each of the loss's terms, this process's part of it.
 
         Gradients are left as this process's part of their sum. The loss is scaled so that its mean over
         processes, which the Trainer logs, is the step's.
@@ -177,6 +183,7 @@ class ClassifierTrainer(Trainer):
         rank, world = process()
         device = accelerator.device
         total = torch.zeros((), device=device)
+        terms: dict[str, Tensor] = {}
         shares = self.cutter.packs(encoded.lengths[sequences])
         mine = shares[rank]
         # A sharded base is gathered by all together: who has no pack left runs a row that counts for nothing.
@@ -193,7 +200,27 @@ class ClassifierTrainer(Trainer):
             accelerator.backward(loss)
             self._remember(part.rows, losses.detach())
             total += loss.detach() * world
-        return total
+            for name, term in getattr(self.row_loss, "terms", {}).items() if number < len(mine) else ():
+                terms[name] = terms.get(name, 0) + term.sum() / len(step)
+        return total, terms
+
+    def _keep_terms(self, terms: dict[str, Tensor]) -> None:
+        """Add up a step's terms for the next log; on the device, which is not to be waited for."""
+        self._steps_of_terms += 1
+        for name, value in terms.items():
+            self._terms[name] = self._terms.get(name, 0) + value
+
+    def _logged_terms(self) -> dict[str, float]:
+        """Means of the loss's terms over the steps since the last log; none of a loss that has but one."""
+        steps, own = max(1, self._steps_of_terms), {n: float(v) for n, v in self._terms.items()}
+        self._terms, self._steps_of_terms = {}, 0
+        if not getattr(self.row_loss, "terms", {}):
+            return {}
+        parts = gathered(own)
+        names = dict.fromkeys(name for part in parts for name in part)
+        if len(names) < 2:
+            return {}
+        return {f"loss_{name}": sum(part.get(name, 0.0) for part in parts) / steps for name in names}
 
     def _remember(self, rows: np.ndarray, losses: Tensor) -> None:
         """Have losses checked: at once on the CPU, a step later on a GPU, which is not to be waited for."""
@@ -265,7 +292,8 @@ class ClassifierTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, after a look at the losses behind the numbers."""
         self.check_losses()
-        super().log(logs, *args, **kwargs)
+        terms = self._logged_terms() if "loss" in logs else {}
+        super().log({**logs, **terms}, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.check_losses()
@@ -387,7 +415,9 @@ def train(
     trainer.remove_callback(PrinterCallback)
     if is_terminal():
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(_NamedProgress(what))
+        trainer.add_callback(NamedProgress(what))
+    else:
+        trainer.add_callback(ProgressLines(what))
     for callback in (_MetricsFile(out / "metrics.jsonl"), *callbacks):
         trainer.add_callback(callback)
     checkpoint = on_first(lambda: last_checkpoint(out))
@@ -397,24 +427,3 @@ def train(
     trainer.check_losses()
     on_first(lambda: None)  # all are done before anything of the training is moved or deleted
     model.eval()
-
-
-class _NamedProgress(ProgressCallback):
-    """The library's progress bar, named after what is trained."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__()
-        self.what = what
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar."""
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description(self.what)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
-    ) -> None:
-        """Show the loss on the bar instead of printing a line a log."""
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.4f}")

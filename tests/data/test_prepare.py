@@ -430,3 +430,20 @@ def test_any_prompt_can_be_reported_anywhere(tmp_path: Path) -> None:
     assert done.returncode in (0, 141)  # 0 where all was written before the other end was closed
     assert done.stderr == b""
     assert sorted(contents(tmp_path / "pipe")) == FILES
+
+
+def test_plain_texts_are_shown_in_a_template_of_one_s_own(tmp_path: Path, capsys) -> None:
+    """One that no pair fits into, which was refused before the rows were read, and ignored if it did fit."""
+    lines = ["id,prompt,label", *(f"r{i},text number {hash_word(i)},c{i % 2}" for i in range(20))]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    own = tmp_path / "own.jinja"
+    own.write_text("Some text: {{ prompts | join(' ') }} Topic:")
+    given = ["--source", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out"), "--inspect", "1"]
+    given += ["--folds", "2", "--near", "off", "--tokenizer", tokenizer_file(tmp_path)]
+    main([*given, "--template", str(own)])
+    shown = capsys.readouterr().out
+    assert "Some text: text number" in shown
+    assert "Topic:" in shown
+    own.write_text("Nothing of it")
+    with pytest.raises(UserError, match="turn 1 of prompt nowhere"):
+        main([*given, "--template", str(own)])

@@ -14,10 +14,19 @@ from distill.losses import (
     cross_entropy,
     distillation_kl,
     mix_teachers,
-    named_loss,
-    soft_label_loss,
+    named_terms,
+    soft_label_terms,
     swap_consistency,
+    total,
 )
+
+
+def named_loss(name, logits, targets, **given):
+    return total(named_terms(name, logits, targets, **given))
+
+
+def soft_label_loss(*given):
+    return total(soft_label_terms(*given))
 
 
 def double(*shape, seed=0):
@@ -183,3 +192,21 @@ def test_swap_consistency_is_zero_exactly_where_the_orders_agree():
     assert (value > 0).all()
     assert (value < 0.6932).all()
     torch.testing.assert_close(value[0::2], value[1::2])
+
+
+@pytest.mark.parametrize(
+    ("name", "terms"),
+    [
+        ("kl", ["ce", "kl"]),
+        ("blackpearl", ["ce", "kl", "cosine"]),
+        ("wsdm1", ["ce", "kl", "cosine"]),
+        ("wsdm3", ["ce", "kl"]),
+        ("mse", ["ce", "mse"]),
+        ("smoothing", ["base"]),
+        ("hard", ["base"]),
+    ],
+)
+def test_a_loss_is_made_of_its_terms_by_name(name, terms):
+    found = named_terms(name, double(4, 3), double(4, 3, seed=1).softmax(-1), **given(TEACHERS, MIX))
+    assert list(found) == terms
+    assert all(term.shape == (4,) for term in found.values())

@@ -6,7 +6,8 @@ import pytest
 
 from data.errors import UserError
 from distill import config
-from distill.recipe import load_recipe, recipe_names, refusal, save_resolved
+from distill.recipe import load_recipe, read_config, recipe_names, refusal, save_resolved
+from distill.recipe_keys import keys_of, recipe_keys
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -157,3 +158,69 @@ def test_adapters_that_are_off_are_not_checked():
     assert load_recipe("demo", [*off, "teachers.llama.lora.r=0"]).teachers["llama"].lora.r == 0
     with pytest.raises(UserError, match=r"lora\.r is 0; it must be above 0"):
         load_recipe("demo", ["teachers.llama.lora.r=0"])
+
+
+@pytest.mark.parametrize(
+    "text", ["${oc.env:TOKEN}", "x ${oc.decode:${oc.env:TOKEN}}", "${${student.seed}:TOKEN}"]
+)
+def test_no_resolver_is_called_from_a_file_or_the_command_line(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("TOKEN", "hunter2")
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"teachers:\n  a: {{backbone: {{path: '{text}'}}}}\n")
+    tried = [
+        lambda: load_recipe(str(file)),
+        lambda: load_recipe("demo", [f"teachers.llama.backbone.revision={text}"]),
+        lambda: read_config(file, config.ModelConfig),
+    ]
+    for number, read in enumerate(tried):
+        with pytest.raises(UserError, match="calls a resolver") as caught:
+            read()
+        assert "hunter2" not in str(caught.value)
+        assert ("backbone.revision" if number == 1 else "a.backbone.path") in str(caught.value)
+
+
+def test_a_value_may_name_another_of_the_same_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {seed: 7}\nteachers:\n  a: {backbone: {path: x}, train: {seed: '${data.seed}'}}\n")
+    assert load_recipe(str(file)).teachers["a"].train.seed == 7
+
+
+def test_deeply_nested_yaml_is_named(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("[" * 50_000)
+    with pytest.raises(UserError, match=r"mine\.yaml: is nested more than 50"):
+        load_recipe(str(file))
+    with pytest.raises(UserError, match=r"mine\.yaml: is nested more than 50"):
+        read_config(file, config.ModelConfig)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["student.distill.loss=wsdm3", "student.distill.temperature=2"],
+            "temperature means nothing to .*wsdm3",
+        ),
+        (["student.distill.loss=hard", "student.distill.weight=.5"], "weight means nothing.*has no teacher"),
+        (
+            ["student.distill.loss=hard", "student.distill.mixing=log"],
+            "mixing means nothing to the loss hard",
+        ),
+        (["teachers.llama.backbone.verdicts=[A,B,C]"], "verdicts are words of head tokens"),
+    ],
+)
+def test_a_key_that_would_mean_nothing_is_refused(overrides, words):
+    with pytest.raises(UserError, match=words):
+        load_recipe("demo", overrides)
+
+
+def test_every_key_of_a_recipe_is_told_with_meaning_default_and_range():
+    shown = recipe_keys()
+    flat = " ".join(shown.split())
+    for key, field in keys_of(config.StudentConfig):
+        assert f"  {key.removeprefix('distill.')}\n" in shown or f"student.{key}\n" in shown
+        assert " ".join(field.metadata["help"].split()) in flat
+    assert "learning rate; default 0.0002; above 0" in flat
+    assert "default linear" not in flat
+    assert "share of the steps; default 0.05; from 0 to 1" in flat
+    assert "default nf4; one of nf4, int8, fp8, bf16, fp16, fp32" in flat

@@ -59,6 +59,25 @@ def test_a_plain_text_row_is_its_prompt_alone():
     assert texts(pair=False) == [("prompt", "Hi"), ("tag", "\n"), ("prompt", "")]
 
 
+def test_a_template_of_one_s_own_lays_out_plain_texts_too(tmp_path):
+    """It was ignored for them, and recorded all the same."""
+    own = tmp_path / "own.jinja"
+    own.write_text('Text: {{ prompts | join(" / ") }}\nTopic:')
+    found = read_template(str(own)).segments(["one", "two"], [], [], pair=False)
+    assert [(s.part, s.text) for s in found] == [
+        ("tag", "Text: "), ("prompt", "one"), ("tag", " / "), ("prompt", "two"), ("tag", "\nTopic:"),
+    ]  # fmt: skip
+    assert Template(**asdict(read_template(str(own)))).layout((2, 0, 0), False) == read_template(
+        str(own)
+    ).layout((2, 0, 0), False)
+
+
+@pytest.mark.parametrize("name", [name for name in template_names() if name != "pair"])
+def test_a_shipped_template_for_pairs_is_refused_for_plain_texts(name):
+    with pytest.raises(UserError, match=rf"template {name} lays out pairs"):
+        Template(name).layout((1, 0, 0), False)
+
+
 def test_a_template_survives_a_manifest(tmp_path):
     own = tmp_path / "own.jinja"
     own.write_text(

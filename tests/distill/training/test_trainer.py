@@ -11,11 +11,12 @@ from transformers import TrainerCallback
 from data.arena import ArenaConfig, simulate_arena
 from data.encoding.encode import Encoder, Truncation, pad_token_id
 from data.encoding.template import Template
-from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
+from distill.config import BackboneConfig, DistillConfig, LoraConfig, TinyConfig, TrainConfig
 from distill.losses import label_loss
 from distill.model.backbone import add_adapters, load_base, load_tokenizer
 from distill.model.tiny import tiny_backbone
 from distill.packing.examples import Examples
+from distill.teaching.lessons import StudentLoss
 from distill.training.trainer import ClassifierTrainer, train
 
 CONFIG = TrainConfig(
@@ -166,3 +167,36 @@ def test_checkpoints_hold_only_what_is_trained(setting, tmp_path):
     files = {path.name for path in checkpoint.iterdir()}
     assert {"adapter_model.safetensors", "optimizer.pt", "trainer_state.json"} <= files
     assert not {"model.safetensors", "training_args.bin"} & files
+
+
+def test_off_a_terminal_a_training_says_where_it_is(setting, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("data.progress.EVERY_S", 0)
+    trained(setting, tmp_path, rows=16)
+    first, second = [line[6:] for line in capsys.readouterr().err.splitlines() if " steps" in line]
+    assert first.startswith("test: 1 of 2 steps")
+    assert "loss " in second
+    assert second.endswith(" left")
+
+
+@pytest.mark.parametrize("name", ["kl", "blackpearl", "mse", "hard"])
+def test_every_term_of_a_loss_is_logged_and_they_add_up_to_it(setting, tmp_path, name):
+    """In packs smaller than a step, with a row that has no teacher, and with the term of consistency."""
+    backbone, examples = setting
+    rows = len(examples.targets)
+    teachers = np.random.default_rng(0).normal(size=(rows, 2, 3))
+    teachers[3] = np.nan
+    taught = replace(examples, teacher_logits=teachers, teacher_weights=np.full((rows, 2), 0.5))
+    loss = StudentLoss(DistillConfig(loss=name, consistency=0.5), [1, 0, 2])
+    trained((backbone, taught), tmp_path, replace(CONFIG, micro_rows=3, log_steps=2), row_loss=loss)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if "loss" in line]
+    assert logged
+    for line in logged:
+        terms = {key: value for key, value in line.items() if key.startswith("loss_")}
+        assert {"loss_ce", "loss_consistency"} <= set(terms)
+        assert sum(terms.values()) == pytest.approx(line["loss"], abs=2e-4)
+
+
+def test_a_loss_of_one_term_is_logged_once(setting, tmp_path):
+    trained(setting, tmp_path, row_loss=StudentLoss(DistillConfig(loss="hard"), [1, 0, 2]))
+    assert "loss_" not in (tmp_path / "metrics.jsonl").read_text()
