@@ -18,7 +18,7 @@ from data.sources.formats import SourceOptions
 from data.sources.place import source_name
 
 REPEATS = ("drop", "keep")
-IDS = ("column", "row-number")
+IDS = ("auto", "column", "row-number")
 _SOURCE_KEYS = ("path", "pin", *(entry.name for entry in fields(SourceOptions)))
 
 
@@ -131,7 +131,7 @@ def _source(entry: Any, where: Path) -> Source:
                 f"{where}: {name} of source {entry['path']} holds {brief(bad[0], 40)}; write names, in "
                 "quotes where YAML takes them for something else, and class indices for a swap"
             )
-    if options.get("ids", "column") not in IDS:
+    if options.get("ids", "auto") not in IDS:
         raise UserError(f"{where}: ids of source {entry['path']} must be one of {listing(IDS)}")
     if "classes" in options:
         options["classes"] = tuple(str(value) for value in options["classes"])
