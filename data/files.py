@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -213,6 +214,38 @@ def refuse_bomb(path: Path) -> None:
         raise UserError(f"{path}: cannot be unpacked as gzip ({error}); is it damaged or cut off?") from error
 
 
+def csv_delimiter(path: Path) -> str:
+    """Return what separates the cells of a CSV: by its header a comma, else ``;`` or a tab."""
+    if path.name.lower().removesuffix(".gz").endswith(".tsv"):
+        return "\t"
+    try:
+        with unpacked(path) as handle:
+            header = re.sub(rb'"[^"]*"', b"", handle.readline(1 << 20))
+    except (OSError, EOFError, zlib.error):
+        return ","  # whoever reads on says what is wrong
+    return next((mark for mark in (",", ";", "\t") if mark.encode() in header), ",")
+
+
+def table_columns(path: Path, what: str = "file") -> list[str]:
+    """Return the columns of a file that :func:`read_table` reads, without its rows where it can."""
+    import csv
+    import io
+
+    if path.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
+        require_file(path, what)
+        try:
+            with unpacked(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
+                return next(csv.reader(text, delimiter=csv_delimiter(path)), [])
+        except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read as CSV ({brief(error)})") from error
+    if path.suffix.lower() in {".parquet", ".pq"}:
+        import pyarrow.parquet as pq
+
+        with readable_parquet(path):
+            return list(pq.read_schema(str(require_file(path, what))).names)
+    return list(read_table(path, what).column_names)
+
+
 def read_table(path: Path, what: str = "file", as_text: bool = False) -> pa.Table:
     """Read a CSV (plain or packed by gzip), Parquet or JSON-lines file, by its extension.
 
@@ -242,7 +275,7 @@ def read_table(path: Path, what: str = "file", as_text: bool = False) -> pa.Tabl
         if suffix in {".csv", ".tsv"}:
             from pyarrow import csv
 
-            parse = csv.ParseOptions(newlines_in_values=True, delimiter="\t" if suffix == ".tsv" else ",")
+            parse = csv.ParseOptions(newlines_in_values=True, delimiter=csv_delimiter(path))
             read = csv.ReadOptions(block_size=64 << 20)
             convert = csv.ConvertOptions()
             if as_text:

@@ -92,8 +92,8 @@ class LabelReader:
 
 
 def refuse_counting(indices: Collection[int], classes: Classes, where: str) -> None:
-    """Refuse indices of which none is 0, where nothing shows what they count from."""
-    if indices and min(indices) > 0:
+    """Refuse indices, two or more, of which none is 0: nothing shows what they count from."""
+    if len(indices) > 1 and min(indices) > 0:
         names = ",".join(str(k + 1) for k in range(classes.n))
         raise UserError(
             f"{where}: the labels are the numbers {listing(sorted(indices))} and none is 0, so that nothing "

@@ -1,9 +1,9 @@
 """The row table: one labelled example a row, and the classes its labels are drawn from.
 
 ``rows.parquet`` holds ``row_id``, ``prompt``, ``response_a``, ``response_b`` (one list entry a turn),
-``label`` (class index, int8 or as wide as the classes need, null where unlabelled), optionally
-``label_probs`` (soft labels), ``model_a``, ``model_b`` and ``source``. Further columns are kept and ignored. The class names, and the permutation
-of classes under a swap of the two responses, travel in the Parquet file's metadata.
+``label`` (class index, as wide as the classes need, null where unlabelled), optionally ``label_probs``
+(soft labels), ``model_a``, ``model_b`` and ``source``. Further columns are kept and ignored. The class
+names, and the permutation of classes under a swap of the two responses, travel in the file's metadata.
 """
 
 from __future__ import annotations
