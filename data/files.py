@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,7 +34,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
     _refuse_unreadable_name(path)
     make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    held = None
     try:
+        held = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666)  # less the umask
+        with suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)  # tells :func:`sweep` that its writer lives
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
@@ -43,6 +48,32 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if held is not None:
+            os.close(held)
+
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one that :func:`atomic_write` gives while it writes."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def sweep(directory: Path) -> None:
+    """Delete what killed commands left half-written directly in a directory; what is being written stays."""
+    try:
+        left = [path for path in directory.iterdir() if is_temporary(path.name)]
+    except OSError:
+        return
+    for path in left:
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(handle)
 
 
 def make_directory(path: Path) -> None:
@@ -66,7 +97,7 @@ def _refuse_unreadable_name(path: Path) -> None:
 
 @contextmanager
 def locked(directory: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a directory for one command; a killed command holds nothing.
+    """Hold a directory for one command; a killed command holds nothing, and what it left is swept.
 
     Parameters
     ----------
@@ -96,7 +127,12 @@ def locked(directory: Path, wait: bool = False) -> Iterator[None]:
                 "directory"
             ) from None
         except OSError:
-            pass  # a network's file system may know no locks
+            warnings.warn(
+                f"{directory}: its file system knows no locks; see to it that no other command writes there "
+                "meanwhile",
+                stacklevel=3,
+            )
+        sweep(directory)
         yield
     finally:
         os.close(handle)
@@ -159,6 +195,41 @@ def read_json(path: Path, what: str = "file") -> Any:
         raise UserError(f"{path}: not valid JSON ({error}); it may be damaged, make it again") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a YAML file into plain Python; a missing, damaged or cyclic one is a user's mistake.
+
+    A value may stand for another key's (``${folds}``). What would be evaluated, such as a variable of the
+    environment in ``${oc.env:TOKEN}``, is refused: a file that somebody else wrote must not read secrets.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        loaded = OmegaConf.load(require_file(path, what))
+        refuse_resolvers(OmegaConf.to_container(loaded, resolve=False), path)
+        return OmegaConf.to_container(loaded, resolve=True)
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path}: not a readable YAML file ({brief(reason)})") from error
+
+
+def refuse_resolvers(content: Any, where: Path | str) -> None:
+    """Refuse values, at any depth, that would be evaluated when they are resolved."""
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str) and re.search(r"\$\{.*:", value, re.DOTALL):
+            raise UserError(
+                f"{where}: {brief(value, 60)} would be evaluated, which no file may ask for; write the value "
+                "itself, or give it on the command line"
+            )
 
 
 def read_parquet(path: Path, what: str = "file") -> pa.Table:

@@ -84,7 +84,12 @@ class Folds:
 
 
 def make_folds(
-    rows: Rows, n_folds: int = 5, seed: int = 0, near: Near | None = None, pin: Collection[str] = ()
+    rows: Rows,
+    n_folds: int = 5,
+    seed: int = 0,
+    near: Near | None = None,
+    pin: Collection[str] = (),
+    notes: list[str] | None = None,
 ) -> Folds:
     """Deal the prompt groups into folds of like size and like shares of labels and sources.
 
@@ -103,6 +108,8 @@ def make_folds(
     pin : collection of str
         Sources whose rows are pinned to every training. Rows of theirs that share a group with rows of
         another source are dealt into folds with it instead, for pinned they would leak.
+    notes : list of str, optional
+        Gets what the user should know of the groups.
 
     Raises
     ------
@@ -115,11 +122,15 @@ def make_folds(
     if seed < 0:
         raise UserError(f"a seed of {seed} is negative; give 0 or more")
     to_pin = _rows_of(rows, pin)
-    groups = group_rows(rows, near)
+    groups = group_rows(rows, near, notes)
     names, group_of_row = np.unique(np.array(groups), return_inverse=True)
     validated = np.bincount(group_of_row, weights=~to_pin, minlength=len(names)) > 0
     if validated.sum() < n_folds:
-        alike = f" (those of a similarity from {near.threshold} on are one: --near)" if near else ""
+        alike = (
+            f" (those of a similarity from {near.threshold} on are one; --near off: equal ones alone)"
+            if near
+            else ""
+        )
         raise UserError(
             f"{int((~to_pin).sum())} rows hold {int(validated.sum())} distinct prompts{alike}, too few for "
             f"{n_folds} folds: rows of one prompt share a fold; give fewer folds or more prompts"

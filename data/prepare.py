@@ -60,7 +60,7 @@ def _prepare(args: argparse.Namespace) -> None:
             rows, notes, details = _simulate(args), ["cleaning: nothing was changed"], dict[str, Any]()
         else:
             rows, notes, details = _read(plan, scratch)
-        folds = prepare(rows, out, plan.folds, plan.seed, near, plan.pin, details)
+        folds = prepare(rows, out, plan.folds, plan.seed, near, plan.pin, details, notes)
 
         groups = len(set(folds.group_ids))
         names = ", ".join(args.source)

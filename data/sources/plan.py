@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, brief, listing
-from data.files import require_file
+from data.files import read_yaml
 from data.sources.formats import SourceOptions
 from data.sources.place import source_name
 
@@ -202,16 +202,3 @@ def read_column_map(items: Sequence[str]) -> dict[str, str]:
         else:
             raise UserError(f"--columns {item}: give field=column, e.g. prompt=question, or a .yaml file")
     return columns
-
-
-def read_yaml(path: Path, what: str) -> Any:
-    """Read a YAML file into plain Python; a missing, damaged or cyclic one is a user's mistake."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        return OmegaConf.to_container(OmegaConf.load(require_file(path, what)), resolve=True)
-    except (YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{path}: not a readable YAML file ({brief(reason)})") from error
