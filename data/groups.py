@@ -123,9 +123,10 @@ def group_rows(rows: Rows, near: Near | None = None, notes: list[str] | None = N
 def part_by_rest(rows: Rows, index: np.ndarray, near: Near, notes: list[str] | None = None) -> np.ndarray:
     """Unite near-duplicates; of a crowd that shares a long text, by what it does not share.
 
-    Short answers under one long question are such a crowd. It is a united group of :data:`CROWD_PROMPTS` or more distinct prompts and a :data:`CROWD_SHARE` of
-    all. Pieces that most of it share are left out, and what remains is compared again, until nothing
-    parts. Prompts of which next to nothing remains stay together: they differ by a mark or a number.
+    Short answers under one long question are such a crowd: a united group of :data:`CROWD_PROMPTS` or more
+    distinct prompts, and a :data:`CROWD_SHARE` of all. Pieces that most of it share are left out, and what
+    remains is compared again, until nothing parts. Prompts of which next to nothing remains stay together:
+    they differ by a mark or a number.
 
     Returns
     -------
@@ -161,8 +162,8 @@ def part_by_rest(rows: Rows, index: np.ndarray, near: Near, notes: list[str] | N
         n_parted += len(members)
     if n_parted and notes is not None:
         notes.append(
-            f"{n_parted:,} prompts share most of their text with many others, as answers to one question do, and "
-            "are grouped by the rest of it (--near off: by equal prompts alone)"
+            f"{n_parted:,} prompts share most of their text with many others, as answers to one question do, "
+            "and are grouped by the rest of it (--near off: by equal prompts alone)"
         )
     return found
 
