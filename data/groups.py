@@ -149,16 +149,18 @@ def part_by_rest(rows: Rows, index: np.ndarray, near: Near, notes: list[str] | N
             continue
         common = np.union1d(common, shared)
         rest = np.array([len(np.setdiff1d(own, shared)) for own in sets])
-        telling = members[rest >= LEAST_REST]
+        telling = members[rest > 0]
         if len(telling) < 2:
             continue
         parted = telling[unite_near(rows, index[telling], near, common)]
-        if len(telling) == len(members) and len(set(parted.tolist())) == 1:
+        # Whoever has next to nothing left stays with the others of that kind, and takes its likes along.
+        untold = np.isin(parted, parted[rest[rest > 0] < LEAST_REST])
+        left = np.union1d(members[rest == 0], telling[untold])
+        if len(left) == len(members) or (not len(left) and len(set(parted.tolist())) == 1):
             continue
-        found[telling] = parted
-        if len(telling) < len(members):
-            found[members[rest < LEAST_REST]] = members[rest < LEAST_REST][0]
-        waiting += [(group, common) for group in _crowds(parted, least, telling)]
+        found[telling[~untold]] = parted[~untold]
+        found[left] = left[:1]
+        waiting += [(group, common) for group in _crowds(parted[~untold], least, telling[~untold])]
         n_parted += len(members)
     if n_parted and notes is not None:
         notes.append(

@@ -80,7 +80,7 @@ class LabelReader:
             allowed = "" if None not in self._numbers else f" or an index from 0 to {self.classes.n - 1}"
             counted = number == self.classes.n and None in self._numbers
             raise UserError(
-                f"{self.where}: row {brief(row_id)} has label {brief(value)}, none of the {self.classes.n} "
+                f"{self.where}: row {brief(row_id)} has label {brief(value)!r}, none of the {self.classes.n} "
                 f"classes; give a class name ({listing(self.classes.names)}){allowed}"
                 f"{'; do the labels count from 1? write them as names' if counted else ''}"
             )

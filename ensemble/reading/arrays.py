@@ -28,8 +28,6 @@ def read_array(path: Path) -> tuple[list[str], np.ndarray]:
         raise UserError(
             f"{path}: cannot be read as a NumPy array ({error}); save it with numpy.save"
         ) from error
-    if values.dtype.kind in "fiu" and (values.ndim == 1 or values.shape[1:] == (1,)):
-        values = np.stack([1 - values.ravel(), values.ravel()], axis=1)  # a binary set's one column
     if values.ndim != 2 or values.shape[1] < 2 or values.dtype.kind not in "fiu":
         raise UserError(
             f"{path}: holds {values.dtype} of shape {values.shape}; needs numbers, one row a row id and "

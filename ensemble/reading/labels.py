@@ -13,7 +13,7 @@ import numpy as np
 
 from data.errors import UserError, listing
 from data.files import read_table
-from data.labels import LabelReader, winner_index
+from data.labels import WINNERS, LabelReader, cell_text, winner_index
 from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows
 from ensemble.reading.columns import class_columns, number_column, read_ids, read_probabilities
 
@@ -72,7 +72,7 @@ def load_labels(path: Path, classes: Classes) -> Labels:
     ids = read_ids(table, path)
     names, said = table.column_names, []
     by_index = False
-    column = _label_column(names, classes)
+    column = _label_column(table, classes)
     if column == "winner":
         cells = zip(table.column(column).to_pylist(), ids, strict=True)
         found = [winner_index(cell, classes.n, key, str(path)) for cell, key in cells]
@@ -105,13 +105,18 @@ def load_labels(path: Path, classes: Classes) -> Labels:
     )
 
 
-def _label_column(names: list[str], classes: Classes) -> str | None:
+def _label_column(table: pa.Table, classes: Classes) -> str | None:
     """The column that names or numbers classes: ``label``, ``winner`` of a pair, or the only one there is."""
+    names = table.column_names
     lower = {name.lower(): name for name in names}
     if "label" in lower:
         return lower["label"]
-    if "winner" in lower and classes in (PREFERENCE, PREFERENCE_NO_TIE):
-        return "winner" if "winner" in names else None
+    if "winner" in names and classes in (PREFERENCE, PREFERENCE_NO_TIE):
+        return (
+            "winner"
+            if {cell_text(cell) for cell in table.column("winner").to_pylist()} & set(WINNERS)
+            else None
+        )
     found = class_columns(names)
     return found[0] if len(found) == 1 and found[0] not in classes.names else None
 

@@ -87,7 +87,7 @@ def load_members(arguments: list[str]) -> list[Member]:
     classes = load_member(first).classes if first else _shared_classes([path for _, path in named])
     members: list[Member] = []
     for name, path in named:
-        member = _load(path, classes, name)
+        member = _load(path, classes, name, [other for _, other in named])
         classes = classes or member.classes
         refuse_odd_name(member)
         at = next((i for i, other in enumerate(members) if other.name == member.name), None)
@@ -109,17 +109,19 @@ def load_members(arguments: list[str]) -> list[Member]:
     return sorted(members, key=lambda member: member.name)
 
 
-def _load(path: Path, classes: Classes | None, name: str | None) -> Member:
-    """Load a member; where its rows do not sum to 1, say which of its columns other sets lack."""
+def _load(path: Path, classes: Classes | None, name: str | None, others: list[Path]) -> Member:
+    """Load a member; where its rows sum to 1 only with a column that another set lacks, name that set."""
     try:
         return load_member(path, classes, name)
     except UserError as mistake:
         odd = [column for column in columns_of(path) or [] if classes and column not in classes.names]
         if not odd or "not sum to 1" not in str(mistake):
             raise
+        lacking = next(other for other in others if not set(odd) <= set(columns_of(other) or odd))
         raise UserError(
-            f"{mistake}; column {listing(odd)} is lacking from other sets: is it a class?"
-        ) from None
+            f"{lacking}: no probability column {listing(odd)}, which {path} has; every set needs one a "
+            "class, named as the class"
+        ) from mistake
 
 
 def _shared_classes(paths: list[Path]) -> Classes | None:

@@ -56,7 +56,7 @@ def test_named_classes_count_from_where_they_do(tmp_path: Path) -> None:
 
 
 def test_a_stray_label_is_refused_as_the_stack_refuses_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="row r7 has label 0, none of the 3 classes"):
+    with pytest.raises(UserError, match="row r7 has label '0', none of the 3 classes"):
         prepared(tmp_path, table(tmp_path, [*"1231231", "0", *"123"]), "--classes", "1,2,3")
 
 
@@ -104,7 +104,7 @@ def test_answers_under_one_long_question_are_told_apart(
     questions = [" ".join(words(1000 + 10 * q + k) for k in range(9)) for q in range(2)]
     rows = [[str(i), f"Question: {questions[i % 2]}\nAnswer: {words(i, 4)}", "ab"[i % 2]] for i in range(40)]
     _, folds, _ = prepared(tmp_path, write_csv(tmp_path / "t.csv", ["id", "prompt", "label"], rows))
-    assert len(set(folds.group_ids)) > 30
+    assert len(set(folds.group_ids)) > 20
     assert "40 prompts share most of their text with many others" in capsys.readouterr().out
 
 
