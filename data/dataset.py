@@ -43,6 +43,7 @@ def prepare(
     near: Near | None = None,
     pin: Collection[str] = (),
     details: Mapping[str, Any] | None = None,
+    notes: list[str] | None = None,
 ) -> Folds:
     """Write ``rows`` and their folds into the directory ``out``, or finish what is begun there.
 
@@ -57,6 +58,8 @@ def prepare(
         As in :func:`data.folds.make_folds`.
     details : mapping, optional
         Further manifest fields.
+    notes : list of str, optional
+        Gets what the user should know of new folds.
 
     Raises
     ------
@@ -76,7 +79,7 @@ def prepare(
         folds = check_folds(read_folds(out), rows, out / FOLDS)
         _refuse_other_folds(folds, rows, out / FOLDS, n_folds, near, pin)
     else:
-        folds = make_folds(rows, n_folds, seed, near, pin)
+        folds = make_folds(rows, n_folds, seed, near, pin, notes)
         if not (out / ROWS).exists():
             write_rows(out / ROWS, rows)
         write_folds(out, folds)

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable
+
+_USER = re.compile(r"://[^/\s@]*@")
+_QUERY = re.compile(r"(://[^\s?]*)\?[^\s]*")
 
 
 class UserError(Exception):
@@ -50,8 +54,16 @@ def listing(items: Iterable[object], limit: int = 5) -> str:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` with control characters replaced: a row's must not command the terminal."""
+    """Return ``text`` as it may be shown: without what commands a terminal, and without secrets."""
+    text = without_credentials(text)
     return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def without_credentials(text: str) -> str:
+    """Return ``text`` without the users, passwords and queries of the addresses in it, chained ones too."""
+    if "://" not in text:
+        return text
+    return _QUERY.sub(r"\1?…", _USER.sub("://…@", text))
 
 
 def brief(value: object, limit: int = 200) -> str:

@@ -11,6 +11,8 @@ import gzip
 import hashlib
 import json
 import os
+import re
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,7 +34,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
     _refuse_unreadable_name(path)
     make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    held = None
     try:
+        held = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666)  # less the umask
+        with suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)  # tells :func:`sweep` that its writer lives
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
@@ -42,6 +48,32 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if held is not None:
+            os.close(held)
+
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one that :func:`atomic_write` gives while it writes."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def sweep(directory: Path) -> None:
+    """Delete what killed commands left half-written directly in a directory; what is being written stays."""
+    try:
+        left = [path for path in directory.iterdir() if is_temporary(path.name)]
+    except OSError:
+        return
+    for path in left:
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(handle)
 
 
 def make_directory(path: Path) -> None:
@@ -65,7 +97,7 @@ def _refuse_unreadable_name(path: Path) -> None:
 
 @contextmanager
 def locked(directory: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a directory for one command; a killed command holds nothing.
+    """Hold a directory for one command; a killed command holds nothing, and what it left is swept.
 
     Parameters
     ----------
@@ -95,7 +127,12 @@ def locked(directory: Path, wait: bool = False) -> Iterator[None]:
                 "directory"
             ) from None
         except OSError:
-            pass  # a network's file system may know no locks
+            warnings.warn(
+                f"{directory}: its file system knows no locks; see to it that no other command writes there "
+                "meanwhile",
+                stacklevel=3,
+            )
+        sweep(directory)
         yield
     finally:
         os.close(handle)
@@ -213,6 +250,38 @@ def refuse_bomb(path: Path) -> None:
         raise UserError(f"{path}: cannot be unpacked as gzip ({error}); is it damaged or cut off?") from error
 
 
+def csv_delimiter(path: Path) -> str:
+    """Return what separates the cells of a CSV: by its header a comma, else ``;`` or a tab."""
+    if path.name.lower().removesuffix(".gz").endswith(".tsv"):
+        return "\t"
+    try:
+        with unpacked(path) as handle:
+            header = re.sub(rb'"[^"]*"', b"", handle.readline(1 << 20))
+    except (OSError, EOFError, zlib.error):
+        return ","  # whoever reads on says what is wrong
+    return next((mark for mark in (",", ";", "\t") if mark.encode() in header), ",")
+
+
+def table_columns(path: Path, what: str = "file") -> list[str]:
+    """Return the columns of a file that :func:`read_table` reads, without its rows where it can."""
+    import csv
+    import io
+
+    if path.name.lower().endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
+        require_file(path, what)
+        try:
+            with unpacked(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
+                return next(csv.reader(text, delimiter=csv_delimiter(path)), [])
+        except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read as CSV ({brief(error)})") from error
+    if path.suffix.lower() in {".parquet", ".pq"}:
+        import pyarrow.parquet as pq
+
+        with readable_parquet(path):
+            return list(pq.read_schema(str(require_file(path, what))).names)
+    return list(read_table(path, what).column_names)
+
+
 def read_table(path: Path, what: str = "file", as_text: bool = False) -> pa.Table:
     """Read a CSV (plain or packed by gzip), Parquet or JSON-lines file, by its extension.
 
@@ -242,7 +311,7 @@ def read_table(path: Path, what: str = "file", as_text: bool = False) -> pa.Tabl
         if suffix in {".csv", ".tsv"}:
             from pyarrow import csv
 
-            parse = csv.ParseOptions(newlines_in_values=True, delimiter="\t" if suffix == ".tsv" else ",")
+            parse = csv.ParseOptions(newlines_in_values=True, delimiter=csv_delimiter(path))
             read = csv.ReadOptions(block_size=64 << 20)
             convert = csv.ConvertOptions()
             if as_text:

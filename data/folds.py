@@ -84,7 +84,12 @@ class Folds:
 
 
 def make_folds(
-    rows: Rows, n_folds: int = 5, seed: int = 0, near: Near | None = None, pin: Collection[str] = ()
+    rows: Rows,
+    n_folds: int = 5,
+    seed: int = 0,
+    near: Near | None = None,
+    pin: Collection[str] = (),
+    notes: list[str] | None = None,
 ) -> Folds:
     """Deal the prompt groups into folds of like size and like shares of labels and sources.
 
@@ -103,6 +108,8 @@ def make_folds(
     pin : collection of str
         Sources whose rows are pinned to every training. Rows of theirs that share a group with rows of
         another source are dealt into folds with it instead, for pinned they would leak.
+    notes : list of str, optional
+        Gets what the user should know of the groups.
 
     Raises
     ------
@@ -115,20 +122,26 @@ def make_folds(
     if seed < 0:
         raise UserError(f"a seed of {seed} is negative; give 0 or more")
     to_pin = _rows_of(rows, pin)
-    groups = group_rows(rows, near)
+    groups = group_rows(rows, near, notes)
     names, group_of_row = np.unique(np.array(groups), return_inverse=True)
     validated = np.bincount(group_of_row, weights=~to_pin, minlength=len(names)) > 0
     if validated.sum() < n_folds:
-        alike = f" (those of a similarity from {near.threshold} on are one: --near)" if near else ""
+        alike = (
+            f" (those of a similarity from {near.threshold} on are one; --near off: equal ones alone)"
+            if near
+            else ""
+        )
         raise UserError(
             f"{int((~to_pin).sum())} rows hold {int(validated.sum())} distinct prompts{alike}, too few for "
             f"{n_folds} folds: rows of one prompt share a fold; give fewer folds or more prompts"
         )
     strata, n_strata = _strata(rows)
-    counts = np.zeros((len(names), n_strata), dtype=np.int32)
-    np.add.at(counts, (group_of_row, strata), 1)
     fold_of_group = np.full(len(names), PINNED, dtype=np.int64)
-    fold_of_group[validated] = _deal(counts[validated], n_folds, np.random.default_rng(seed))
+    number = np.cumsum(validated) - 1  # of a validated group among them
+    dealt = validated[group_of_row]
+    fold_of_group[validated] = _deal(
+        number[group_of_row[dealt]], strata[dealt], n_strata, n_folds, np.random.default_rng(seed)
+    )
     return Folds(list(rows.row_ids), groups, fold_of_group[group_of_row])
 
 
@@ -171,25 +184,78 @@ def _strata(rows: Rows) -> tuple[np.ndarray, int]:
     return source * k + labels, int(source.max() + 1) * k
 
 
-def _deal(counts: np.ndarray, n_folds: int, rng: np.random.Generator) -> np.ndarray:
-    """Assign groups with label counts (G, K) to folds; returns the fold of each group, shape (G,)."""
-    sizes = counts.sum(axis=1)
+def _deal(
+    group: np.ndarray, stratum: np.ndarray, n_strata: int, n_folds: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Assign groups to folds by the strata of their rows.
+
+    Parameters
+    ----------
+    group, stratum : ndarray of shape (n,)
+        Of each row; groups are numbered from 0, without a gap.
+    n_strata, n_folds : int
+    rng : Generator
+
+    Returns
+    -------
+    ndarray of shape (G,)
+        The fold of each group.
+    """
+    sizes = np.bincount(group)
+    # Few of the cells of groups by strata hold rows, and of thousands of classes the others fill the memory.
+    cells, counts = np.unique(group * n_strata + stratum, return_counts=True)
+    of_group, columns = np.divmod(cells, n_strata)
+    starts = np.searchsorted(of_group, np.arange(len(sizes) + 1))
     # A row weighs 1/(rows of its class) in its class and 1/(all rows) in the size of the fold.
-    columns = np.concatenate([counts, sizes[:, None]], axis=1).astype(np.float64)
-    weights = 1 / np.maximum(columns.sum(axis=0), 1)
+    totals = [*np.bincount(stratum, minlength=n_strata).tolist(), len(group)]
+    weights = 1 / np.maximum(np.array(totals, dtype=np.float64), 1)
+    majority = columns[np.lexsort((columns, -counts, of_group))[starts[:-1]]]
     shuffled = rng.permutation(len(sizes))
     # Within a size, one majority label after the other: the last groups dealt then leave no imbalance.
-    order = shuffled[np.lexsort((counts[shuffled].argmax(axis=1), -sizes[shuffled]))]
-    held = np.zeros((n_folds, columns.shape[1]))
+    order = shuffled[np.lexsort((majority[shuffled], -sizes[shuffled]))]
+    held = np.zeros((n_folds, n_strata + 1))
+    row = np.zeros(n_strata + 1)
     fold = np.empty(len(sizes), dtype=np.int64)
-    for place, group in enumerate(order):
+    for place, at in enumerate(order.tolist()):
+        own = slice(starts[at], starts[at + 1])
+        row[columns[own]], row[-1] = counts[own], sizes[at]
         if place < n_folds:
             chosen = place  # no fold stays empty, however large the largest groups are
         else:
-            chosen = int(np.argmin(held @ (columns[group] * weights)))
-        fold[group] = chosen
-        held[chosen] += columns[group]
+            chosen = int(np.argmin(held @ (row * weights)))
+        fold[at] = chosen
+        held[chosen] += row
+        row[columns[own]] = 0
     return fold
+
+
+def class_notes(rows: Rows, folds: Folds, limit: int = 4) -> list[str]:
+    """What to say of classes without rows, or whose rows are all in one fold, and of unlabelled rows."""
+    labels, names = rows.labels, rows.classes.names
+    counts = np.bincount(labels[labels >= 0], minlength=rows.classes.n)
+    notes = []
+    if labels.size and (labels < 0).all() and not rows.labelled.any():
+        return ["no row has a label: these folds serve to predict, not to train or to score"]
+    unlabelled = int((~rows.labelled).sum())
+    if unlabelled:
+        notes.append(
+            f"{unlabelled:,} rows without a label have folds too; they are neither trained on nor scored"
+        )
+    never = [names[k] for k in np.flatnonzero(counts == 0)]
+    if never:
+        notes.append(f"no row is labelled {listing(never, limit)}")
+    lacking = []
+    for fold in range(folds.n_folds):
+        inside = labels[(folds.fold == fold) & (labels >= 0)]
+        held = np.bincount(inside, minlength=rows.classes.n)
+        lacking += [(fold, k) for k in np.flatnonzero((counts > 0) & (held == counts))]
+    if lacking:
+        shown = listing((f"{names[k]} (fold {fold})" for fold, k in lacking), limit)
+        notes.append(
+            f"{len(lacking):,} classes have all their rows in one fold, whose training lacks them: {shown}; "
+            "give more rows of them, or leave them out"
+        )
+    return notes
 
 
 def write_folds(path: Path, folds: Folds) -> None:

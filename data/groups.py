@@ -27,6 +27,10 @@ N_PERMUTATIONS = 128
 RECALL = 0.99
 SIGNATURE_SEED = 20240729
 CHUNK_ROWS = 4096
+CROWD_PROMPTS, CROWD_SHARE = 10, 0.01
+"""Distinct prompts, and the share of all, from which a united group is compared by what it does not share."""
+LEAST_REST = 8
+"""Pieces that a prompt must have beside the shared ones to be told apart by them: some twelve characters."""
 MAX_COMPARED = 16
 """Within one bucket a prompt is compared with this many of the groups met last: keeps time linear."""
 
@@ -90,7 +94,7 @@ def prompts_of(rows: Rows) -> Iterator[list[str]]:
         yield from batch.column(0).to_pylist()
 
 
-def group_rows(rows: Rows, near: Near | None = None) -> list[str]:
+def group_rows(rows: Rows, near: Near | None = None, notes: list[str] | None = None) -> list[str]:
     """Return a group id a row.
 
     Parameters
@@ -98,6 +102,8 @@ def group_rows(rows: Rows, near: Near | None = None) -> list[str]:
     rows : Rows
     near : Near, optional
         Unite near-duplicates too; the smallest id of the united groups becomes theirs.
+    notes : list of str, optional
+        Gets what the user should know of how they were united.
     """
     exact = group_prompts(progress(prompts_of(rows), "grouping prompts", len(rows), "row"))
     if near is None:
@@ -106,7 +112,7 @@ def group_rows(rows: Rows, near: Near | None = None) -> list[str]:
     for i, group in enumerate(exact):
         first.setdefault(group, i)
     names = list(first)
-    roots = unite_near(rows, np.fromiter(first.values(), np.int64, len(first)), near)
+    roots = part_by_rest(rows, np.fromiter(first.values(), np.int64, len(first)), near, notes)
     smallest: dict[int, str] = {}
     for name, root in zip(names, roots.tolist(), strict=True):
         smallest[root] = min(name, smallest.get(root, name))
@@ -114,8 +120,74 @@ def group_rows(rows: Rows, near: Near | None = None) -> list[str]:
     return [united[group] for group in exact]
 
 
-def unite_near(rows: Rows, index: np.ndarray, near: Near) -> np.ndarray:
+def part_by_rest(rows: Rows, index: np.ndarray, near: Near, notes: list[str] | None = None) -> np.ndarray:
+    """Unite near-duplicates; of a crowd that shares a long text, by what it does not share.
+
+    Short answers under one long question are such a crowd: a united group of :data:`CROWD_PROMPTS` or more
+    distinct prompts, and a :data:`CROWD_SHARE` of all. Pieces that most of it share are left out, and what
+    remains is compared again, until nothing parts. Prompts of which next to nothing remains stay together:
+    they differ by a mark or a number.
+
+    Returns
+    -------
+    ndarray of shape (len(index),)
+        As :func:`unite_near`.
+    """
+    found = unite_near(rows, index, near)
+    least = max(CROWD_PROMPTS, int(np.ceil(CROWD_SHARE * len(index))))
+    waiting = [(group, np.array([], dtype=np.uint64)) for group in _crowds(found, least)]
+    n_parted = 0
+    while waiting:
+        members, common = waiting.pop()
+        hashes, offsets = shingle_hashes(
+            [normalise_prompt(turns) for turns in _prompts_at(rows, index[members])]
+        )
+        sets = [np.setdiff1d(part, common) for part in np.split(hashes, offsets[1:-1].astype(np.int64))]
+        pieces, counts = np.unique(np.concatenate(sets), return_counts=True)
+        shared = pieces[2 * counts > len(members)]
+        if not shared.size:
+            continue
+        common = np.union1d(common, shared)
+        rest = np.array([len(np.setdiff1d(own, shared)) for own in sets])
+        telling = members[rest > 0]
+        if len(telling) < 2:
+            continue
+        parted = telling[unite_near(rows, index[telling], near, common)]
+        # Whoever has next to nothing left stays with the others of that kind, and takes its likes along.
+        untold = np.isin(parted, parted[rest[rest > 0] < LEAST_REST])
+        left = np.union1d(members[rest == 0], telling[untold])
+        if len(left) == len(members) or (not len(left) and len(set(parted.tolist())) == 1):
+            continue
+        found[telling[~untold]] = parted[~untold]
+        found[left] = left[:1]
+        waiting += [(group, common) for group in _crowds(parted[~untold], least, telling[~untold])]
+        n_parted += len(members)
+    if n_parted and notes is not None:
+        notes.append(
+            f"{n_parted:,} prompts share most of their text with many others, as answers to one question do, "
+            "and are grouped by the rest of it (--near off: by equal prompts alone)"
+        )
+    return found
+
+
+def _crowds(found: np.ndarray, least: int, at: np.ndarray | None = None) -> list[np.ndarray]:
+    """Positions of the members of each group of ``least`` or more, ascending."""
+    order = np.argsort(found, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(found[order])) + 1)
+    return [group if at is None else at[group] for group in groups if len(group) >= least]
+
+
+def unite_near(rows: Rows, index: np.ndarray, near: Near, common: np.ndarray | None = None) -> np.ndarray:
     """Unite near-duplicates among the prompts of the rows at ``index``.
+
+    Parameters
+    ----------
+    rows : Rows
+    index : ndarray of int
+        Ascending.
+    near : Near
+    common : ndarray of uint64, optional
+        Hashes of pieces that are left out of the comparison.
 
     Returns
     -------
@@ -130,8 +202,8 @@ def unite_near(rows: Rows, index: np.ndarray, near: Near) -> np.ndarray:
             i = parent[i]
         return int(i)
 
-    shingles = _Shingles(rows, index)
-    for keys in _band_keys(rows, index, near):
+    shingles = _Shingles(rows, index, common)
+    for keys in _band_keys(rows, index, near, common):
         order = np.argsort(keys, kind="stable")
         borders = np.flatnonzero(np.diff(keys[order])) + 1
         starts = np.concatenate([[0], borders])
@@ -149,7 +221,9 @@ def unite_near(rows: Rows, index: np.ndarray, near: Near) -> np.ndarray:
     return np.array([root(i) for i in range(len(index))])
 
 
-def _band_keys(rows: Rows, index: np.ndarray, near: Near) -> list[np.ndarray]:
+def _band_keys(
+    rows: Rows, index: np.ndarray, near: Near, common: np.ndarray | None = None
+) -> list[np.ndarray]:
     """MinHash every prompt; return one array of bucket keys a band."""
     from rensa import RMinHash
 
@@ -161,6 +235,10 @@ def _band_keys(rows: Rows, index: np.ndarray, near: Near) -> list[np.ndarray]:
     for start in progress(chunks, "finding near-duplicates", len(chunks), "chunk"):
         texts = [normalise_prompt(turns) for turns in itertools.islice(prompts, CHUNK_ROWS)]
         hashes, offsets = shingle_hashes(texts)
+        if common is not None:
+            kept = ~np.isin(hashes, common)
+            offsets = np.concatenate([[0], np.cumsum(kept)])[offsets.astype(np.int64)].astype(np.uint64)
+            hashes = hashes[kept]
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(
             hashes, offsets, N_PERMUTATIONS, SIGNATURE_SEED
         )
@@ -203,17 +281,21 @@ def shingle_hashes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 class _Shingles:
     """Exact Jaccard similarity of prompts, a few thousand sets of pieces kept at hand."""
 
-    def __init__(self, rows: Rows, index: np.ndarray) -> None:
+    def __init__(self, rows: Rows, index: np.ndarray, common: np.ndarray | None = None) -> None:
         self.prompts = rows.table.column("prompt")
+        self.common = common
         self.index = index
-        self.known: dict[int, frozenset[str]] = {}
+        self.known: dict[int, frozenset] = {}
 
-    def of(self, i: int) -> frozenset[str]:
+    def of(self, i: int) -> frozenset:
         if i not in self.known:
             if len(self.known) >= 2048:
                 self.known.clear()
             text = normalise_prompt(self.prompts[int(self.index[i])].as_py()).ljust(SHINGLE)
-            self.known[i] = frozenset(text[j : j + SHINGLE] for j in range(len(text) - SHINGLE + 1))
+            if self.common is None:
+                self.known[i] = frozenset(text[j : j + SHINGLE] for j in range(len(text) - SHINGLE + 1))
+            else:
+                self.known[i] = frozenset(np.setdiff1d(shingle_hashes([text])[0], self.common).tolist())
         return self.known[i]
 
     def jaccard(self, i: int, j: int) -> float:

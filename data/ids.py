@@ -7,6 +7,7 @@ are looked through with their hashes in buckets on disk.
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,21 @@ import numpy as np
 from data.errors import UserError, listing
 
 BUCKETS = 64
+
+
+def id_column(names: Sequence[str]) -> str | None:
+    """Return the column of ids: ``id`` or ``row_id``, in any letter case, else the only ``..._id``.
+
+    Of a user or a model such a column may repeat, which the caller must look at.
+    """
+    for wanted in ("id", "rowid"):
+        exact = [name for name in names if name.lower().replace("_", "").replace("-", "") == wanted]
+        if exact:
+            return min(exact, key=lambda name: (name != name.lower(), name))
+    endings = [
+        name for name in names if name != "group_id" and re.search(r"([_\- ]id|[a-z]I[dD]|[_\- ]ID)$", name)
+    ]
+    return endings[0] if len(endings) == 1 else None
 
 
 def places(ids: Sequence[str], onto: Sequence[str]) -> np.ndarray:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.command import format_table, parser_of, run
-from data.errors import UserError
+from data.errors import UserError, printable
 
 if TYPE_CHECKING:
     from data.encoding.encode import Encoder
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 ARENA = "arena"
 SCRATCH = ".scratch"
 PLOT = "lengths.svg"
+MOST_SHOWN, SHOWN_CLASSES = 12, 8
+"""The fold table has a column a class up to so many classes, and of more the most frequent."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -45,6 +47,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _prepare(args: argparse.Namespace) -> None:
     from data.dataset import prepare
+    from data.folds import class_notes
     from data.groups import Near, largest_groups
 
     out = Path(_required_out(args))
@@ -57,13 +60,16 @@ def _prepare(args: argparse.Namespace) -> None:
             rows, notes, details = _simulate(args), ["cleaning: nothing was changed"], dict[str, Any]()
         else:
             rows, notes, details = _read(plan, scratch)
-        folds = prepare(rows, out, plan.folds, plan.seed, near, plan.pin, details)
+        folds = prepare(rows, out, plan.folds, plan.seed, near, plan.pin, details, notes)
 
         groups = len(set(folds.group_ids))
         names = ", ".join(args.source)
-        print(f"{names} -> {out}: {len(rows):,} rows, {groups:,} prompt groups, {folds.n_folds} folds")
+        print(
+            f"{printable(names)} -> {printable(str(out))}: {len(rows):,} rows, {groups:,} prompt groups, "
+            f"{folds.n_folds} folds"
+        )
         print(_fold_table(rows, folds))
-        print("\n".join(notes))
+        print("\n".join([*notes, *(f"note: {line}" for line in class_notes(rows, folds))]))
         for group, n, prompt in largest_groups(rows, folds.group_ids):
             print(f"group {group}: {n:,} rows, {prompt}")
         if plan.pin:
@@ -78,15 +84,18 @@ def _read(plan: Plan, scratch: Path) -> tuple[Rows, list[str], dict]:
     from data.sources.combine import combine
     from data.sources.read import read_source
 
-    parts, notes = [], []
+    parts, notes, reading = [], [], {}
     for source in plan.sources:
         rows, cleaning = read_source(source.path, source.options, scratch)
         parts.append((source.name, rows))
         of = f" {source.name}" if len(plan.sources) > 1 else ""
         notes += [f"cleaning{of}: {line}" for line in cleaning.lines()]
+        if cleaning.columns:
+            reading[source.name] = cleaning.columns
     rows, repeats = combine(parts, plan.repeats == "keep", plan.prefix_ids)
     notes += [f"repeats: {line}" for line in repeats.lines()]
-    return rows, notes, {"repeats": repeats.counts()}
+    details: dict[str, Any] = {"repeats": repeats.counts()}
+    return rows, notes, details | ({"columns": reading} if reading else {})
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -191,6 +200,7 @@ def _nothing_left_behind(out: Path) -> Iterator[Path]:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     from data.sources.formats import AUTO, EARLIER_NAMES
+    from data.sources.plan import IDS
     from data.sources.read import FORMATS  # with every format in it
 
     parser = parser_of(
@@ -226,7 +236,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--classes", help="for a table: class names in order, e.g. A,B,TIE")
     add("--swap", help="for a table: what each class becomes when the responses change places, e.g. 1,0,2")
-    add("--ids", default="column", choices=["column", "row-number"], help="where row ids come from")
+    add(
+        "--ids",
+        default="auto",
+        choices=IDS,
+        help="row ids: a column, or row numbers (default: numbers where there is none)",
+    )
     add("--split", default="train", help="split of a data set (default: train)")
     add("--streaming", action="store_true", help="stream a data set instead of downloading it whole")
     add("--limit", type=int, help="keep the first rows only")
@@ -318,7 +333,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 def _simulate(args: argparse.Namespace) -> Rows:
     from data.arena import ArenaConfig, simulate_arena
 
-    usual = {"format": "auto", "ids": "column", "split": "train"}
+    usual = {"format": "auto", "ids": "auto", "split": "train"}
     others = ("columns", "classes", "swap", "limit", "streaming", "margin", "repeats", "prefix_ids")
     for name in (*usual, *others):
         value = getattr(args, name)
@@ -373,8 +388,12 @@ def _fold_table(rows: Rows, folds: Folds) -> str:
     from data.dataset import group_sizes
     from data.folds import PINNED
 
-    names = list(rows.classes.names)
-    strata = list(range(len(names)))
+    frequent = np.argsort(
+        -np.bincount(rows.labels[rows.labels >= 0], minlength=rows.classes.n), kind="stable"
+    )
+    shown = SHOWN_CLASSES if rows.classes.n > MOST_SHOWN else MOST_SHOWN
+    strata = sorted(frequent[:shown].tolist())
+    names = [rows.classes.names[k] for k in strata]
     if (rows.labels < 0).any():
         names.append("unlabelled")
         strata.append(-1)
@@ -385,7 +404,9 @@ def _fold_table(rows: Rows, folds: Folds) -> str:
         lines.append(["pinned" if k == PINNED else str(k), f"{n:,}", f"{groups:,}", *shares])
     shares = [f"{np.mean(rows.labels == stratum):.3f}" for stratum in strata]
     lines.append(["all", f"{len(rows):,}", f"{len(set(folds.group_ids)):,}", *shares])
-    return format_table(["fold", "rows", "groups", *names], lines)
+    table = format_table(["fold", "rows", "groups", *(printable(name) for name in names)], lines)
+    rest = rows.classes.n - len([stratum for stratum in strata if stratum >= 0])
+    return f"{table}\n{rest:,} rarer classes are not shown" if rest else table
 
 
 if __name__ == "__main__":

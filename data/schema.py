@@ -1,9 +1,9 @@
 """The row table: one labelled example a row, and the classes its labels are drawn from.
 
 ``rows.parquet`` holds ``row_id``, ``prompt``, ``response_a``, ``response_b`` (one list entry a turn),
-``label`` (class index, null where unlabelled), optionally ``label_probs`` (soft labels), ``model_a``,
-``model_b`` and ``source``. Further columns are kept and ignored. The class names, and the permutation
-of classes under a swap of the two responses, travel in the Parquet file's metadata.
+``label`` (class index, as wide as the classes need, null where unlabelled), optionally ``label_probs``
+(soft labels), ``model_a``, ``model_b`` and ``source``. Further columns are kept and ignored. The class
+names, and the permutation of classes under a swap of the two responses, travel in the file's metadata.
 """
 
 from __future__ import annotations
@@ -29,8 +29,21 @@ SWAP_KEY = b"distillstack.swap"
 SUM_TOLERANCE = 5e-3
 """Probabilities rounded to a few digits may miss 1 by this; they are then normalised."""
 HASH_ROWS = 4096
-MAX_CLASSES = 127
-"""A label is an int8."""
+MAX_CLASSES = 100_000
+"""More labels than that are texts of their own, not classes."""
+RESERVED = (
+    "fold",
+    "group_id",
+    "id",
+    "label",
+    "prompt",
+    "response_a",
+    "response_b",
+    "row_id",
+    "swap",
+    "weight",
+)
+"""Columns that stand beside those of the classes in one file or another, in any letter case."""
 HASHED = ["row_id", "prompt", "response_a", "response_b", "label"]
 
 
@@ -55,6 +68,13 @@ class Classes:
             raise UserError(f"classes must be two or more distinct names, not {listing(self.names)}")
         if len(self.names) > MAX_CLASSES:
             raise UserError(f"{len(self.names)} classes are more than the {MAX_CLASSES} that labels can have")
+        taken = [name for name in self.names if str(name).lower() in RESERVED]
+        if taken:
+            raise UserError(
+                f"class name {taken[0]} is that of a column that stands beside the classes in predictions "
+                f"and label files; call the class otherwise in the source, e.g. class_{taken[0]} (so too "
+                f"{listing((name for name in RESERVED if name not in taken), 12)})"
+            )
         bad = [name for name in self.names if not str(name).strip() or not str(name).isprintable()]
         if bad:
             raise UserError(f"class name {bad[0]!r} is empty or holds control characters; give another")
@@ -122,7 +142,8 @@ class Rows:
         labels = self.labels
         targets = np.full((len(self), self.classes.n), np.nan)
         known = labels >= 0
-        targets[known] = np.eye(self.classes.n)[labels[known]]
+        targets[known] = 0
+        targets[known, labels[known]] = 1
         if "label_probs" in self.table.column_names:
             probs, given = soft_labels(self.table, self.classes.n)
             targets[given] = probs[given] / probs[given].sum(axis=1, keepdims=True)
@@ -131,7 +152,10 @@ class Rows:
     @cached_property
     def labelled(self) -> np.ndarray:
         """Which rows have a target, shape (n,), bool."""
-        return np.isfinite(self.targets).all(axis=1)
+        known = self.labels >= 0
+        if "label_probs" in self.table.column_names:
+            known = known | self.table.column("label_probs").is_valid().to_numpy()
+        return known
 
     @cached_property
     def content_hash(self) -> str:
@@ -202,12 +226,21 @@ def column_types(classes: Classes) -> dict[str, pa.DataType]:
         "prompt": turns,
         "response_a": turns,
         "response_b": turns,
-        "label": pa.int8(),
-        "label_probs": pa.list_(pa.float32(), classes.n),
+        "label": label_type(classes),
+        "label_probs": pa.list_(pa.float32()),  # of a fixed size, releases of Arrow do not read one another's
         "model_a": text,
         "model_b": text,
         "source": text,
     }
+
+
+def label_type(classes: Classes) -> pa.DataType:
+    """Return the narrowest type of a class index; int8 up to 127 classes."""
+    import pyarrow as pa
+
+    return next(
+        kind for kind, n in ((pa.int8(), 127), (pa.int16(), 32_767), (pa.int32(), 1 << 31)) if classes.n <= n
+    )
 
 
 def with_usual_types(rows: Rows) -> Rows:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError
+from data.errors import UserError, brief
 from data.files import require_file
 
 DEEPEST = 50
@@ -35,6 +35,19 @@ def load_yaml(path: Path, what: str) -> Any:
     return found
 
 
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a YAML file into plain Python; a missing, damaged or cyclic one is a user's mistake."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        return OmegaConf.to_container(load_yaml(path, what), resolve=True)
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path}: not a readable YAML file ({brief(reason)})") from error
+
+
 def _refuse_depth(path: Path) -> None:
     """Refuse nesting that the library's parser, written in C, would overflow the stack with."""
     import yaml
@@ -57,6 +70,7 @@ def refuse_resolvers(container: Any, where: str) -> None:
         at, value = left.pop()
         if isinstance(value, dict):
             left += [(f"{at}.{key!s}".lstrip("."), part) for key, part in value.items()]
+            left += [(at, key) for key in value]
         elif isinstance(value, list):
             left += [(f"{at}[{number}]", part) for number, part in enumerate(value)]
         elif isinstance(value, str) and _RESOLVER.search(value):

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError, brief
-from data.files import atomic_write, write_json
+from data.errors import UserError, brief, printable, without_credentials
+from data.files import atomic_write, sha256_files, write_json
 
 SCRATCH = "DISTILLSTACK_SCRATCH"
 """Environment variable: the directory of all mirrors; by default one in the system's temporary directory."""
@@ -40,6 +41,28 @@ def scratch() -> Path:
     return Path(os.environ.get(SCRATCH) or Path(tempfile.gettempdir()) / f"distillstack-{os.getuid()}")
 
 
+def _own_scratch() -> Path:
+    """Return the directory of mirrors, made for this user alone; refuse one that others can prepare."""
+    root = scratch()
+    try:
+        if os.environ.get(SCRATCH):
+            root.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            root.mkdir(mode=0o700)
+        found = root.lstat()
+    except OSError as error:
+        raise UserError(
+            f"{root}: cannot be made ({error.strerror}); name another place in {SCRATCH}"
+        ) from error
+    others = found.st_mode & (0o022 if os.environ.get(SCRATCH) else 0o077)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or others:
+        raise UserError(
+            f"{root}: copies of remote files would lie there, and it is no directory of yours alone (a link, "
+            f"another owner, or open to others); delete it, or name a directory of yours in {SCRATCH}"
+        )
+    return root
+
+
 def local_path(text: str) -> Path:
     """Return the local path of ``text``: itself, or the mirror of an address.
 
@@ -51,13 +74,19 @@ def local_path(text: str) -> Path:
     if not is_address(text):
         return Path(text.removeprefix("file://"))
     protocol, _, rest = text.partition("://")
-    if "@" in rest.split("/")[0] or "?" in rest:
+    refuse_credentials(text)
+    if not rest.strip("/") or ".." in rest.split("/") or "::" in text or "://" in rest:
+        raise UserError(f"{brief(text)}: is no address of a file or directory; chained ones are not read")
+    return _own_scratch().joinpath(protocol, *[part for part in rest.split("/") if part])
+
+
+def refuse_credentials(address: str) -> None:
+    """Refuse an address, or a chain of them, that holds a user, a password or a query; echo none of it."""
+    if without_credentials(address) != address:
         raise UserError(
-            f"{protocol}://…: an address must not hold credentials or a query; give them in the environment"
+            f"{address.partition('://')[0]}://…: an address must not hold credentials or a query; give them "
+            "in the environment"
         )
-    if not rest.strip("/") or ".." in rest.split("/"):
-        raise UserError(f"{text}: is no address of a file or directory")
-    return scratch().joinpath(protocol, *[part for part in rest.split("/") if part])
 
 
 def address_of(path: Path) -> str | None:
@@ -71,7 +100,7 @@ def address_of(path: Path) -> str | None:
 
 def shown(path: Path) -> str:
     """Return what to call a path in messages: the address where there is one."""
-    return address_of(path) or str(path)
+    return printable(address_of(path) or str(path))
 
 
 def open_storage(address: str) -> tuple[Any, str]:
@@ -84,6 +113,7 @@ def open_storage(address: str) -> tuple[Any, str]:
     """
     import fsspec
 
+    refuse_credentials(address)
     protocol = address.partition("://")[0]
     try:
         fs, path = fsspec.core.url_to_fs(address)
@@ -141,20 +171,34 @@ def fetch(path: Path, parts: Sequence[str] | None = None, skip: Sequence[str] = 
                 found += fs.find(f"{root}/{part}") if fs.exists(f"{root}/{part}") else []
         target = path.parent if base != root else path
         record = target / SEEN
-        seen = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        seen = _seen(record)
         for name in found:
             relative = name[len(base.rstrip("/")) :].lstrip("/")
             if set(skip) & set(relative.split("/")[:-1]):
                 continue
             version, local = fs.ukey(name), target / relative
-            if seen.get(relative) == version and local.exists():
+            if seen.get(relative) == [version, _content(local)]:
                 continue
             with atomic_write(local) as temporary:
                 fs.get_file(name, str(temporary))
-            seen[relative] = version
+            seen[relative] = [version, _content(local)]
         if found:
             write_json(record, seen)
     return path
+
+
+def _seen(record: Path) -> dict[str, Any]:
+    """What a mirror's record says of its files: version and content of each; nothing where it is damaged."""
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(record.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _content(file: Path) -> str | None:
+    """The hash of a mirror's file; None of what is no plain file, so that it is fetched again."""
+    return None if file.is_symlink() or not file.is_file() else sha256_files([file])
 
 
 def publish(path: Path, last: Sequence[str] = ("oof.parquet", "trainer_state.json")) -> None:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from data.errors import UserError
+from data.errors import UserError, printable
 
 NULL_TURNS = "null turns read as empty text"
 SURROGATES = "lone surrogates replaced with U+FFFD"
 BARE_VALUES = "bare numbers or truth values written as text"
 TIED_VOTES = "rows without a majority among their annotators labelled a tie"
 BOTH_BAD = "rows judged both bad labelled a tie (kept in column both_bad)"
+SOFT_VOTES = "rows whose winner columns hold shares, kept as soft labels"
+BOTH_BAD_TIES = "rows judged both bad labelled a tie"
+MISSING_LABELS = (
+    "labels such as nan, NA or none read as missing (name them with --classes where they are classes)"
+)
+TEXT_TURNS = "cells of JSON lists read as lists of turns"
+PLAIN_TEXTS = "texts that are no JSON lists read as one turn each"
+DEALT = "pairs of a chosen and a rejected response, which of them stands first by a hash of the row's id"
 IMAGES = "images left out of conversations"
 UNANSWERED = "questions without an answer given an empty one"
 RATED_TIES = "pairs rated within the margin labelled a tie"
@@ -35,10 +43,17 @@ class Cleaning:
     ----------
     counts : Counter
         How often each change was made, by its description.
+    columns : dict of str to str
+        Of a plain table, which of its columns holds each field.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.columns: dict[str, str] = {}
+
+    def read_as(self, columns: dict[str, str]) -> None:
+        """Keep which column of a plain table holds each field; without ``row_id``, rows are numbered."""
+        self.columns = dict(columns)
 
     def note(self, change: str, times: int = 1) -> None:
         """Count ``times`` more occurrences of ``change``."""
@@ -47,7 +62,18 @@ class Cleaning:
 
     def lines(self) -> list[str]:
         """One line a kind of change, or one that says nothing was changed."""
-        return [f"{count} {change}" for change, count in self.counts.items()] or ["nothing was changed"]
+        lines = [f"{count} {change}" for change, count in self.counts.items()]
+        if self.columns and "row_id" not in self.columns:
+            lines.append(
+                "rows numbered from 0: the table has no column of ids (name one with --columns row_id=COLUMN)"
+            )
+        usual = {"row_id": "id"}
+        lines += [
+            f"column {printable(theirs)} read as {name}"
+            for name, theirs in self.columns.items()
+            if theirs not in (name, usual.get(name))
+        ]
+        return lines or ["nothing was changed"]
 
 
 def clean_text(text: str | None, cleaning: Cleaning, where: str = "a text") -> str:

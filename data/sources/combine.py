@@ -17,7 +17,7 @@ import numpy as np
 
 from data.errors import UserError, brief, listing
 from data.ids import refuse_repeated
-from data.schema import PREFERENCE, Classes, Rows, with_usual_types
+from data.schema import PREFERENCE, Classes, Rows, label_type, with_usual_types
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -179,7 +179,7 @@ def _fit_classes(table: pa.Table, own: Classes, classes: Classes) -> pa.Table:
     place = np.array([classes.names.index(name) for name in own.names])
     rows = Rows(table, own)
     labels = np.where(rows.labels >= 0, place[rows.labels], -1)
-    column = pa.array(labels, pa.int8(), mask=labels < 0)
+    column = pa.array(labels, label_type(classes), mask=labels < 0)
     table = table.set_column(table.column_names.index("label"), "label", column)
     if "label_probs" in table.column_names:
         wide = [
@@ -187,7 +187,7 @@ def _fit_classes(table: pa.Table, own: Classes, classes: Classes) -> pa.Table:
             for probs in table.column("label_probs").to_pylist()
         ]
         at = table.column_names.index("label_probs")
-        table = table.set_column(at, "label_probs", pa.array(wide, pa.list_(pa.float32(), classes.n)))
+        table = table.set_column(at, "label_probs", pa.array(wide, pa.list_(pa.float32())))
     return table
 
 
@@ -205,11 +205,13 @@ def _settle(
     order = copies[np.lexsort((copies, pair[copies]))]
     starts = np.flatnonzero(np.diff(pair[order], prepend=-1))
     swap = np.array(rows.classes.permutation)
-    targets = rows.targets
+    targets = rows.take(copies).targets  # of thousands of classes, those of all rows fill the memory
+    of_copy = np.full(len(rows), -1)
+    of_copy[copies] = np.arange(len(copies))
     soft = dict[int, np.ndarray]()
     contradicting = []
     for members in np.split(order, starts[1:]):
-        own = targets[members]
+        own = targets[of_copy[members]]
         canonical = np.where(turned[members, None], own[:, swap], own)
         known = np.isfinite(canonical).all(axis=1)
         if known.sum() < 2 or np.abs(canonical[known] - canonical[known][0]).max() < 1e-6:
@@ -218,7 +220,7 @@ def _settle(
         contradicting.append([ids[i] for i in members[known]])
         for i in members[known]:
             soft[int(i)] = mean[swap] if turned[i] else mean
-    labelled = np.isfinite(targets).all(axis=1)
+    labelled = rows.labelled
     earliest = part_of_row[first[pair]]
     first_labelled = np.full(len(first), len(rows))
     np.minimum.at(first_labelled, pair[labelled], np.flatnonzero(labelled))
@@ -276,5 +278,5 @@ def _with_soft_labels(rows: Rows, soft: dict[int, np.ndarray]) -> Rows:
         table = table.drop_columns(["label_probs"])
     for i, probs in soft.items():
         found[i] = probs.astype(np.float32).tolist()
-    column = pa.array(found, pa.list_(pa.float32(), rows.classes.n))
+    column = pa.array(found, pa.list_(pa.float32()))
     return Rows(table.add_column(table.column_names.index("label") + 1, "label_probs", column), rows.classes)

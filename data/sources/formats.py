@@ -41,7 +41,8 @@ class SourceOptions:
     swap : tuple of int, optional
         Class permutation under a swap of the responses, where it is not the usual one.
     ids : str
-        ``column``, or ``row-number`` to number the rows of a plain table that has no ids.
+        ``auto``: of a plain table, a column of ids where there is one, else the rows are numbered;
+        ``column`` insists on one, ``row-number`` numbers in any case.
     split : str
         Split of a data set.
     limit : int, optional
@@ -58,7 +59,7 @@ class SourceOptions:
     columns: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     swap: tuple[int, ...] | None = None
-    ids: str = "column"
+    ids: str = "auto"
     split: str = "train"
     limit: int | None = None
     streaming: bool = False

@@ -6,18 +6,14 @@ Each row holds one conversation a model as a list of messages, and a winner.
 from __future__ import annotations
 
 from data.errors import UserError, brief
-from data.labels import cell_text
+from data.labels import BOTH_BAD as BOTH_BAD_NAMES
+from data.labels import cell_text, winner_index
 from data.schema import PREFERENCE, Rows, make_rows
 from data.sources.clean import BOTH_BAD
 from data.sources.formats import source_format
 from data.sources.messages import read_turns
 from data.sources.open import Columns
 from data.sources.place import Place, require
-from data.sources.votes import WINNERS, winner_index
-
-BOTH_BAD_NAMES = ("tie (bothbad)", "both_bad", "bothbad")
-ARENA_WINNERS = {**WINNERS, "tie": 2, **dict.fromkeys(BOTH_BAD_NAMES, 2)}
-
 
 CONVERSATIONS = ["conversation_a", "conversation_b"]
 
@@ -47,9 +43,7 @@ def read_lmarena(columns: Columns, place: Place) -> Rows:
         out["response_b"].append(second)
     if "winner" in columns:
         verdicts = columns["winner"]
-        out["label"] = [
-            winner_index(value, ARENA_WINNERS, key, where) for key, value in zip(ids, verdicts, strict=True)
-        ]
+        out["label"] = [winner_index(value, 3, key, where) for key, value in zip(ids, verdicts, strict=True)]
         out["both_bad"] = [cell_text(value) in BOTH_BAD_NAMES for value in verdicts]
         place.cleaning.note(BOTH_BAD, sum(out["both_bad"]))
     place.copy_models(columns, out)

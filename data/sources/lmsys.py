@@ -6,8 +6,8 @@ import json
 
 from data.errors import UserError, brief
 from data.schema import PREFERENCE, Rows, make_rows
-from data.sources.clean import Cleaning, clean_turns
-from data.sources.formats import source_format
+from data.sources.clean import PLAIN_TEXTS, Cleaning, clean_turns
+from data.sources.formats import SourceOptions, source_format
 from data.sources.open import Columns, Table
 from data.sources.place import TEXTS, Place, require
 from data.sources.votes import copy_labels
@@ -19,34 +19,49 @@ def is_lmsys(table: Table) -> bool:
         return False
     if set(PREFERENCE.names) & set(table.names):
         return True
-    first = next((batch for batch in table.batches() if batch["prompt"]), None)
-    return first is not None and all(_is_json_list(first[name][0]) for name in TEXTS)
+    return _are_lists(table)
 
 
 @source_format("lmsys", is_lmsys)
-def read_lmsys(columns: Columns, place: Place) -> Rows:
-    """Read the LMSYS layout: texts as JSON lists of turns, the label one-hot over three winner columns.
+class LmsysReader:
+    """Reads the LMSYS layout: texts as JSON lists of turns, the label one-hot over three winner columns.
 
-    Labels may also be in a ``winner`` or ``label``, soft ones in ``label_probs``; without any, as in the
-    competition's test file, the rows are unlabelled.
+    The winner columns may hold shares, which are soft labels. Labels may also be in a ``winner`` or
+    ``label``, soft ones in ``label_probs``; without any, as in the competition's test file, the rows are
+    unlabelled. Texts of which the first are no lists are one turn each.
     """
-    where = place.where
-    require(columns, ["id", *TEXTS], where)
-    ids = place.ids(columns["id"])
-    out = place.begin(ids)
-    for name in TEXTS:
-        cells = zip(ids, columns[name], strict=True)
-        out[name] = [
-            _json_turns(cell, place.cleaning, f"{where}: row {key}, column {name}") for key, cell in cells
-        ]
-    copy_labels(columns, out, PREFERENCE, where)
-    place.copy_models(columns, out)
-    return make_rows(out, PREFERENCE, where)
+
+    def __init__(self, table: Table, where: str, options: SourceOptions) -> None:
+        self.lists = _are_lists(table)
+
+    def __call__(self, columns: Columns, place: Place) -> Rows:
+        """Read one batch."""
+        where = place.where
+        require(columns, ["id", *TEXTS], where)
+        ids = place.ids(columns["id"])
+        out = place.begin(ids)
+        for name in TEXTS:
+            if not self.lists:
+                out[name] = place.turns(columns, ids, name)
+                place.cleaning.note(PLAIN_TEXTS, len(ids))
+                continue
+            cells = zip(ids, columns[name], strict=True)
+            out[name] = [
+                _json_turns(cell, place.cleaning, f"{where}: row {key}, column {name}") for key, cell in cells
+            ]
+        copy_labels(columns, out, PREFERENCE, place)
+        place.copy_models(columns, out)
+        return make_rows(out, PREFERENCE, where)
 
 
-def _is_json_list(cell: object) -> bool:
+def _are_lists(table: Table) -> bool:
+    first = next((batch for batch in table.batches() if batch["prompt"]), None)
+    return first is not None and all(_is_list(first[name][0]) for name in TEXTS)
+
+
+def _is_list(cell: object) -> bool:
     if not isinstance(cell, str) or not cell.startswith("["):
-        return False
+        return isinstance(cell, list)
     try:
         return isinstance(json.loads(cell), list)
     except (ValueError, RecursionError):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import UserError, brief, listing
-from data.files import readable_parquet, refuse_bomb, require_file
+from data.files import csv_delimiter, readable_parquet, refuse_bomb, require_file
 from data.sources.text_files import (
     BATCH_ROWS,
     Columns,
@@ -117,7 +117,7 @@ def _open_text(path: Path) -> Opened | None:
     if name.endswith(".gz"):
         refuse_bomb(path)
     if suffix in {"csv", "tsv"}:
-        return open_csv(path, "\t" if suffix == "tsv" else ",")
+        return open_csv(path, csv_delimiter(path))
     return open_json(path) if suffix == "json" else open_json_lines(path)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.errors import UserError, brief, listing
+from data.schema import Classes
 from data.sources.clean import Cleaning, clean_text, clean_turns, is_utf8
 from data.sources.open import Columns
 
@@ -27,6 +29,12 @@ class Place:
     cleaning : Cleaning
     start : int
         Rows of the source before this batch.
+    indices : set of int
+        Labels read as the index of a class so far.
+    classes : Classes or None
+        What they are indices of.
+    perhaps_soft : bool
+        The column ``label_probs`` was made here, and may turn out to be empty.
     id_kind : tuple or None
         Type of the ids so far, and the first of them.
     """
@@ -35,6 +43,9 @@ class Place:
     name: str
     cleaning: Cleaning
     start: int = 0
+    indices: set[int] = field(default_factory=set)
+    classes: Classes | None = None
+    perhaps_soft: bool = False
     id_kind: tuple[str, object] | None = field(default=None, repr=False)
 
     def ids(self, values: list) -> list[str]:
@@ -91,6 +102,11 @@ class Place:
         if not isinstance(value, (str, int, float)):
             raise UserError(f"{where} holds {brief(value, 40)} where a model's name was expected")
         return clean_text(str(value), self.cleaning, where)
+
+
+def is_turned(key: str) -> bool:
+    """Whether the better response of row ``key`` stands second: a lot drawn by a hash, ever the same."""
+    return bool(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[0] & 1)
 
 
 def source_name(where: str) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError, brief, listing
-from data.settings import load_yaml
+from data.settings import read_yaml
 from data.sources.formats import SourceOptions
 from data.sources.place import source_name
 
 REPEATS = ("drop", "keep")
-IDS = ("column", "row-number")
+IDS = ("auto", "column", "row-number")
 _SOURCE_KEYS = ("path", "pin", *(entry.name for entry in fields(SourceOptions)))
 
 
@@ -131,7 +131,7 @@ def _source(entry: Any, where: Path) -> Source:
                 f"{where}: {name} of source {entry['path']} holds {brief(bad[0], 40)}; write names, in "
                 "quotes where YAML takes them for something else, and class indices for a swap"
             )
-    if options.get("ids", "column") not in IDS:
+    if options.get("ids", "auto") not in IDS:
         raise UserError(f"{where}: ids of source {entry['path']} must be one of {listing(IDS)}")
     if "classes" in options:
         options["classes"] = tuple(str(value) for value in options["classes"])
@@ -202,16 +202,3 @@ def read_column_map(items: Sequence[str]) -> dict[str, str]:
         else:
             raise UserError(f"--columns {item}: give field=column, e.g. prompt=question, or a .yaml file")
     return columns
-
-
-def read_yaml(path: Path, what: str) -> Any:
-    """Read a YAML file into plain Python; a missing, damaged or cyclic one is a user's mistake."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        return OmegaConf.to_container(load_yaml(path, what), resolve=True)
-    except (YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{path}: not a readable YAML file ({brief(reason)})") from error

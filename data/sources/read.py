@@ -15,9 +15,10 @@ import numpy as np
 
 from data.errors import UserError
 from data.ids import refuse_repeated
+from data.labels import refuse_counting
 from data.progress import progress
 from data.schema import CLASSES_KEY, Rows, read_rows
-from data.sources import lmarena, lmsys, pandalm, table, ultrafeedback, wsdm  # noqa: F401  they register
+from data.sources import chosen, lmarena, lmsys, pandalm, table, ultrafeedback, wsdm  # noqa: F401  they register
 from data.sources.clean import Cleaning, is_utf8
 from data.sources.formats import AUTO, FORMATS, Reader, SourceOptions, current_name, refuse_particular
 from data.sources.open import Table, open_table
@@ -89,6 +90,10 @@ def read_source(
                 return
 
     rows = Rows(join_parts(parts(), scratch, place.name), first[0].classes)
+    if place.classes is not None:
+        refuse_counting(place.indices, place.classes, source)
+    if place.perhaps_soft and rows.table.column("label_probs").null_count == len(rows):
+        rows = Rows(rows.table.drop_columns(["label_probs"]), rows.classes)
     refuse_repeated(rows.row_ids, source)
     return rows, cleaning
 

@@ -1,23 +1,32 @@
 """Any table through a column map: which of its columns holds which field of a row.
 
 Without responses it is a K-class text table. Classes come from the options, else from the labels; these
-are looked through once before any row is made, so that the first batch and the last agree.
+are looked through once before any row is made, so that the first batch and the last agree, as are ids and
+texts: a column of unique ids is known by its name's ending, turns by cells that are JSON lists throughout.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 
 from data.errors import UserError, brief, listing
-from data.labels import cell_text, label_index
+from data.ids import id_column
+from data.labels import BOTH_BAD, cell_text, is_missing, refuse_counting
 from data.schema import MAX_CLASSES, PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows, make_rows
+from data.sources.clean import TEXT_TURNS
 from data.sources.formats import SourceOptions, source_format
 from data.sources.open import Columns, Table
-from data.sources.place import MODELS, Place, require
-from data.sources.votes import soft_label_cells
+from data.sources.place import MODELS, TEXTS, Place, require
+from data.sources.votes import copy_labels, label_cells, soft_label_cells
 
 FIELDS = ("row_id", "prompt", "response_a", "response_b", "label", "label_probs", "model_a", "model_b")
+USUAL = {
+    "prompt": ("text", "sentence", "content", "question", "full_text", "body", "document", "comment_text"),
+    "label": ("labels", "target", "class", "category"),
+}
+"""What the text and the label are often called; taken where a table has one of them and no field itself."""
 
 
 @source_format("table", lambda table: False, takes=("columns", "classes", "swap", "ids"))  # where none fits
@@ -31,52 +40,131 @@ class TableReader:
         The source, for messages.
     options : SourceOptions
         Of which it follows ``columns``, ``classes``, ``swap`` and ``ids``.
+
+    Attributes
+    ----------
+    chosen : dict of str to str
+        Which column holds each field.
     """
 
     def __init__(self, table: Table, where: str, options: SourceOptions) -> None:
         self.chosen = _choose_columns(table.names, where, options.columns)
-        self.number_rows = "row_id" not in self.chosen
-        if self.number_rows and options.ids != "row-number":
+        if options.ids == "row-number":
+            self.chosen.pop("row_id", None)
+        elif "row_id" not in self.chosen:
+            self._find_ids(table, where, options)
+        self.pair = "response_a" in self.chosen
+        self.votes = self.pair and "label" not in self.chosen and _has_votes(table.names)
+        self.turns = {name for name in TEXTS if name in self.chosen and holds_turns(table, self.chosen[name])}
+        self.indices: set[int] = set()
+        seen: dict[str, int] = {}
+        if "label" in self.chosen:
+            seen = _first_rows(table, self.chosen["label"], where, options.classes or ())
+        if self.votes:
+            self.classes = _vote_classes(table)
+        else:
+            self.classes = _classes(seen, where, options.classes, options.swap, self.pair)
+            numbers = {int(text) for text in seen if text.isdecimal() and text not in self.classes.names}
+            if not all(re.fullmatch(r"[+-]?\d+", name) for name in self.classes.names):
+                self.indices = {k for k in numbers if k < self.classes.n}
+
+    def _find_ids(self, table: Table, where: str, options: SourceOptions) -> None:
+        found = id_column([name for name in table.names if name not in self.chosen.values()])
+        if found is not None and _are_unique(table, found):
+            self.chosen["row_id"] = found
+        elif options.ids == "column":
             raise UserError(
                 f"{where}: no column row_id or id among {listing(table.names, 12)}; name one with "
-                "--columns row_id=COLUMN, or number the rows with --ids row-number"
+                "--columns row_id=COLUMN"
             )
-        self.pair = "response_a" in self.chosen
-        seen: dict[str, int] = {}
-        if "label" in self.chosen and options.classes is None:
-            seen = _first_rows(table, self.chosen["label"], where)
-        self.classes = _classes(seen, where, options.classes, options.swap, self.pair)
 
     def __call__(self, columns: Columns, place: Place) -> Rows:
         """Read one batch."""
         where, chosen = place.where, self.chosen
         n = len(next(iter(columns.values())))
-        ids = (
-            [str(place.start + i) for i in range(n)]
-            if self.number_rows
-            else place.ids(columns[chosen["row_id"]])
-        )
+        place.indices |= self.indices
+        if place.start == 0:
+            place.cleaning.read_as(chosen)
+        if "row_id" in chosen:
+            ids = place.ids(columns[chosen["row_id"]])
+        else:
+            ids = [str(place.start + i) for i in range(n)]
         out = place.begin(ids)
-        for name in ("prompt", "response_a", "response_b"):
+        for name in TEXTS:
+            if name in self.turns:
+                columns[chosen[name]] = [_turns(cell) for cell in columns[chosen[name]]]
+                place.cleaning.note(TEXT_TURNS, n)
             if name in chosen:
                 out[name] = place.turns(columns, ids, chosen[name])
-        if "label" in chosen:
-            cells = zip(ids, columns[chosen["label"]], strict=True)
-            out["label"] = [label_index(cell_text(cell), self.classes, key, where) for key, cell in cells]
+        if self.votes:
+            copy_labels(columns, out, self.classes, place)
+        elif "label" in chosen:
+            out["label"] = label_cells(columns[chosen["label"]], ids, self.classes, place)
         if "label_probs" in chosen:
             out["label_probs"] = soft_label_cells(columns, chosen["label_probs"], ids, self.classes, where)
         place.copy_models(columns, out, {name: chosen[name] for name in MODELS if name in chosen})
         return make_rows(out, self.classes, where)
 
 
-def _first_rows(table: Table, column: str, where: str) -> dict[str, int]:
-    """The labels of a column and the first row of each, counted from 0."""
+def _has_votes(names: list[str]) -> bool:
+    return "winner" in names or set(PREFERENCE.names) <= set(names)
+
+
+def _vote_classes(table: Table) -> Classes:
+    """The classes of a pair's votes: without ties only where a ``winner`` column has none."""
+    if "winner" not in table.names or set(PREFERENCE.names) <= set(table.names):
+        return PREFERENCE
+    ties = {"tie", *BOTH_BAD}
+    tied = any(cell_text(cell) in ties for batch in table.batches() for cell in batch["winner"])
+    return PREFERENCE if tied else PREFERENCE_NO_TIE
+
+
+def _are_unique(table: Table, column: str) -> bool:
+    """Whether a column can be ids: a text or a whole number in every row, none twice."""
+    seen: set[str] = set()
+    for batch in table.batches():
+        cells = batch[column]
+        seen.update(map(str, cells))
+        if len(seen) < len(cells) or any(
+            isinstance(cell, (bool, float)) or cell in (None, "") for cell in cells
+        ):
+            return False
+    return len(seen) == sum(len(batch[column]) for batch in table.batches())
+
+
+def holds_turns(table: Table, column: str) -> bool:
+    """Whether a column's texts are JSON lists of texts, all that are not empty."""
+    found = False
+    for batch in table.batches():
+        for cell in batch[column]:
+            if cell in (None, ""):
+                continue
+            if not isinstance(cell, str) or not isinstance(_turns(cell), list):
+                return False
+            found = True
+    return found
+
+
+def _turns(cell: object) -> object:
+    """The list of turns that a text is in JSON; other cells as they are."""
+    if not isinstance(cell, str) or not cell.lstrip().startswith("["):
+        return cell
+    try:
+        turns = json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+    sound = isinstance(turns, list) and turns and all(turn is None or isinstance(turn, str) for turn in turns)
+    return turns if sound else cell
+
+
+def _first_rows(table: Table, column: str, where: str, names: tuple[str, ...]) -> dict[str, int]:
+    """The labels of a column and the first row of each, counted from 0; those that are missing left out."""
     seen: dict[str, int] = {}
     start = 0
     for batch in table.batches():
         for i, value in enumerate(batch[column]):
             text = cell_text(value)
-            if text is not None and text not in seen:
+            if text is not None and text not in seen and not is_missing(text, names):
                 seen[text] = start + i
         start += len(batch[column])
         if len(seen) > MAX_CLASSES:
@@ -97,6 +185,10 @@ def _choose_columns(names: list[str], where: str, columns: Mapping[str, str]) ->
     if "row_id" not in chosen and "id" in names:
         chosen["row_id"] = "id"
     chosen.update(columns)
+    for field, usual in USUAL.items():
+        there = [name for name in names if name.lower() in usual and name not in chosen.values()]
+        if field not in chosen and len(there) == 1 and not (field == "label" and _has_votes(names)):
+            chosen[field] = there[0]
     for name, theirs in chosen.items():
         other = next((field for field in chosen if field != name and chosen[field] == theirs), None)
         if other is not None:
@@ -126,6 +218,9 @@ def _classes(
             usual: set[str] = {"0", "1", "2"} if seen.keys() & {"0", "1", "2"} else set(PREFERENCE.names)
             odd = [label for label in seen if label not in usual]
             if not odd:
+                numbers = seen.keys() & {"0", "1", "2"}
+                if numbers and "0" not in numbers:
+                    refuse_counting({int(text) for text in numbers}, PREFERENCE, where)
                 two = bool(seen) and not seen.keys() & {"2", PREFERENCE.names[2]}
                 names = (PREFERENCE_NO_TIE if two else PREFERENCE).names
             else:
@@ -151,4 +246,7 @@ def _classes(
         swap = (1, 0, 2)[: len(names)]
     if swap is not None and not pair:
         raise UserError(f"{where}: a swap was given, but the rows have no two responses to swap")
-    return Classes(names, swap)
+    try:
+        return Classes(names, swap)
+    except UserError as mistake:
+        raise UserError(f"{where}: {mistake}") from None

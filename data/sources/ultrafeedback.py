@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from itertools import combinations
@@ -13,7 +12,7 @@ from data.sources.clean import RATED_TIES, UNPAIRED
 from data.sources.formats import SourceOptions, source_format
 from data.sources.messages import read_content, read_turns
 from data.sources.open import Columns, Table
-from data.sources.place import Place, require
+from data.sources.place import Place, is_turned, require
 
 
 def is_ultrafeedback(table: Table) -> bool:
@@ -104,7 +103,7 @@ class UltraFeedbackReader:
         place: Place,
         out: Columns,
     ) -> None:
-        if hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[0] & 1:
+        if is_turned(key):
             one, two = two, one
         difference = one[1] - two[1]
         tie = abs(difference) <= self.margin

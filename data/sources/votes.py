@@ -4,30 +4,79 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+
 from data.errors import UserError, brief, listing
-from data.labels import cell_text, label_index
-from data.schema import PREFERENCE, Classes
+from data.labels import BOTH_BAD, LabelReader, cell_text, is_missing, winner_index
+from data.schema import PREFERENCE, SUM_TOLERANCE, Classes
+from data.sources.clean import BOTH_BAD_TIES, MISSING_LABELS, SOFT_VOTES
 from data.sources.open import Columns
-from data.sources.place import require
+from data.sources.place import Place, require
 
-WINNERS = {"model_a": 0, "model_b": 1}
+TRUTHS = {"true": "1", "false": "0"}
 
 
-def copy_labels(columns: Columns, out: Columns, classes: Classes, where: str) -> None:
+def copy_labels(columns: Columns, out: Columns, classes: Classes, place: Place) -> None:
     """Read a source's labels, one-hot, as a ``winner`` or in ``label``, and the soft ones beside them."""
+    where = place.where
     if "label_probs" in columns:
         out["label_probs"] = soft_label_cells(columns, "label_probs", out["row_id"], classes, where)
-    winners = {**WINNERS, "tie": 2} if classes.n == 3 else WINNERS
     if classes.n == 3 and any(name in columns for name in PREFERENCE.names):
-        require(columns, list(PREFERENCE.names), where)
-        votes = zip(*(columns[name] for name in PREFERENCE.names), strict=True)
-        out["label"] = [_one_hot(row, key, where) for key, row in zip(out["row_id"], votes, strict=True)]
+        _copy_votes(columns, out, place)
     elif "winner" in columns:
-        cells = zip(out["row_id"], columns["winner"], strict=True)
-        out["label"] = [winner_index(cell, winners, key, where) for key, cell in cells]
+        cells = columns["winner"]
+        both = zip(out["row_id"], cells, strict=True)
+        out["label"] = [winner_index(cell, classes.n, key, where) for key, cell in both]
+        place.cleaning.note(BOTH_BAD_TIES, sum(cell_text(cell) in BOTH_BAD for cell in cells))
     elif "label" in columns:
-        cells = zip(out["row_id"], columns["label"], strict=True)
-        out["label"] = [label_index(cell_text(cell), classes, key, where) for key, cell in cells]
+        out["label"] = label_cells(columns["label"], out["row_id"], classes, place)
+
+
+def label_cells(cells: list, ids: list[str], classes: Classes, place: Place) -> list[int | None]:
+    """Labels of one column as class indices; those read as an index are kept at ``place``."""
+    read = LabelReader(classes, place.where)
+    labels = [read(cell, key) for key, cell in zip(ids, cells, strict=True)]
+    place.indices |= read.indices
+    if place.classes is None:
+        place.classes = classes
+    texts = [cell_text(cell) for cell, label in zip(cells, labels, strict=True) if label is None]
+    place.cleaning.note(MISSING_LABELS, sum(text is not None for text in texts))
+    return labels
+
+
+def _copy_votes(columns: Columns, out: Columns, place: Place) -> None:
+    """Read the three winner columns: one-hot, or shares, whose greatest is then the label."""
+    require(columns, list(PREFERENCE.names), place.where)
+    votes = zip(*(columns[name] for name in PREFERENCE.names), strict=True)
+    labels: list[int | None] = []
+    soft: list[list[float] | None] = []
+    for key, row in zip(out["row_id"], votes, strict=True):
+        shares = _shares(row, key, place.where)
+        labels.append(None if shares is None else int(shares.argmax()))
+        soft.append(None if shares is None or shares.max() == 1 else shares.tolist())
+    out["label"] = labels
+    if "label_probs" not in out:
+        out["label_probs"], place.perhaps_soft = soft, True
+        place.cleaning.note(SOFT_VOTES, sum(shares is not None for shares in soft))
+
+
+def _shares(values: tuple[object, ...], row_id: object, where: str) -> np.ndarray | None:
+    texts = [cell_text(value) for value in values]
+    if all(is_missing(text) for text in texts):
+        return None
+    try:
+        shares = np.array([float(TRUTHS.get(str(text).lower(), text or "")) for text in texts])
+    except ValueError:
+        shares = np.full(len(texts), np.nan)
+    if not ((shares >= 0) & (shares <= 1 + SUM_TOLERANCE)).all() or abs(shares.sum() - 1) > SUM_TOLERANCE:
+        shown = listing(
+            f"{name}={brief(value, 40)}" for name, value in zip(PREFERENCE.names, values, strict=True)
+        )
+        raise UserError(
+            f"{where}: row {brief(row_id)} has {shown}; exactly one of them must be 1 "
+            "and the others 0, or all of them shares that sum to 1"
+        )
+    return shares
 
 
 def soft_label_cells(columns: Columns, names: str, ids: list, classes: Classes, where: str) -> list:
@@ -45,32 +94,8 @@ def soft_label_cells(columns: Columns, names: str, ids: list, classes: Classes, 
             values = []
         if len(values) != classes.n:
             raise UserError(
-                f"{where}: row {row_id}, column {names} holds {brief(cell)}, not {classes.n} numbers, one "
-                "a class"
+                f"{where}: row {brief(row_id)}, column {names} holds {brief(cell)}, not {classes.n} "
+                "numbers, one a class"
             )
         out.append(values)
     return out
-
-
-def winner_index(value: object, winners: dict[str, int], row_id: str, where: str) -> int | None:
-    """Return the class that a ``winner`` cell names; none where it is empty."""
-    text = cell_text(value)
-    if text is None:
-        return None
-    if text not in winners:
-        raise UserError(
-            f"{where}: row {row_id} has winner {brief(text)}; it must be one of {listing(winners, 9)}"
-        )
-    return winners[text]
-
-
-def _one_hot(values: tuple[object, ...], row_id: object, where: str) -> int | None:
-    texts = [cell_text(value) for value in values]
-    if all(text is None for text in texts):
-        return None
-    if sorted(str(text) for text in texts) != ["0", "0", "1"]:
-        shown = listing(
-            f"{name}={brief(value, 40)}" for name, value in zip(PREFERENCE.names, values, strict=True)
-        )
-        raise UserError(f"{where}: row {row_id} has {shown}; exactly one of them must be 1 and the others 0")
-    return texts.index("1")

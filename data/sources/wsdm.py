@@ -24,6 +24,6 @@ def read_wsdm(columns: Columns, place: Place) -> Rows:
     out = place.begin(ids)
     for name in TEXTS:
         out[name] = place.turns(columns, ids, name)
-    copy_labels(columns, out, PREFERENCE_NO_TIE, where)
+    copy_labels(columns, out, PREFERENCE_NO_TIE, place)
     place.copy_models(columns, out)
     return make_rows(out, PREFERENCE_NO_TIE, where)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from data.errors import listing
 from data.files import sha256_text
 from data.folds import Folds
 from data.ids import places
 from data.schema import Rows
 from data.softlabels import second_order_leak
 from ensemble.reading.dealing import N_FOLDS, deal
+from ensemble.reading.exchanged import exchanged_classes
 from ensemble.reading.features import row_features
 from ensemble.reading.labels import Labels
 from ensemble.reading.members import Member
@@ -59,6 +61,11 @@ def join_members(
         for member in members
         if second_order_leak(member.manifest or {})
     ]
+    notes += [
+        f"{member.path}: column {listing(member.spare)} is none of the classes and is not used"
+        for member in members
+        if member.spare
+    ]
     notes += labels.notes
     ids, y, weight, left_out = _scored(labels, first)
     notes += left_out
@@ -69,6 +76,7 @@ def join_members(
             at = places(ids, member.row_ids)
         P[:, m] = member.probs[at]
     notes += label_notes(y, P, first.classes, members)
+    notes += exchanged_classes(y, P, first.classes, members, labels)
     fold, groups, folds_from = deal(ids, members, folds, folds_from, y, seed)
     if rows is not None:
         at = places(ids, rows.row_ids)

@@ -1,25 +1,24 @@
 """Reading labels: what happened, and what each row counts for.
 
-A label is a class name or an index; a number is an index only where the classes are not numbers themselves.
+What a cell means is said by :mod:`data.labels`, which reads those of sources too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.errors import UserError, brief, listing
+from data.errors import UserError, listing
 from data.files import read_table
-from data.schema import Classes, Rows
-from ensemble.reading.columns import as_number, check_probabilities, number_column, read_ids
+from data.labels import WINNERS, LabelReader, cell_text, winner_index
+from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows
+from ensemble.reading.columns import class_columns, number_column, read_ids, read_probabilities
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_MISSING = ("", "nan", "na", "null", "none")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Labels:
 
 
 def load_labels(path: Path, classes: Classes) -> Labels:
-    """Read labels: a row table or prepared data, or ``id`` with ``label`` or one column a class.
+    """Read labels: a row table or prepared data, or ids with ``label``, ``winner`` or one column a class.
 
     ``label`` is a class name, or a class index where the names are not numbers themselves; empty where a row
     is unlabelled. Class columns are one-hot (numbers or truths) or soft. A column ``weight`` says what each
@@ -71,22 +70,65 @@ def load_labels(path: Path, classes: Classes) -> Labels:
     if {"row_id", "prompt", "response_a", "label"} <= set(table.column_names) and path.suffix == ".parquet":
         return labels_of(read_rows(path), path, classes)
     ids = read_ids(table, path)
+    names, said = table.column_names, []
     by_index = False
-    if "label" in table.column_names:
-        values = table.column("label").to_pylist()
-        targets, by_index = _targets_from_labels(values, ids, classes, path)
-    elif all(name in table.column_names for name in classes.names):
-        columns = [number_column(_truths_as_numbers(table, name), name, ids, path) for name in classes.names]
-        targets = check_probabilities(np.stack(columns, axis=1), ids, classes, path)
+    column = _label_column(table, classes)
+    if column == "winner":
+        cells = zip(table.column(column).to_pylist(), ids, strict=True)
+        found = [winner_index(cell, classes.n, key, str(path)) for cell, key in cells]
+        targets = _one_hot(found, classes.n)
+    elif column is not None:
+        read = LabelReader(classes, str(path))
+        cells = zip(table.column(column).to_pylist(), ids, strict=True)
+        targets = _one_hot([read(cell, key) for cell, key in cells], classes.n)
+        read.check_counting()
+        by_index = bool(read.indices)
+    elif all(name in names for name in classes.names) or classes.names[-1] in class_columns(names):
+        for name in classes.names:
+            table = _truths_as_numbers(table, name)
+        targets = read_probabilities(table, ids, classes, path)
     else:
         raise UserError(
-            f"{path}: no label column; it needs label (a class index or name) or one column a class "
-            f"({listing(classes.names, 12)}), and has {listing(table.column_names, 12)}"
+            f"{path}: no label column; it needs label (a class index or name), winner, or one column a class "
+            f"({listing(classes.names, 12)}), and has {listing(names, 12)}"
         )
-    unused = [name for name in ("fold", "group_id") if name in table.column_names]
-    notes = (f"{path}: column {listing(unused)} is not used; folds and groups are given with --folds",)
-    weights = _weights(table, ids, path)
-    return Labels(ids, targets, path, weights=weights, by_index=by_index, notes=notes if unused else ())
+    if column not in (None, "label", "winner"):
+        said.append(f"{path}: column {column} is taken as the label")
+    if by_index and classes not in (PREFERENCE, PREFERENCE_NO_TIE):
+        order = ", ".join(f"{k} = {name}" for k, name in enumerate(classes.names[:12]))
+        said.append(f"{path}: labels that are numbers are read as {order}, the order of the columns")
+    unused = [name for name in ("fold", "group_id") if name in names]
+    if unused:
+        said.append(f"{path}: column {listing(unused)} is not used; folds and groups are given with --folds")
+    return Labels(
+        ids, targets, path, weights=_weights(table, ids, path), by_index=by_index, notes=tuple(said)
+    )
+
+
+def _label_column(table: pa.Table, classes: Classes) -> str | None:
+    """The column that names or numbers classes: ``label``, ``winner`` of a pair, or the only one there is."""
+    names = table.column_names
+    lower = {name.lower(): name for name in names}
+    if "label" in lower:
+        return lower["label"]
+    if "winner" in names and classes in (PREFERENCE, PREFERENCE_NO_TIE):
+        return (
+            "winner"
+            if {cell_text(cell) for cell in table.column("winner").to_pylist()} & set(WINNERS)
+            else None
+        )
+    found = class_columns(names)
+    return found[0] if len(found) == 1 and found[0] not in classes.names else None
+
+
+def _one_hot(labels: list[int | None], n_classes: int) -> np.ndarray:
+    """Targets (n, K): 1 at each label, NaN in a row without one."""
+    targets = np.full((len(labels), n_classes), np.nan)
+    for i, label in enumerate(labels):
+        if label is not None:
+            targets[i] = 0
+            targets[i, label] = 1
+    return targets
 
 
 def labels_of(rows: Rows, path: Path, classes: Classes) -> Labels:
@@ -104,6 +146,8 @@ def _truths_as_numbers(table: pa.Table, name: str) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if name not in table.column_names:
+        return table
     column = table.column(name)
     if pa.types.is_string(column.type):
         text = pc.utf8_lower(pc.utf8_trim_whitespace(column))
@@ -126,43 +170,3 @@ def _weights(table: pa.Table, ids: list[str], path: Path) -> np.ndarray | None:
             f"{path}: row {ids[bad[0]]} has no weight of 0 or more in column weight; give every row one"
         )
     return values / (values.max() or 1.0)  # their sum stays finite, whatever they are counted in
-
-
-def _targets_from_labels(
-    values: list[Any], ids: list[str], classes: Classes, path: Path
-) -> tuple[np.ndarray, bool]:
-    """One-hot targets (n, K), and whether a label was an index."""
-    index = {name: k for k, name in enumerate(classes.names)}
-    numbered = _as_numbers(classes.names)
-    targets = np.full((len(values), classes.n), np.nan)
-    by_index = False
-    for i, value in enumerate(values):
-        text = str(value)
-        k = index.get(text)
-        if k is None:
-            if value is None or value != value or text.lower() in _MISSING:
-                continue
-            number = _whole(value)
-            if numbered is not None:
-                k = numbered.get(number)
-            elif number is not None and 0 <= number < classes.n:
-                k, by_index = int(number), True
-        if k is None:
-            allowed = "" if numbered is not None else f"an index from 0 to {classes.n - 1} or "
-            raise UserError(
-                f"{path}: row {ids[i]} has label {brief(value)!r}, none of the {classes.n} classes; give "
-                f"{allowed}one of {listing(classes.names, 12)}"
-            )
-        targets[i] = np.eye(classes.n)[k]
-    return targets, by_index
-
-
-def _as_numbers(names: tuple[str, ...]) -> dict[float | None, int] | None:
-    """Class names that are all whole numbers, such as grades from 1 to 5: a label 1 is then that name."""
-    found = {_whole(name): k for k, name in enumerate(names)}
-    return None if None in found else found
-
-
-def _whole(value: Any) -> float | None:
-    number = as_number(value)
-    return number if number is not None and number.is_integer() else None

@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.dataset import ROWS, load_prepared
-from data.errors import UserError
+from data.errors import UserError, listing
 from data.folds import FOLDS, read_folds
+from data.schema import Classes
 from data.softlabels import check_joinable
+from ensemble.reading.columns import infer_classes
 from ensemble.reading.join import join_members
 from ensemble.reading.labels import labels_of, load_labels
-from ensemble.reading.members import Member, load_member, split_name
+from ensemble.reading.members import Member, columns_of, joined, load_member, split_name
 from ensemble.reading.problem import Problem
 from ensemble.reading.refusals import refuse_member_as_labels, refuse_odd_name, refuse_other_data
 
@@ -30,7 +32,8 @@ def load_problem(
     Parameters
     ----------
     oof : list of str
-        Stores and prediction sets, each ``PATH`` or ``NAME=PATH``.
+        Stores and prediction sets, each ``PATH`` or ``NAME=PATH``; files of one name that share no row are
+        those of one model's folds.
     labels : Path, optional
         Label file; by default the labels of the data. A row table with a fold file beside it is data.
     data : Path, optional
@@ -79,22 +82,23 @@ def load_members(arguments: list[str]) -> list[Member]:
     if not arguments:
         raise UserError("no models to blend; give --oof with stores or prediction sets")
     named = [split_name(argument) for argument in arguments]
-    classes = None
     named.sort(key=lambda item: (not item[1].is_dir(), item[0] or item[1].name, str(item[1])))
-    for name, path in named:
-        if path.suffix.lower() != ".npy":  # an array names no classes
-            classes = load_member(path, None, name).classes
-            break
+    first = next((path for _, path in named if path.is_dir() and columns_of(path) is None), None)
+    classes = load_member(first).classes if first else _shared_classes([path for _, path in named])
     members: list[Member] = []
     for name, path in named:
-        member = load_member(path, classes, name)
+        member = _load(path, classes, name, [other for _, other in named])
         classes = classes or member.classes
         refuse_odd_name(member)
-        same = next((other for other in members if other.name == member.name), None)
-        if same is not None:
+        at = next((i for i, other in enumerate(members) if other.name == member.name), None)
+        if at is not None and name is not None and not set(members[at].row_ids) & set(member.row_ids):
+            members[at] = joined(members[at], member)  # the file of another fold
+            continue
+        if at is not None:
             raise UserError(
-                f"{same.path} and {member.path} are both named {member.name}; tell them apart with "
-                f"--oof NAME={member.path}"
+                f"{members[at].path} and {member.path} are both named {member.name}; tell them apart with "
+                f"--oof NAME={member.path}; files of one model, a fold each, bear one name (NAME=FILE for "
+                "each) and share no row"
             )
         if members and member.row_ids == members[0].row_ids:  # a million ids are held once
             member = replace(member, row_ids=members[0].row_ids)
@@ -103,6 +107,32 @@ def load_members(arguments: list[str]) -> list[Member]:
     for store in stores[1:]:
         check_joinable(stores[0].manifest or {}, store.manifest or {}, str(stores[0].path), str(store.path))
     return sorted(members, key=lambda member: member.name)
+
+
+def _load(path: Path, classes: Classes | None, name: str | None, others: list[Path]) -> Member:
+    """Load a member; where its rows sum to 1 only with a column that another set lacks, name that set."""
+    try:
+        return load_member(path, classes, name)
+    except UserError as mistake:
+        odd = [column for column in columns_of(path) or [] if classes and column not in classes.names]
+        if not odd or "not sum to 1" not in str(mistake):
+            raise
+        lacking = next(other for other in others if not set(odd) <= set(columns_of(other) or odd))
+        raise UserError(
+            f"{lacking}: no probability column {listing(odd)}, which {path} has; every set needs one a "
+            "class, named as the class"
+        ) from mistake
+
+
+def _shared_classes(paths: list[Path]) -> Classes | None:
+    """The classes of prediction sets: the columns that all have, so that one's further column is no class."""
+    found = {path: columns for path in paths if (columns := columns_of(path)) is not None}
+    if not found:
+        return None
+    first = next(iter(found))
+    shared = [name for name in found[first] if all(name in columns for columns in found.values())]
+    # Where a class is lacking from one, the first set's columns stay, and the refusal names the file.
+    return infer_classes(shared if len(shared) > 1 else found[first], first)
 
 
 def _made_from(store: Member | None, required: bool) -> Path | None:

@@ -6,17 +6,24 @@ the file, the row or the column in the message.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data.errors import UserError, brief, listing
-from data.files import read_json, read_table, sha256_text
+from data.files import read_json, read_table, sha256_text, table_columns
+from data.ids import id_column
 from data.schema import Classes
 from ensemble.reading.arrays import read_array
-from ensemble.reading.columns import NOT_CLASSES, check_probabilities, infer_classes, number_column, read_ids
+from ensemble.reading.columns import (
+    check_probabilities,
+    class_columns,
+    infer_classes,
+    read_ids,
+    read_probabilities,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,6 +65,10 @@ class Member:
         A store's manifest.
     order : tuple of str
         The class names in the order of a prediction set's own columns.
+    spare : tuple of str
+        Columns of a prediction set that are none of the classes.
+    id_name : str or None
+        What a prediction set's column of ids is called.
     """
 
     name: str
@@ -68,6 +79,8 @@ class Member:
     fold: np.ndarray | None = None
     manifest: dict[str, Any] | None = None
     order: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
+    id_name: str | None = None
 
     @property
     def source(self) -> Source:
@@ -92,8 +105,8 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
     """Read a store directory, or a prediction set as CSV, Parquet, ``.npy``, or the parts of a labelling.
 
     A ``.npy`` holds probabilities (n, K); its ids stand one a line in ``<stem>.ids.txt`` beside it. Columns
-    that hold no class are left alone where the classes are given; else they are those of
-    :data:`~ensemble.reading.columns.NOT_CLASSES`.
+    that hold no class are left alone where the classes are given; else these are
+    :func:`~ensemble.reading.columns.class_columns`.
 
     Parameters
     ----------
@@ -117,17 +130,33 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
         return _load_array(path, classes, name)
     table = _read_parts(path) if path.is_dir() else read_table(path, "prediction set", as_text=True)
     ids = read_ids(table, path)
-    found = classes or infer_classes([c for c in table.column_names if c not in NOT_CLASSES], path)
-    missing = [column for column in found.names if column not in table.column_names]
-    if missing:
-        raise UserError(
-            f"{path}: no probability column {listing(missing)}; the file has "
-            f"{listing(table.column_names, 12)}, and needs one column a class, named as the class"
-        )
-    values = np.stack([number_column(table, column, ids, path) for column in found.names], axis=1)
-    probs = check_probabilities(values, ids, found, path)
+    columns = class_columns(table.column_names)
+    found = classes or infer_classes(columns, path)
+    probs = read_probabilities(table, ids, found, path)
     order = tuple(column for column in table.column_names if column in found.names)
-    return Member(name, ids, probs, found, path, order=order)
+    spare = () if len(columns) == 1 else tuple(column for column in columns if column not in found.names)
+    return Member(
+        name, ids, probs, found, path, order=order, spare=spare, id_name=id_column(table.column_names)
+    )
+
+
+def columns_of(path: Path) -> list[str] | None:
+    """Return the columns of a prediction set that may be classes; None of a store, an array, or no file."""
+    if path.is_dir():
+        part = next(iter(sorted(path.glob(PARTS))), None)
+        return None if part is None else class_columns(table_columns(part))
+    if not path.is_file() or path.suffix.lower() == ".npy":
+        return None
+    return class_columns(table_columns(path, "prediction set"))
+
+
+def joined(one: Member, other: Member) -> Member:
+    """Return two files of one model that share no row, as a fold each, as one member."""
+    if one.fold is not None or other.fold is not None:
+        raise UserError(f"{other.path}: a store holds all folds; it cannot be joined to {one.path}")
+    return replace(
+        one, row_ids=[*one.row_ids, *other.row_ids], probs=np.concatenate([one.probs, other.probs])
+    )
 
 
 def _stem(path: Path) -> str:

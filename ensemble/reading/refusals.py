@@ -67,9 +67,11 @@ def refuse_other_rows(first: Member, other: Member) -> None:
         if ids
     ]
     if parts:
+        apart = len(lacking) == len(first.row_ids) and not written_otherwise(lacking, surplus)
         raise UserError(
             f"{first.path} and {other.path} predict different rows: {'; '.join(parts)}; every set must hold "
             f"the same ids{written_otherwise(lacking, surplus)}"
+            f"{'; files of one model, a fold each, bear one name: NAME=FILE for each' if apart else ''}"
         )
 
 

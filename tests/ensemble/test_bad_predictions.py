@@ -75,13 +75,13 @@ STACK: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "utf-16 set": (write("m2.csv", lines(HEAD).encode("utf-16")), USUAL, r"m2\.csv"),
     "too few cells": (write("m2.csv", HEAD + "\nr0000,0.5,0.5\n"), USUAL, r"m2\.csv.*4 columns"),
     "column twice": (write("m2.csv", "id,a,a\n1,0.5,0.5\n"), USUAL, r"m2\.csv.*appears twice"),
-    "semicolons": (write("m2.csv", lines(HEAD).replace(",", ";")), USUAL, r"m2\.csv: no id column"),
-    "one class": (write("m1.csv", lines("id,yes", *["1"] * N)), USUAL, r"m1\.csv: has 1 probability col"),
+    "semicolons": (write("m2.csv", lines(HEAD).replace(",", ";")), USUAL, r"m2\.csv: cannot be read as"),
+    "one class": (write("m1.csv", lines("id,yes", *["1"] * N)), USUAL, r"m2\.csv: no probability col"),
     "class renamed": (edit("m2.csv", "winner_tie", "Tie"), USUAL, r"m2\.csv: .*column winner_tie"),
     "percentages": (write("m2.csv", lines(HEAD, "25,25,50")), USUAL, "row r0000 has 25 in column winner_mod"),
     "decimal commas": (
-        write("m2.csv", lines(HEAD, '"0,25","0,25","0,5"')), USUAL,
-        r"m2\.csv: row r0000 has '0,25' in column winner_model_a",
+        write("m2.csv", lines(HEAD, '"0,2,5","0,25","0,5"')), USUAL,
+        r"m2\.csv: row r0000 has '0.2.5' in column winner_model_a",
     ),
     "zeros alone": (write("m2.csv", lines(HEAD, "0,0,0")), USUAL, r"m2\.csv.*row r0000 sums to 0"),
     "text in Parquet": (

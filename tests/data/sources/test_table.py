@@ -90,14 +90,14 @@ def test_plain_text_classes(tmp_path: Path, labels: list, names: tuple[str, ...]
 @pytest.mark.parametrize(
     ("record", "options", "message"),
     [
-        ({"prompt": "p"}, {}, "no column row_id or id among prompt; .* --ids row-number"),
-        ({"id": 1, "text": "p"}, {}, "no column prompt among id, text"),
+        ({"prompt": "p"}, {"ids": "column"}, "no column row_id or id among prompt; name one"),
+        ({"id": 1, "words": "p"}, {}, "no column prompt among id, words"),
         ({"id": 1, "prompt": "p", "response_a": "a"}, {}, "has one of response_a and response_b"),
         ({"id": 1, "prompt": "p"}, {"columns": {"label": "y"}}, "no column y; it has id, prompt"),
         ({"id": 1, "prompt": "p"}, {"columns": {"labels": "y"}}, "no field labels in a row table"),
         ({"id": 1, "prompt": "p", "label": "u"}, {}, "labels show 1 classes, at least two"),
-        ({"id": 1, "prompt": "p", "label": "w"}, {"classes": ("u", "v")}, "row 1 has label w; a label is"),
-        ({"id": 1, "prompt": "p", "label": 2}, {"classes": ("u", "v")}, "label 2; .* from 0 to 1"),
+        ({"id": 1, "prompt": "p", "label": "w"}, {"classes": ("u", "v")}, "label 'w', none of the 2 classes"),
+        ({"id": 1, "prompt": "p", "label": 2}, {"classes": ("u", "v")}, "label '2', .* count from 1"),
         ({"id": 1, "prompt": {"a": 1}}, {"classes": ("u", "v")}, "row 1, column prompt holds"),
         ({"id": 1, "prompt": "p"}, {"classes": ("u", "v"), "swap": (1, 0)}, "no two responses to swap"),
         (

@@ -174,13 +174,6 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: changed(neu=["x", *P[1:, 0, 1]]).to_csv("m1.csv", index=False),
         r"m1\.csv: row 1 has 'x' in column neu, where a number",
     ),
-    "semicolons": (
-        lambda: member().to_csv("m1.csv", index=False, sep=";"), r"m1\.csv: no id .*by semicolons",
-    ),
-    "too many classes": (
-        lambda: pd.DataFrame({"id": IDS, **{f"c{k}": [1 / 130] * N for k in range(130)}}).to_csv("m1.csv"),
-        r"m1\.csv: 130 classes are more",
-    ),
     "labels in a list": (
         lambda: labels([[1]] * N).to_json("labels.csv", orient="records", lines=True), r"labels\.csv",
     ),
