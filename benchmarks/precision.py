@@ -26,7 +26,7 @@ from data.command import format_table
 from data.encoding.encode import Encoder, Truncation, pad_token_id
 from data.encoding.template import Template
 from data.folds import make_folds
-from data.softlabels import softmax
+from data.softmax import softmax
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
 from distill.kernels.linear import merge_adapters
 from distill.model.backbone import add_adapters, load_base, load_tokenizer, load_trained
@@ -35,7 +35,7 @@ from distill.packing.examples import Examples
 from distill.teaching.losses import cross_entropy
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
-from ensemble.scoring.crossfit import log_loss
+from ensemble.solvers.numbers import log_loss
 
 PRECISIONS = ("bf16", "int8", "fp8", "nf4")
 ALLOWED = 0.0005

@@ -17,6 +17,7 @@ import numpy as np
 from data.errors import UserError, brief, listing
 from data.files import read_json, read_parquet, require_columns, write_parquet
 from data.schema import Classes
+from data.softmax import softmax
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,14 +68,6 @@ class SoftLabels:
     def probs(self) -> np.ndarray:
         """Softmax of the order-averaged logits, shape (n, K)."""
         return softmax(self.mean_logits)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, in float64."""
-    shifted = np.asarray(logits, dtype=np.float64)
-    shifted = shifted - shifted.max(axis=-1, keepdims=True)
-    exp = np.exp(shifted)
-    return exp / exp.sum(axis=-1, keepdims=True)
 
 
 def logit_columns(classes: Classes) -> list[str]:

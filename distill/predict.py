@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     args.data = args.data.removeprefix("file://")
     sharded = in_shards(args)
     targets = [] if sharded else output_files(args.out, args.model or args.cascade[:1])
-    from data.softlabels import softmax
+    from data.softmax import softmax
     from data.sources.plan import read_column_map
     from distill.processes import held, join_others, on_first
     from distill.runs.saved import predict_rows, read_saved, rows_for

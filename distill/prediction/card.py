@@ -11,7 +11,8 @@ from data.folds import Folds
 from data.schema import Rows
 from data.softlabels import SoftLabels
 from ensemble.methods.calibrate import TemperatureScaling
-from ensemble.scoring.crossfit import bootstrap, log_loss
+from ensemble.scoring.bootstrap import bootstrap
+from ensemble.solvers.numbers import log_loss
 
 
 def scores(store: SoftLabels, rows: Rows, folds: Folds) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import numpy as np
 from data.dataset import load_prepared
 from data.errors import UserError
 from data.schema import Rows
-from data.softlabels import check_joinable, read_store, softmax
+from data.softlabels import check_joinable, read_store
+from data.softmax import softmax
 from distill.prediction.cascade import cross_fitted_curve, fit_cascade, route
 from distill.runs.saved import SavedModel, examples_of, predict_rows
 

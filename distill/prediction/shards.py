@@ -29,7 +29,7 @@ from data.shards import (
     store_text,
     write_part,
 )
-from data.softlabels import softmax
+from data.softmax import softmax
 from data.sources.clean import Cleaning
 from data.sources.layouts import Place
 from data.sources.open import Columns, Table

@@ -36,8 +36,8 @@ from data.softlabels import (
     read_logits,
     read_manifest,
     read_store,
-    softmax,
 )
+from data.softmax import softmax
 from distill.config import CONFIG, DistillConfig
 from distill.teaching.losses import UNTAUGHT, cross_entropy, mix_teachers, named_loss, swap_consistency
 from distill.teaching.trust import check_store

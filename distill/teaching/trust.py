@@ -19,7 +19,8 @@ from data.errors import UserError
 from data.files import read_json, sha256_files, sha256_text, write_json
 from data.folds import Folds
 from data.schema import Rows
-from data.softlabels import OOF, SoftLabels, read_logits, softmax
+from data.softlabels import OOF, SoftLabels, read_logits
+from data.softmax import softmax
 
 TRAINED_ON = "trained_on.json"
 MAY_CHANGE = ("versions", "data", "backbone_path", "backbone_source", "truncated_share")

@@ -8,7 +8,8 @@ from typing import Self
 
 import numpy as np
 
-from ensemble.methods.base import as_targets, as_weights, log_probs, over_classes, softmax
+from data.softmax import over_classes, softmax
+from ensemble.solvers.numbers import as_targets, as_weights, log_probs
 
 LOG_T_BRACKET = (math.log(0.05), math.log(20.0))
 """Where the temperature is sought; an unbounded search once returned T = -1242 (AutoGluon PR #4396)."""

@@ -9,9 +9,9 @@ import numpy as np
 
 from data.errors import UserError, brief, listing
 from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes
-from ensemble.methods.base import LOSS_FLOOR
 from ensemble.reading.labels import Labels
 from ensemble.reading.members import Member
+from ensemble.solvers.numbers import LOSS_FLOOR
 
 _LEAST_GROUPS = 3
 """Groups outside a fold that the cross-validations inside a method need, one inside another."""

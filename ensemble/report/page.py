@@ -18,9 +18,9 @@ from ensemble.reading.problem import Problem
 from ensemble.report.charts import bars, reliability_svg, whisker_rows
 from ensemble.report.frame import PAGE, SCRIPT, SCRIPT_HASH
 from ensemble.report.panels import calibration_panel, confusion_panel, explorer, members_panel, span
-from ensemble.scoring.crossfit import log_loss
 from ensemble.scoring.results import Result, Score, shown_weights
 from ensemble.scoring.slices import compare_slices, reliability
+from ensemble.solvers.numbers import log_loss
 
 WORST_ROWS = 12
 EXCERPT = 420

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.methods.base import PROB_FLOOR
 from ensemble.methods.blend import LogOpinionPool, SimplexBlend
 from ensemble.reading.problem import Problem
 from ensemble.report.charts import LINE_BOX, MAP_CORNERS, heat_table, line_svg, ternary_svg, whisker_rows
-from ensemble.scoring.crossfit import Interval
+from ensemble.scoring.bootstrap import Interval
 from ensemble.scoring.explore import linear_losses, take_sample, ternary_map, weight_curve
 from ensemble.scoring.members import (
     SetLosses,
@@ -27,6 +26,7 @@ from ensemble.scoring.members import (
 )
 from ensemble.scoring.results import Result
 from ensemble.scoring.slices import confusion, member_slices, reliability
+from ensemble.solvers.numbers import PROB_FLOOR
 
 MAP_STEPS = 20
 _MOST_CLASSES = 12

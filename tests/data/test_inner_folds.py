@@ -7,11 +7,13 @@ import pytest
 
 from data.folds import make_folds
 from data.schema import PREFERENCE, make_rows
-from ensemble.methods.base import cross_entropy, softmax
+from data.softmax import softmax
 from ensemble.methods.trees import LightGBMStacker
 from ensemble.reading.problem import Problem
-from ensemble.scoring.crossfit import cross_fit, final_fit_note
+from ensemble.scoring.choice import final_fit_note
+from ensemble.scoring.crossfit import cross_fit
 from ensemble.solvers.folds import group_folds, inner_folds
+from ensemble.solvers.numbers import cross_entropy
 
 
 def with_hands(n: int = 900, seed: int = 0) -> Problem:

@@ -17,7 +17,8 @@ from data.dataset import prepare
 from data.errors import UserError
 from data.prepare import main as prepare_main
 from data.schema import read_rows
-from data.softlabels import read_store, softmax
+from data.softlabels import read_store
+from data.softmax import softmax
 from distill import predict, teacher_oof
 from distill.model.classifier import Classifier
 from distill.packing.pack import by_length

@@ -11,7 +11,7 @@ from stack_files import CLASSES, competition, prepared, write_csv, write_sets, w
 
 from data.errors import UserError
 from data.schema import PREFERENCE, make_rows
-from ensemble.methods.base import cross_entropy, softmax
+from data.softmax import softmax
 from ensemble.methods.blend import LogOpinionPool, SimplexBlend
 from ensemble.methods.trees import LightGBMStacker
 from ensemble.output import write_result
@@ -19,6 +19,7 @@ from ensemble.predict import main as predict
 from ensemble.reading.features import NAMES, row_features
 from ensemble.reading.problem import load_problem
 from ensemble.scoring.results import evaluate
+from ensemble.solvers.numbers import cross_entropy
 from ensemble.stack import main
 
 

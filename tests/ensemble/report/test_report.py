@@ -20,13 +20,14 @@ from selenium.webdriver.support.select import Select
 from stack_files import prepared, write_sets, write_store
 
 from data.schema import Classes
-from ensemble.methods.base import PROB_FLOOR, Blender, softmax
+from data.softmax import softmax
+from ensemble.methods.base import Blender
 from ensemble.methods.blend import EqualMean, LogOpinionPool, SimplexBlend
 from ensemble.reading.problem import Problem, load_problem
 from ensemble.report.frame import SCRIPT, SCRIPT_HASH
 from ensemble.report.page import render_report, write_report
 from ensemble.report.panels import script_json
-from ensemble.scoring.crossfit import bootstrap, log_loss
+from ensemble.scoring.bootstrap import bootstrap
 from ensemble.scoring.explore import (
     linear_losses,
     move_weight,
@@ -45,6 +46,7 @@ from ensemble.scoring.slices import (
     reliability,
     smooth_reliability,
 )
+from ensemble.solvers.numbers import PROB_FLOOR, log_loss
 
 HOSTILE = "<script>alert(1)</script> \"><img src=x onerror=alert(2)> </svg></style> ' & &amp; ${chosen} $why"
 
