@@ -10,7 +10,8 @@ import numpy as np
 from data.softmax import softmax
 from ensemble.methods.base import Blender, Training
 from ensemble.methods.registry import register
-from ensemble.solvers.newton import Path, SharedDesign, SoftmaxProblem, choose_strength, minimise
+from ensemble.solvers.designs import SharedDesign
+from ensemble.solvers.newton import Path, SoftmaxProblem, choose_strength, minimise
 from ensemble.solvers.numbers import (
     LOSS_FLOOR,
     PROB_FLOOR,

@@ -16,7 +16,8 @@ from data.softmax import softmax
 from ensemble.methods.base import Blender, Swap, Training
 from ensemble.methods.blend import STRENGTHS
 from ensemble.methods.registry import register
-from ensemble.solvers.newton import BlockDesign, Path, SoftmaxProblem, choose_strength, minimise
+from ensemble.solvers.designs import BlockDesign
+from ensemble.solvers.newton import Path, SoftmaxProblem, choose_strength, minimise
 from ensemble.solvers.numbers import PROB_FLOOR, as_weights, log_probs, useful_floors
 
 _FREE_INTERCEPT = 1e-3

@@ -18,7 +18,8 @@ from ensemble.methods.base import Blender, Training
 from ensemble.methods.blend import LogOpinionPool
 from ensemble.methods.registry import register
 from ensemble.reading.features import NAMES
-from ensemble.solvers.newton import SharedDesign, SoftmaxProblem, choose_strength, minimise
+from ensemble.solvers.designs import SharedDesign
+from ensemble.solvers.newton import SoftmaxProblem, choose_strength, minimise
 from ensemble.solvers.numbers import cross_entropy, log_probs, with_error
 
 STRENGTHS = (300.0, 30.0)
