@@ -16,8 +16,9 @@ import numpy as np
 from benchmarks.ensemble import as_problem
 from data.softmax import softmax
 from ensemble.methods.base import Blender, Training
-from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
+from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, SimplexBlend
 from ensemble.methods.calibrate import Calibrated
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.scoring.bootstrap import bootstrap
 from ensemble.scoring.choice import average, choice_included, near_best
 from ensemble.scoring.crossfit import cross_fit

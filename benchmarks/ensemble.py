@@ -24,8 +24,9 @@ from benchmarks.greedy import greedy_weights
 from data.schema import Classes
 from data.softmax import softmax
 from ensemble.methods.base import Blender
-from ensemble.methods.blend import EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
+from ensemble.methods.blend import EqualMean, GeometricMean, SimplexBlend
 from ensemble.methods.catalogue import family
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.methods.scalings import KINDS, LinearScaling
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.reading.problem import Problem, load_problem

@@ -9,7 +9,7 @@ import numpy as np
 
 from data.softmax import softmax
 from ensemble.methods.base import Blender, Known, Training
-from ensemble.methods.blend import LogOpinionPool
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.methods.registry import register
 from ensemble.methods.scalings import KINDS, LinearScaling
 from ensemble.methods.temperature import TemperatureScaling

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.methods import average, blend, calibrate, logit, mlp, sliced, trees  # noqa: F401 (they register)
+from ensemble.methods import average, blend, calibrate, logit, mlp, pool, sliced, trees  # noqa: F401 (they register)
 from ensemble.methods.base import Blender, Swap, Training
 from ensemble.methods.calibrate import Calibrated
 from ensemble.methods.registry import Fitting, registered

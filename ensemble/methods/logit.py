@@ -14,13 +14,14 @@ import numpy as np
 
 from data.softmax import softmax
 from ensemble.methods.base import Blender, Swap, Training
-from ensemble.methods.blend import STRENGTHS
 from ensemble.methods.registry import register
 from ensemble.solvers.designs import BlockDesign
 from ensemble.solvers.newton import Path, SoftmaxProblem, choose_strength, minimise
 from ensemble.solvers.numbers import PROB_FLOOR, as_weights, log_probs, useful_floors
 
 _FREE_INTERCEPT = 1e-3
+STRENGTHS = (3000.0, 300.0, 30.0, 3.0, 0.3)
+"""Penalties tried inside the training rows, in units of rows, strong to weak."""
 SQUARE_LIMIT = 8
 """Members times classes up to which products of features are worth their number."""
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from data.softmax import softmax
 from ensemble.methods.base import Blender, Training
-from ensemble.methods.blend import LogOpinionPool
 from ensemble.methods.logit import stack_features
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.methods.registry import register
 from ensemble.solvers.numbers import cross_entropy, log_probs
 

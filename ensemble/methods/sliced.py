@@ -15,7 +15,7 @@ import numpy as np
 
 from data.softmax import softmax
 from ensemble.methods.base import Blender, Training
-from ensemble.methods.blend import LogOpinionPool
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.methods.registry import register
 from ensemble.reading.features import NAMES
 from ensemble.solvers.designs import SharedDesign

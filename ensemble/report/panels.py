@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.methods.blend import LogOpinionPool, SimplexBlend
+from ensemble.methods.blend import SimplexBlend
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.reading.problem import Problem
 from ensemble.report.charts import LINE_BOX, MAP_CORNERS, heat_table, line_svg, ternary_svg, whisker_rows
 from ensemble.scoring.bootstrap import Interval

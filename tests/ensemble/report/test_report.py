@@ -22,7 +22,8 @@ from stack_files import prepared, write_sets, write_store
 from data.schema import Classes
 from data.softmax import softmax
 from ensemble.methods.base import Blender
-from ensemble.methods.blend import EqualMean, LogOpinionPool, SimplexBlend
+from ensemble.methods.blend import EqualMean, SimplexBlend
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.reading.problem import Problem, load_problem
 from ensemble.report.frame import SCRIPT, SCRIPT_HASH
 from ensemble.report.page import render_report, write_report

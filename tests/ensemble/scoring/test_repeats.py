@@ -12,7 +12,8 @@ from stack_files import competition, write_sets
 
 from data.errors import UserError
 from data.schema import Classes
-from ensemble.methods.blend import BestSingle, EqualMean, LogOpinionPool, SimplexBlend
+from ensemble.methods.blend import BestSingle, EqualMean, SimplexBlend
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.reading.problem import Problem, dealt_again, declare_swap
 from ensemble.scoring.choice import choice_included
 from ensemble.scoring.crossfit import cross_fit
