@@ -140,7 +140,7 @@ def score(title: str, problem: Problem, autogluon: Path | None) -> None:
     ours = cross_fit(problem).probs
     seconds = time.process_time() - start
     losses = {name: log_loss(probs, problem.y) for name, probs in ours.items()}
-    chosen = choice_included(losses, ours, problem.fold)
+    chosen = choice_included(ours, problem.y, problem.fold)
     others, missing = nested(problem, autogluon)
     print(f"\n### {title}: {len(problem):,} rows, {len(problem.names)} members\n")
     print(f"All our methods, nested, in {seconds:.0f} s of CPU.\n\n| method | nested log-loss |\n|---|---|")

@@ -67,10 +67,10 @@ class AverageStacker(Blender):
         return self
 
     @classmethod
-    def of(cls, members: dict[str, Blender]) -> AverageStacker:
-        """The equal average of methods already fitted, which has no ``oof_``."""
+    def of(cls, members: dict[str, Blender], shares: Sequence[float]) -> AverageStacker:
+        """Methods already fitted, each for its share; it has no ``oof_``."""
         found = cls(tuple(members))
-        found.members_, found.shares_ = list(members.values()), np.full(len(members), 1 / len(members))
+        found.members_, found.shares_ = list(members.values()), np.array(shares)
         return found
 
     @property

@@ -19,8 +19,10 @@ METHODS = tuple(
 )
 """Names of all methods, simplest first."""
 
-AVERAGE = "average of the best"
-"""The name of the mean of several methods, where the rows cannot tell which of these is best."""
+SIMPLEST = "log-pool"
+"""The method that others must beat to count in the stack."""
+MIXTURE = "mixture of kinds"
+"""The name of the stack where others do."""
 
 
 def family(name: str) -> str:
