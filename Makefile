@@ -26,7 +26,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 # What the installer has to say stands in a log, and is shown where it fails.
-$(STAMP): pyproject.toml setup.cfg constraints.txt
+$(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes once; log: $(LOG))"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@{ $(BIN)/python -m pip install --upgrade pip && \

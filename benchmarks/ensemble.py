@@ -29,7 +29,8 @@ from ensemble.methods.catalogue import family
 from ensemble.methods.pool import LogOpinionPool
 from ensemble.methods.scalings import KINDS, LinearScaling
 from ensemble.methods.temperature import TemperatureScaling
-from ensemble.reading.problem import Problem, load_problem
+from ensemble.reading.load import load_problem
+from ensemble.reading.problem import Problem
 from ensemble.scoring.choice import choice_included
 from ensemble.scoring.crossfit import cross_fit
 from ensemble.solvers.folds import group_folds

@@ -7,14 +7,13 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from data.softmax import softmax
 from ensemble.methods.base import Blender, Known, Training
 from ensemble.methods.pool import LogOpinionPool
 from ensemble.methods.registry import register
 from ensemble.methods.scalings import KINDS, LinearScaling
-from ensemble.methods.temperature import TemperatureScaling
+from ensemble.methods.temperature import TemperatureScaling, held_out_scaling
 from ensemble.solvers.folds import inner_folds
-from ensemble.solvers.numbers import as_targets, as_weights, cross_entropy, log_probs, with_error
+from ensemble.solvers.numbers import as_targets, as_weights, cross_entropy, with_error
 
 MATRIX_CLASSES = 10
 """Most classes for which a matrix is tried: its entries grow with their square."""
@@ -38,8 +37,8 @@ class Calibrated(Blender):
     Attributes
     ----------
     temperature_ : float
-    scaling_ : LinearScaling or None
-        The map, where it is more than a temperature.
+    scaling_ : TemperatureScaling or LinearScaling
+        The map, which may be more than that temperature.
     """
 
     base: Blender
@@ -54,12 +53,14 @@ class Calibrated(Blender):
     def fit_after(self, data: Training) -> Self:
         """Fit the calibration alone, after a ``base`` already fitted on the same rows."""
         probs, y, sample_weight = self.base.crossfitted(data.P), data.targets, data.sample_weight
-        self.temperature_ = TemperatureScaling().fit(probs, y, sample_weight).temperature_
-        self.scaling_: LinearScaling | None = None
+        plain = TemperatureScaling().fit(probs, y, sample_weight)
+        better: LinearScaling | None = None
         if self.kind == "best":
-            self.scaling_ = best_scaling(probs, y, sample_weight, data.groups)
+            better = best_scaling(probs, y, sample_weight, data.groups)
         elif self.kind != "temperature":
-            self.scaling_ = LinearScaling(self.kind).fit(probs, y, sample_weight, data.groups)
+            better = LinearScaling(self.kind).fit(probs, y, sample_weight, data.groups)
+        self.temperature_ = plain.temperature_
+        self.scaling_ = plain if better is None else better
         return self
 
     @property
@@ -72,12 +73,7 @@ class Calibrated(Blender):
         return self._predict(P, X, {})
 
     def _predict(self, P: np.ndarray, X: np.ndarray | None, known: Known) -> np.ndarray:
-        return apply_scaling(self.base.predict(P, X, known), self.temperature_, self.scaling_)
-
-
-def apply_scaling(probs: np.ndarray, temperature: float, scaling: LinearScaling | None) -> np.ndarray:
-    """Return probabilities (n, K) mapped by ``scaling``, or by the temperature where there is none."""
-    return softmax(log_probs(probs) / temperature) if scaling is None else scaling.transform(probs)
+        return self.scaling_.transform(self.base.predict(P, X, known))
 
 
 def best_scaling(
@@ -99,11 +95,7 @@ def best_scaling(
     """
     targets, weights = as_targets(y, probs.shape[1]), as_weights(sample_weight, len(probs))
     folds = inner_folds(targets, groups, 5, 0)
-    plain = np.empty_like(targets)
-    for fold in np.unique(folds):
-        train, test = folds != fold, folds == fold
-        scaling = TemperatureScaling().fit(probs[train], targets[train], weights[train])
-        plain[test] = scaling.transform(probs[test])
+    plain = held_out_scaling(probs, targets, weights, folds)
     tried = [
         LinearScaling(kind).fit(probs, targets, weights, groups)
         for kind in kinds
@@ -132,43 +124,37 @@ class CalibratedPool(Blender):
 
     Attributes
     ----------
-    temperatures_ : ndarray of shape (members,)
-    scalings_ : list of LinearScaling or None, one a member
+    scalings_ : list of TemperatureScaling or LinearScaling
+        One a member.
     pool_ : LogOpinionPool
     oof_ : ndarray of shape (n, K)
     """
 
     n_folds: int = 5
     seed: int = 0
-    fitted: ClassVar[tuple[str, ...]] = ("temperatures_", "scalings_", "pool_")
+    fitted: ClassVar[tuple[str, ...]] = ("scalings_", "pool_")
 
     def fit_on(self, data: Training) -> Self:
         """Calibrate and pool; see :meth:`Blender.fit`."""
         P, targets, weights, groups = data.P, data.targets, data.weights, data.groups
         folds = data.folds(self.n_folds, self.seed)
         held_out = np.empty_like(P)
-        temperatures, self.scalings_ = [], []
+        self.scalings_: list[TemperatureScaling | LinearScaling] = []
         for m in range(P.shape[1]):
-            scaling = best_scaling(P[:, m], targets, weights, groups, ("spline",))
-            temperatures.append(TemperatureScaling().fit(P[:, m], targets, weights).temperature_)
-            self.scalings_.append(scaling)
-            if scaling is not None:
-                held_out[:, m] = scaling.oof_
-                continue
-            for fold in np.unique(folds):
-                train, test = folds != fold, folds == fold
-                own = TemperatureScaling().fit(P[train, m], targets[train], weights[train])
-                held_out[test, m] = own.transform(P[test, m])
-        self.temperatures_ = np.array(temperatures)
+            curve = best_scaling(P[:, m], targets, weights, groups, ("spline",))
+            if curve is None:
+                held_out[:, m] = held_out_scaling(P[:, m], targets, weights, folds)
+                self.scalings_.append(TemperatureScaling().fit(P[:, m], targets, weights))
+            else:
+                held_out[:, m] = curve.oof_
+                self.scalings_.append(curve)
         self.pool_ = LogOpinionPool(None, self.n_folds, self.seed).fit(held_out, targets, weights, groups)
         self.oof_ = self.pool_.oof_
         return self
 
     def predict_proba(self, P: np.ndarray) -> np.ndarray:
         """Return the pooled probabilities (n, K)."""
-        mended = [
-            apply_scaling(P[:, m], self.temperatures_[m], scaling) for m, scaling in enumerate(self.scalings_)
-        ]
+        mended = [scaling.transform(P[:, m]) for m, scaling in enumerate(self.scalings_)]
         return self.pool_.predict_proba(np.stack(mended, axis=1))
 
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from data.schema import PREFERENCE, Classes
 from data.softmax import softmax
-from ensemble.reading.problem import Problem, load_problem
+from ensemble.reading.load import load_problem
+from ensemble.reading.problem import Problem
 from ensemble.solvers.folds import group_folds
 from ensemble.solvers.numbers import LOSS_FLOOR, PROB_FLOOR, as_targets, log_probs
 from ensemble.solvers.simplex import solve_simplex, with_prior

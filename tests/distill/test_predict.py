@@ -21,7 +21,7 @@ from data.softlabels import read_store
 from data.softmax import softmax
 from distill import predict, teacher_oof
 from distill.model.classifier import Classifier
-from distill.packing.pack import by_length
+from distill.packing.cutting import by_length
 from distill.runs.saved import predict_rows, read_saved
 from distill.training import predict as inference
 
