@@ -106,7 +106,8 @@ class LogOpinionPool(Blender):
         equal = np.full(n_members, 1 / n_members)
         if self.strength is not None:
             penalties = np.full((1, n_members + n_classes), self.strength)
-            return _Choice(equal, True, 1.0, 0.0, ((equal, penalties, np.ones(1)),))
+            evidence = float(weigh(rows.problem(equal), penalties).evidence[0])
+            return _Choice(equal, True, 1.0, evidence, ((equal, penalties, np.ones(1)),))
         penalties = _penalties(n, n_members, n_classes)
         starts = [(equal, penalties[1:], 0.0)]  # the first is the simple pool
         simple, tempered, alone = equal, True, rows.evidence_of_temperature(equal)

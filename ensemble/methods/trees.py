@@ -41,6 +41,8 @@ class Track:
     with_rows: bool = False
 
 
+MOST_CLASSES = 20
+"""Each round grows a tree a class."""
 TRACKS = {
     "plain": Track("pool"),
     "symmetric": Track("pool", symmetric=True),
@@ -268,6 +270,8 @@ register(
     lambda f: LightGBMStacker(f.swap, seed=f.seed).fit_from(
         f.data, f.get("log-pool", LogOpinionPool), f.get("logit", MultinomialLogit)
     ),
+    affordable=lambda members, classes: classes <= MOST_CLASSES,
+    needs=("logit",),
 )
 
 

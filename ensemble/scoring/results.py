@@ -10,7 +10,7 @@ from ensemble.methods.average import AverageStacker
 from ensemble.methods.base import Blender
 from ensemble.methods.blend import SimplexBlend
 from ensemble.methods.calibrate import Calibrated
-from ensemble.methods.catalogue import MIXTURE, SIMPLEST
+from ensemble.methods.catalogue import MIXTURE, SIMPLEST, left_out
 from ensemble.reading.problem import Problem, dealt_again
 from ensemble.scoring.bootstrap import DRAWS, Bootstrap, Interval, bootstrap
 from ensemble.scoring.choice import choice_included, choose, final_fit_note, mixed, mixture
@@ -158,7 +158,11 @@ def evaluate(
             own[name][rows] = log_loss(part, problem.y[rows])
     own = {name: problem.weighted(loss) for name, loss in own.items()}
     inside = {name: float(loss.mean()) for name, loss in own.items()}
-    notes = [final_fit_note(chosen, own[chosen], losses[chosen]), sample_note(problem)]
+    notes = [
+        final_fit_note(chosen, own[chosen], losses[chosen]),
+        sample_note(problem),
+        expensive_note(problem),
+    ]
     single = {name: row_losses(problem.P[:, m]) for m, name in enumerate(problem.names)}
     best_single = choose(single)
     others = {"prior": row_losses(found.prior)}
@@ -220,6 +224,15 @@ def evaluate(
 
 def _without_in_sample(score: Score) -> Score:
     return Score(**{**score.__dict__, "in_sample": None})
+
+
+def expensive_note(problem: Problem) -> str | None:
+    """What to tell the user where methods are left out for their cost, else ``None``."""
+    n_members, n_classes = problem.P.shape[1:]
+    names = left_out(n_members, n_classes)
+    if not names:
+        return None
+    return f"not tried, as their cost grows with the square of {n_classes:,} classes: {', '.join(names)}"
 
 
 def true_probs(problem: Problem) -> np.ndarray | None:
