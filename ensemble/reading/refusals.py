@@ -185,8 +185,10 @@ def refuse_few_groups(fold: np.ndarray, groups: np.ndarray, source: str) -> None
             )
 
 
-def label_notes(y: np.ndarray, P: np.ndarray, classes: Classes, members: Sequence[Member]) -> list[str]:
-    """What to tell of classes that never happen, and of members that said they never would.
+def label_notes(
+    y: np.ndarray, P: np.ndarray, classes: Classes, members: Sequence[Member], by_index: bool = False
+) -> list[str]:
+    """What to tell of how labels are read, of classes that never happen, and of members that said so.
 
     Parameters
     ----------
@@ -194,9 +196,14 @@ def label_notes(y: np.ndarray, P: np.ndarray, classes: Classes, members: Sequenc
     P : ndarray of shape (n, members, K)
     classes : Classes
     members : sequence of Member
+    by_index : bool
+        Whether labels are indices of classes.
     """
     never = [name for name, total in zip(classes.names, y.sum(axis=0), strict=True) if total == 0]
     notes = [f"no row is labelled {listing(never)}"] if never else []
+    if by_index:
+        meant = ", ".join(f"{k} is {name}" for k, name in enumerate(classes.names[:12]))
+        notes.append(f"labels are read as indices of the classes: {meant}{', ...' if classes.n > 12 else ''}")
     for m, member in enumerate(members):
         zero = int(((P[:, m] < LOSS_FLOOR) & (y > 0)).any(axis=1).sum())
         if zero:
