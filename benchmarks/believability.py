@@ -16,10 +16,13 @@ import numpy as np
 from benchmarks.ensemble import as_problem
 from data.softmax import softmax
 from ensemble.methods.base import Blender, Training
-from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
-from ensemble.methods.calibrate import Calibrated
+from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, SimplexBlend
+from ensemble.methods.calibrate import Calibrated, CalibratedPool
+from ensemble.methods.logit import MultinomialLogit
+from ensemble.methods.mlp import MLPStacker
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.scoring.bootstrap import bootstrap
-from ensemble.scoring.choice import average, choice_included, near_best
+from ensemble.scoring.choice import choice_included, mixed, mixture
 from ensemble.scoring.crossfit import cross_fit
 from ensemble.solvers.numbers import log_loss
 from ensemble.solvers.threads import one_blas_thread
@@ -38,6 +41,9 @@ def fit(P: np.ndarray, y: np.ndarray, groups: np.ndarray) -> dict[str, Blender]:
         "geometric mean": GeometricMean().fit(P, y),
         "simplex": SimplexBlend().fit(P, y),
         "log-pool": pool,
+        "calibrated pool": CalibratedPool(n_folds=3).fit(P, y, groups=groups),
+        "logit": MultinomialLogit(n_folds=3).fit(P, y, groups=groups),
+        "mlp": MLPStacker(n_folds=3, max_epochs=20).fit(P, y, groups=groups),
     }
     data = Training.of(P, y)
     return methods | {f"{name}+temperature": Calibrated(m).fit_after(data) for name, m in methods.items()}
@@ -59,13 +65,13 @@ def judge(seed: int, n: int = 500) -> tuple[float, float, float, bool]:
     P, labels = competition(rng, n)
     y, problem = np.eye(P.shape[2])[labels], as_problem(P[:n], labels[:n], seed, FOLDS)
     nested = cross_fit(problem, fit=fit, workers=1).probs
-    losses = {name: log_loss(probs, y[:n]) for name, probs in nested.items()}
-    included = log_loss(choice_included(losses, nested, problem.fold), y[:n])
+    included = log_loss(choice_included(nested, y[:n], problem.fold), y[:n])
     interval = bootstrap(problem.groups, 1000, seed).interval(included)
     fitted = fit(P[:n], y[:n], problem.groups)
     inside = min(float(log_loss(m.predict_proba(P[:n]), y[:n]).mean()) for m in fitted.values())
-    found = {name: fitted[name].predict_proba(P[n:]) for name in near_best(losses)}
-    fresh = float(log_loss(average(found, list(found)), y[n:]).mean())
+    shares = mixture(nested, y[:n])
+    found = mixed({name: fitted[name].predict_proba(P[n:]) for name in shares}, shares)
+    fresh = float(log_loss(found, y[n:]).mean())
     return fresh, float(included.mean()), inside, interval.low <= fresh <= interval.high
 
 

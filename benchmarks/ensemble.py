@@ -24,8 +24,9 @@ from benchmarks.greedy import greedy_weights
 from data.schema import Classes
 from data.softmax import softmax
 from ensemble.methods.base import Blender
-from ensemble.methods.blend import EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
+from ensemble.methods.blend import EqualMean, GeometricMean, SimplexBlend
 from ensemble.methods.catalogue import family
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.methods.scalings import KINDS, LinearScaling
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.reading.load import load_problem
@@ -140,7 +141,7 @@ def score(title: str, problem: Problem, autogluon: Path | None) -> None:
     ours = cross_fit(problem).probs
     seconds = time.process_time() - start
     losses = {name: log_loss(probs, problem.y) for name, probs in ours.items()}
-    chosen = choice_included(losses, ours, problem.fold)
+    chosen = choice_included(ours, problem.y, problem.fold)
     others, missing = nested(problem, autogluon)
     print(f"\n### {title}: {len(problem):,} rows, {len(problem.names)} members\n")
     print(f"All our methods, nested, in {seconds:.0f} s of CPU.\n\n| method | nested log-loss |\n|---|---|")

@@ -86,6 +86,7 @@ def stack_content(problem: Problem, result: Result) -> dict[str, Any]:
         "chosen": result.chosen,
         "why": result.why,
         "chosen_methods": list(result.best),
+        "chosen_shares": list(result.best.values()),
         "chosen_nested_log_loss": result.score(result.chosen).loss,
         "chosen_nested_log_loss_choice_included": result.choice_included,
         "chosen_nested_log_loss_choice_included_ci95": result.choice_included_ci.as_list(),

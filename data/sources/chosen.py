@@ -70,7 +70,7 @@ class ChosenReader:
             pair = tuple(clean_text(text, place.cleaning, where) for text in (chosen, rejected))
             return [clean_text(prompt, place.cleaning, where)], (pair[0], pair[1])
         if texts and prompt is None:
-            shared = os.path.commonprefix([chosen, rejected])
+            shared = os.path.commonprefix([chosen, rejected])  # noqa: RUF071  of texts
             at = max((shared.rfind(s) + len(s) for s in SPEAKERS if s in shared), default=0)
             if not at:
                 raise UserError(

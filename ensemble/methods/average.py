@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -67,10 +67,10 @@ class AverageStacker(Blender):
         return self
 
     @classmethod
-    def of(cls, members: dict[str, Blender]) -> AverageStacker:
-        """The equal average of methods already fitted, which has no ``oof_``."""
+    def of(cls, members: dict[str, Blender], shares: Sequence[float]) -> AverageStacker:
+        """Methods already fitted, each for its share; it has no ``oof_``."""
         found = cls(tuple(members))
-        found.members_, found.shares_ = list(members.values()), np.full(len(members), 1 / len(members))
+        found.members_, found.shares_ = list(members.values()), np.array(shares)
         return found
 
     @property
@@ -91,15 +91,19 @@ class AverageStacker(Blender):
         return total
 
 
-def _average(*names: str, weighted: bool = False) -> Callable[[Fitting], Blender]:
-    return lambda fitting: AverageStacker(names, fitting.swap, weighted, fitting.seed).fit_within(fitting)
+def _register(name: str, rank: int, *names: str, weighted: bool = False, calibrated: bool = False) -> None:
+    def build(fitting: Fitting) -> Blender:
+        return AverageStacker(names, fitting.swap, weighted, fitting.seed).fit_within(fitting)
+
+    register(name, rank, build, calibrated, needs=names)
 
 
-register("calibrated pool+lightgbm", 110, _average("calibrated pool", "lightgbm"))
-register("logit+lightgbm", 120, _average("logit", "lightgbm"))
-register("logit+lightgbm+mlp", 130, _average("logit", "lightgbm", "mlp"), calibrated=True)
-register(
+_register("calibrated pool+lightgbm", 110, "calibrated pool", "lightgbm")
+_register("logit+lightgbm", 120, "logit", "lightgbm")
+_register("logit+lightgbm+mlp", 130, "logit", "lightgbm", "mlp", calibrated=True)
+_register(
     "weighted stackers",
     140,
-    _average("log-pool", "calibrated pool", "pool by slice", "logit", "mlp", "lightgbm", weighted=True),
+    *("log-pool", "calibrated pool", "pool by slice", "logit", "mlp", "lightgbm"),
+    weighted=True,
 )

@@ -1,4 +1,4 @@
-"""Blends with at most a handful of parameters: means, the simplex blend and the log-opinion pool."""
+"""Blends of at most one parameter a member: the best single, means and the simplex blend."""
 
 from __future__ import annotations
 
@@ -10,19 +10,12 @@ import numpy as np
 from data.softmax import softmax
 from ensemble.methods.base import Blender, Training
 from ensemble.methods.registry import register
-from ensemble.solvers.newton import Path, SharedDesign, SoftmaxProblem, choose_strength, minimise
 from ensemble.solvers.numbers import (
     LOSS_FLOOR,
-    PROB_FLOOR,
-    as_weights,
     cross_entropy,
     log_probs,
-    useful_floors,
 )
 from ensemble.solvers.simplex import solve_simplex, with_prior
-
-STRENGTHS = (3000.0, 300.0, 30.0, 3.0, 0.3)
-"""Penalties tried inside the training rows, in units of rows, strong to weak."""
 
 
 @dataclass
@@ -127,89 +120,6 @@ class SimplexBlend(Blender):
 
 
 register("simplex", 40, lambda fitting: SimplexBlend().fit_on(fitting.data))
-
-
-@dataclass
-class LogOpinionPool(Blender):
-    r"""Weights on log-probabilities and a bias a class, :math:`p_k \propto e^{b_k} \prod_m p_{mk}^{w_m}`.
-
-    Convex in its parameters; drawn to the geometric mean (weights :math:`1/M`, no bias) by a penalty
-    chosen by cross-validation inside the training rows. Weights need not sum to one, so it also
-    sharpens or softens. Where members' probabilities are floored before the logarithm is chosen likewise.
-
-    Parameters
-    ----------
-    strength : float, optional
-        Penalty in units of rows; chosen among :data:`STRENGTHS` by default.
-    n_folds, seed : int
-        Of the inner cross-validation.
-    floor : float, optional
-        Lower probabilities are taken as this; chosen among
-        :func:`ensemble.solvers.numbers.useful_floors` by default.
-
-    Attributes
-    ----------
-    weights_ : ndarray of shape (members,)
-    bias_ : ndarray of shape (K,)
-    strength_ : float
-    floor_ : float
-    oof_ : ndarray of shape (n, K)
-
-    Notes
-    -----
-    Genest and Zidek, *Combining probability distributions* (Statistical Science 1986); Heskes,
-    *Selecting weighting factors in logarithmic opinion pools* (NIPS 1997).
-    """
-
-    strength: float | None = None
-    n_folds: int = 5
-    seed: int = 0
-    floor: float | None = None
-    fitted: ClassVar[tuple[str, ...]] = ("weights_", "bias_", "strength_", "floor_")
-
-    def fit_on(self, data: Training) -> Self:
-        """Fit weights and biases; see :meth:`Blender.fit`."""
-        folds = data.folds(self.n_folds, self.seed)
-        strengths = STRENGTHS if self.strength is None else (self.strength,)
-        best: tuple[Path, float, SoftmaxProblem] | None = None
-        for floor in useful_floors(data.P) if self.floor is None else (self.floor,):
-            problem = self._problem(data.P, data.targets, data.weights, floor)
-            path = choose_strength(problem, folds, strengths)
-            if best is None or path.loss < best[0].loss:
-                best = path, floor, problem
-        assert best is not None
-        path, self.floor_, problem = best
-        self.strength_, self.oof_ = path.strength, path.oof
-        return self._solve(problem)
-
-    def refit(self, P: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> LogOpinionPool:
-        """Return a pool of the strength chosen here, fitted on other rows; it has no ``oof_``."""
-        other = LogOpinionPool(self.strength, self.n_folds, self.seed)
-        other.strength_, other.floor_ = self.strength_, self.floor_
-        return other._solve(self._problem(P, targets, as_weights(weights, len(P)), self.floor_))
-
-    def _problem(
-        self, P: np.ndarray, targets: np.ndarray, weights: np.ndarray, floor: float = PROB_FLOOR
-    ) -> SoftmaxProblem:
-        n, n_members, n_classes = P.shape
-        features = np.empty((n, n_classes, n_members + n_classes))
-        features[:, :, :n_members] = log_probs(P, floor).transpose(0, 2, 1)
-        features[:, :, n_members:] = np.eye(n_classes)
-        centre = np.concatenate([np.full(n_members, 1 / n_members), np.zeros(n_classes)])
-        return SoftmaxProblem(SharedDesign(features), targets, weights, np.ones(len(centre)), centre)
-
-    def _solve(self, problem: SoftmaxProblem) -> Self:
-        theta = minimise(problem.penalised(self.strength_))
-        n_classes = problem.targets.shape[1]
-        self.weights_, self.bias_ = theta[:-n_classes], theta[-n_classes:]
-        return self
-
-    def predict_proba(self, P: np.ndarray) -> np.ndarray:
-        """Return the pooled probabilities (n, K)."""
-        return softmax(np.einsum("nmk,m->nk", log_probs(P, self.floor_), self.weights_) + self.bias_)
-
-
-register("log-pool", 50, lambda f: LogOpinionPool(seed=f.seed).fit_on(f.data), calibrated=True)
 
 
 def _mix(P: np.ndarray, weights: np.ndarray) -> np.ndarray:

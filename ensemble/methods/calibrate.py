@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from ensemble.methods.base import Blender, Known, Training
-from ensemble.methods.blend import LogOpinionPool
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.methods.registry import register
 from ensemble.methods.scalings import KINDS, LinearScaling
 from ensemble.methods.temperature import TemperatureScaling, held_out_scaling
@@ -17,6 +17,8 @@ from ensemble.solvers.numbers import as_targets, as_weights, cross_entropy, with
 
 MATRIX_CLASSES = 10
 """Most classes for which a matrix is tried: its entries grow with their square."""
+VECTOR_CLASSES = 30
+"""Most classes for which a scale and a bias a class are tried."""
 
 
 @dataclass
@@ -91,18 +93,25 @@ def best_scaling(
     y, sample_weight, groups
         As in :meth:`Blender.fit`.
     kinds : tuple of str
-        Those to try; beyond :data:`MATRIX_CLASSES` classes only ``vector`` is.
+        Those to try; beyond :data:`MATRIX_CLASSES` classes only ``vector`` is, and none beyond
+        :data:`VECTOR_CLASSES`.
     """
-    targets, weights = as_targets(y, probs.shape[1]), as_weights(sample_weight, len(probs))
-    folds = inner_folds(targets, groups, 5, 0)
-    plain = held_out_scaling(probs, targets, weights, folds)
-    tried = [
-        LinearScaling(kind).fit(probs, targets, weights, groups)
+    n_classes = probs.shape[1]
+    kinds = tuple(
+        kind
         for kind in kinds
-        if kind == "vector" or probs.shape[1] <= MATRIX_CLASSES
-    ]
-    if not tried:
+        if n_classes <= MATRIX_CLASSES or (kind == "vector" and n_classes <= VECTOR_CLASSES)
+    )
+    if not kinds:
         return None
+    targets, weights = as_targets(y, n_classes), as_weights(sample_weight, len(probs))
+    folds = inner_folds(targets, groups, 5, 0)
+    plain = np.empty_like(targets)
+    for fold in np.unique(folds):
+        train, test = folds != fold, folds == fold
+        scaling = TemperatureScaling().fit(probs[train], targets[train], weights[train])
+        plain[test] = scaling.transform(probs[test])
+    tried = [LinearScaling(kind).fit(probs, targets, weights, groups) for kind in kinds]
     best = min(tried, key=lambda scaling: scaling.loss_)
     gain = cross_entropy(plain, targets) - cross_entropy(best.oof_, targets)
     mean, error = with_error(gain, weights)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.methods import average, blend, calibrate, logit, mlp, sliced, trees  # noqa: F401 (they register)
+from ensemble.methods import average, blend, calibrate, logit, mlp, pool, sliced, trees  # noqa: F401 (they register)
 from ensemble.methods.base import Blender, Swap, Training
 from ensemble.methods.calibrate import Calibrated
-from ensemble.methods.registry import Fitting, registered
+from ensemble.methods.registry import Fitting, affordable, registered
 
 TEMPERATURE = "+temperature"
 CALIBRATION = "+calibration"
@@ -19,13 +19,20 @@ METHODS = tuple(
 )
 """Names of all methods, simplest first."""
 
-AVERAGE = "average of the best"
-"""The name of the mean of several methods, where the rows cannot tell which of these is best."""
+SIMPLEST = "log-pool"
+"""The method that others must beat to count in the stack."""
+MIXTURE = "mixture of kinds"
+"""The name of the stack where others do."""
 
 
 def family(name: str) -> str:
     """The method's name without its calibration."""
     return name.removesuffix(TEMPERATURE).removesuffix(CALIBRATION)
+
+
+def left_out(n_members: int, n_classes: int) -> tuple[str, ...]:
+    """Methods that so many members and classes make too expensive."""
+    return tuple(name for name in registered() if not affordable(name, n_members, n_classes))
 
 
 def fit_methods(
@@ -39,12 +46,15 @@ def fit_methods(
 ) -> dict[str, Blender]:
     """Fit every method on members' predictions (n, members, K); returns them by name, in METHODS' order.
 
+    Methods whose cost grows with the square of members or classes are left out where these are many.
     ``X`` are features of the rows themselves (n, d), for the methods that can use them.
     """
     data = Training.of(P, y, sample_weight, groups, X)
     fitting = Fitting(data, swap, seed)
     methods: dict[str, Blender] = {}
     for name, method in registered().items():
+        if not affordable(name, *P.shape[1:]):
+            continue
         methods[name] = fitting[name]
         methods[name + TEMPERATURE] = Calibrated(fitting[name]).fit_after(data)
         if method.calibrated:

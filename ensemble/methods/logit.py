@@ -14,12 +14,16 @@ import numpy as np
 
 from data.softmax import softmax
 from ensemble.methods.base import Blender, Swap, Training
-from ensemble.methods.blend import STRENGTHS
 from ensemble.methods.registry import register
-from ensemble.solvers.newton import BlockDesign, Path, SoftmaxProblem, choose_strength, minimise
+from ensemble.solvers.designs import BlockDesign
+from ensemble.solvers.newton import Path, SoftmaxProblem, choose_strength, minimise
 from ensemble.solvers.numbers import PROB_FLOOR, as_weights, log_probs, useful_floors
 
 _FREE_INTERCEPT = 1e-3
+STRENGTHS = (3000.0, 300.0, 30.0, 3.0, 0.3)
+"""Penalties tried inside the training rows, in units of rows, strong to weak."""
+MOST_COEFFICIENTS = 5000
+"""Beyond, rows that could tell them apart are not to be had."""
 SQUARE_LIMIT = 8
 """Members times classes up to which products of features are worth their number."""
 
@@ -171,7 +175,12 @@ class MultinomialLogit(Blender):
         return SoftmaxProblem(design, targets, weights, ridge.ravel(), centre.ravel()), (mean, scale)
 
 
-register("logit", 80, lambda fitting: MultinomialLogit(fitting.swap, seed=fitting.seed).fit_on(fitting.data))
+register(
+    "logit",
+    80,
+    lambda fitting: MultinomialLogit(fitting.swap, seed=fitting.seed).fit_on(fitting.data),
+    affordable=lambda members, classes: classes * (members * classes + 1) <= MOST_COEFFICIENTS,
+)
 
 
 def with_swapped(

@@ -9,11 +9,13 @@ import numpy as np
 
 from data.softmax import softmax
 from ensemble.methods.base import Blender, Training
-from ensemble.methods.blend import LogOpinionPool
 from ensemble.methods.logit import stack_features
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.methods.registry import register
 from ensemble.solvers.numbers import cross_entropy, log_probs
 
+MOST_INPUTS = 500
+"""Probabilities a row, members times classes, up to which networks are trained."""
 _MOMENTUM, _MEMORY, _EPSILON = 0.9, 0.999, 1e-8
 Layers = list[np.ndarray]
 
@@ -112,7 +114,12 @@ class MLPStacker(Blender):
         return total / len(self.w1_)
 
 
-register("mlp", 100, lambda f: MLPStacker(seed=f.seed).fit_from(f.data, f.get("log-pool", LogOpinionPool)))
+register(
+    "mlp",
+    100,
+    lambda f: MLPStacker(seed=f.seed).fit_from(f.data, f.get("log-pool", LogOpinionPool)),
+    affordable=lambda members, classes: members * classes <= MOST_INPUTS,
+)
 
 
 def _forward(layers: Layers, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -27,26 +27,47 @@ class Method:
         Its place, simplest first: ties in the choice go to the simpler.
     calibrated : bool
         Whether it is tried with the best of all calibrations too; on every method it would crowd the table.
+    affordable : callable
+        Whether it can be paid for with so many members and classes, where its cost grows with their square.
+    needs : tuple of str
+        Methods that it is built from, which must be affordable too.
     """
 
     build: Callable[[Fitting], Blender]
     rank: int
     calibrated: bool
+    affordable: Callable[[int, int], bool]
+    needs: tuple[str, ...]
 
 
 _METHODS: dict[str, Method] = {}
 
 
-def register(name: str, rank: int, build: Callable[[Fitting], Blender], calibrated: bool = False) -> None:
+def register(
+    name: str,
+    rank: int,
+    build: Callable[[Fitting], Blender],
+    calibrated: bool = False,
+    affordable: Callable[[int, int], bool] = lambda n_members, n_classes: True,
+    needs: tuple[str, ...] = (),
+) -> None:
     """Enter a method under a name and a rank that no other has; see :class:`Method`."""
     if name in _METHODS or any(rank == other.rank for other in _METHODS.values()):
         raise ValueError(f"{name}, {rank}: another stacking method has this name or rank")
-    _METHODS[name] = Method(build, rank, calibrated)
+    _METHODS[name] = Method(build, rank, calibrated, affordable, needs)
 
 
 def registered() -> dict[str, Method]:
     """Every method by name, simplest first."""
     return dict(sorted(_METHODS.items(), key=lambda entry: entry[1].rank))
+
+
+def affordable(name: str, n_members: int, n_classes: int) -> bool:
+    """Whether a method, and each that it is built from, can be paid for."""
+    method = _METHODS[name]
+    return method.affordable(n_members, n_classes) and all(
+        affordable(other, n_members, n_classes) for other in method.needs
+    )
 
 
 class Fitting:

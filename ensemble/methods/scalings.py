@@ -15,8 +15,9 @@ import numpy as np
 from data.softmax import softmax
 from ensemble.methods.base import Estimator
 from ensemble.methods.temperature import TemperatureScaling
+from ensemble.solvers.designs import BlockDesign
 from ensemble.solvers.folds import inner_folds
-from ensemble.solvers.newton import BlockDesign, SoftmaxProblem, choose_strength, minimise
+from ensemble.solvers.newton import SoftmaxProblem, choose_strength, minimise
 from ensemble.solvers.numbers import as_targets, as_weights, log_probs
 
 KINDS = ("vector", "matrix", "dirichlet", "spline")

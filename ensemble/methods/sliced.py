@@ -15,14 +15,16 @@ import numpy as np
 
 from data.softmax import softmax
 from ensemble.methods.base import Blender, Training
-from ensemble.methods.blend import LogOpinionPool
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.methods.registry import register
 from ensemble.reading.features import NAMES
-from ensemble.solvers.newton import SharedDesign, SoftmaxProblem, choose_strength, minimise
+from ensemble.solvers.designs import SharedDesign
+from ensemble.solvers.newton import SoftmaxProblem, choose_strength, minimise
 from ensemble.solvers.numbers import cross_entropy, log_probs, with_error
 
 STRENGTHS = (300.0, 30.0)
 """Penalties tried, in units of rows, strong to weak."""
+MOST_CLASSES = 20
 MOST_ENTRIES = 20_000_000
 """Numbers in the regression's design beyond which slices are not tried: 160 MB."""
 _THIRDS = (1 / 3, 2 / 3)
@@ -119,6 +121,7 @@ register(
     "pool by slice",
     70,
     lambda f: SlicedPool(seed=f.seed).fit_from(f.data, f.get("log-pool", LogOpinionPool)),
+    affordable=lambda members, classes: classes <= MOST_CLASSES,
 )
 
 

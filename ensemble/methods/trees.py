@@ -14,9 +14,9 @@ import numpy as np
 
 from data.softmax import softmax
 from ensemble.methods.base import Blender, Known, Swap, Training
-from ensemble.methods.blend import LogOpinionPool
 from ensemble.methods.boosters import Grower, Settings, raw_both_orders, raw_scores, tree_features
 from ensemble.methods.logit import MultinomialLogit
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.methods.registry import register
 from ensemble.solvers.folds import MANY_ROWS
 from ensemble.solvers.numbers import cross_entropy, log_probs, with_error
@@ -41,6 +41,8 @@ class Track:
     with_rows: bool = False
 
 
+MOST_CLASSES = 20
+"""Each round grows a tree a class."""
 TRACKS = {
     "plain": Track("pool"),
     "symmetric": Track("pool", symmetric=True),
@@ -268,6 +270,8 @@ register(
     lambda f: LightGBMStacker(f.swap, seed=f.seed).fit_from(
         f.data, f.get("log-pool", LogOpinionPool), f.get("logit", MultinomialLogit)
     ),
+    affordable=lambda members, classes: classes <= MOST_CLASSES,
+    needs=("logit",),
 )
 
 

@@ -11,10 +11,10 @@ from data.ids import places
 from data.schema import Rows
 from data.softlabels import second_order_leak
 from ensemble.reading.dealing import N_FOLDS, deal
-from ensemble.reading.exchanged import exchanged_classes
 from ensemble.reading.features import row_features
 from ensemble.reading.labels import Labels
 from ensemble.reading.members import Member
+from ensemble.reading.oddities import odd_members
 from ensemble.reading.problem import Problem
 from ensemble.reading.refusals import (
     label_notes,
@@ -75,8 +75,9 @@ def join_members(
         if m == 0 or member.row_ids is not members[m - 1].row_ids:
             at = places(ids, member.row_ids)
         P[:, m] = member.probs[at]
-    notes += label_notes(y, P, first.classes, members)
-    notes += exchanged_classes(y, P, first.classes, members, labels)
+    notes += label_notes(y, P, first.classes, members, labels.by_index)
+    counted = labels.path if labels.by_index else None
+    notes += odd_members(P, y, [member.name for member in members], first.classes, counted)
     fold, groups, folds_from = deal(ids, members, folds, folds_from, y, seed)
     if rows is not None:
         at = places(ids, rows.row_ids)

@@ -1,8 +1,9 @@
 """A lint for members that look in-sample: better than honest, on the very rows that nobody can know.
 
 A model that saw a row's label is right where the others are surprised by it; an honest model, however
-strong, shares their surprise at a mislabelled or ambiguous row. The test is statistical and speaks only of
-members far below the others; where a manifest says what a store holds, that is exact and comes first.
+strong, shares their surprise at a mislabelled or ambiguous row. That speaks of members far below the others;
+what was learnt in part only is told by :mod:`ensemble.reading.leak`, from more rows. Both are statistical:
+where a manifest says what a store holds, that is exact and comes first.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from data.errors import UserError, listing
 from data.softmax import softmax
+from ensemble.reading.leak import ROWS, partly_learnt
 from ensemble.reading.problem import Problem
 from ensemble.solvers.numbers import cross_entropy, log_probs
 
@@ -49,7 +51,8 @@ def in_sample_suspects(P: np.ndarray, y: np.ndarray, names: Sequence[str]) -> li
     A suspect's loss is under :data:`FAR_BELOW` of the best other member's, and on the :data:`HARD` share
     of rows whose label surprises the geometric mean of the others most, it gives the true class at least
     :data:`KNOWS` on average and is right in :data:`RIGHT` of them. Several leaks do not hide one another:
-    a member is judged by those of greater loss alone.
+    a member is judged by those of greater loss alone. Where none is such, those that
+    :func:`ensemble.reading.leak.partly_learnt` finds.
 
     Parameters
     ----------
@@ -89,7 +92,22 @@ def in_sample_suspects(P: np.ndarray, y: np.ndarray, names: Sequence[str]) -> li
                 )
             )
         break
-    return found
+    return found or _partial(P, y, names)
+
+
+def _partial(P: np.ndarray, y: np.ndarray, names: Sequence[str]) -> list[Suspect]:
+    """Members that know part of the labels, in words."""
+    leaks, verdicts, _ = partly_learnt(P, y)
+    return [
+        Suspect(
+            names[m],
+            "classes happen more often than it says (slope "
+            f"{verdict.slope:.2f} ± {verdict.slope_error:.2f}) and what the other members say counts against "
+            f"the label beside it (weight {verdict.weight:+.2f} ± {verdict.weight_error:.2f}), as if it had "
+            "learnt some of the labels",
+        )
+        for m, verdict in zip(leaks, verdicts, strict=True)
+    ]
 
 
 def leave_out_suspects(problem: Problem, trust: Sequence[str] = ()) -> Problem:
@@ -125,6 +143,11 @@ def leave_out_suspects(problem: Problem, trust: Sequence[str] = ()) -> Problem:
                 f"{suspect.name} looks in-sample and is left out: {suspect.evidence}; "
                 f"keep it with --trust {suspect.name}"
             )
+    if _MIN_ROWS <= len(problem) < ROWS and len(problem.names) > 1:
+        notes.append(
+            f"{len(problem):,} rows tell a member that knows nearly all labels it is scored on, and are too "
+            f"few to tell one that learnt some of them; from {ROWS:,} they do"
+        )
     if not left_out:
         return replace(problem, notes=tuple(notes))
     kept = [m for m, name in enumerate(problem.names) if name not in left_out]

@@ -13,6 +13,7 @@ from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows
 from ensemble.reading.columns import as_number
 from ensemble.reading.labels import Labels
 from ensemble.reading.members import Member
+from ensemble.reading.oddities import index_reading
 from ensemble.solvers.numbers import LOSS_FLOOR
 
 _LEAST_GROUPS = 3
@@ -187,8 +188,10 @@ def refuse_few_groups(fold: np.ndarray, groups: np.ndarray, source: str) -> None
             )
 
 
-def label_notes(y: np.ndarray, P: np.ndarray, classes: Classes, members: Sequence[Member]) -> list[str]:
-    """What to tell of classes that never happen, and of members that said they never would.
+def label_notes(
+    y: np.ndarray, P: np.ndarray, classes: Classes, members: Sequence[Member], by_index: bool = False
+) -> list[str]:
+    """What to tell of how labels are read, of classes that never happen, and of members that said so.
 
     Parameters
     ----------
@@ -196,9 +199,13 @@ def label_notes(y: np.ndarray, P: np.ndarray, classes: Classes, members: Sequenc
     P : ndarray of shape (n, members, K)
     classes : Classes
     members : sequence of Member
+    by_index : bool
+        Whether labels are indices of classes.
     """
     never = [name for name, total in zip(classes.names, y.sum(axis=0), strict=True) if total == 0]
     notes = [f"no row is labelled {listing(never)}"] if never else []
+    if by_index:
+        notes.append(f"labels are numbers, {index_reading(classes)}")
     for m, member in enumerate(members):
         zero = int(((P[:, m] < LOSS_FLOOR) & (y > 0)).any(axis=1).sum())
         if zero:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.methods.blend import LogOpinionPool, SimplexBlend
+from ensemble.methods.blend import SimplexBlend
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.reading.problem import Problem
 from ensemble.report.charts import (
     LINE,

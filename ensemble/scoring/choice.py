@@ -1,17 +1,31 @@
-"""The choice of a method by nested losses, and what is told of it."""
+"""The choice of a stack by nested predictions: a mixture of unlike kinds, and what is told of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping
 
 import numpy as np
 
-from ensemble.methods.catalogue import family
+from ensemble.methods.average import PSEUDO_ROWS
+from ensemble.methods.blend import SimplexBlend
+from ensemble.methods.catalogue import CALIBRATION, SIMPLEST
+from ensemble.solvers.numbers import cross_entropy
 
-CHANCE = 3.0
-AVERAGED = 5
-"""Methods within so many standard errors of the best are averaged with it, and so many in all."""
+KINDS = (
+    SIMPLEST,
+    "calibrated pool",
+    "pool by slice",
+    "logit",
+    "lightgbm",
+    "mlp",
+    SIMPLEST + CALIBRATION,
+    "logit+lightgbm+mlp" + CALIBRATION,
+)
+"""What is mixed, the simplest first: no two are made alike."""
+ODDS = 8.0
+"""So many times as likely must the rows be under the mixture as under its simplest kind for it to count."""
+LEAST_SHARE = 0.01
+"""A kind of less is left out."""
 
 
 def choose(losses: Mapping[str, np.ndarray]) -> str:
@@ -19,31 +33,44 @@ def choose(losses: Mapping[str, np.ndarray]) -> str:
     return min(losses, key=lambda name: float(losses[name].mean()))
 
 
-def near_best(losses: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-    """The method of least mean loss, and those whose lag behind it may be chance, best first.
+def mixture(
+    probs: Mapping[str, np.ndarray], y: np.ndarray, weight: np.ndarray | None = None
+) -> dict[str, float]:
+    """The share of each kind in the stack, the simplest first; they sum to 1.
 
-    Between methods that the rows cannot tell apart a choice is a throw of dice, and their mean is better
-    than the one thrown: those within :data:`CHANCE` paired standard errors of the least, but no more than
-    :data:`AVERAGED`, for more are more of the same. Of one method with and without a calibration only the
-    better counts.
+    Methods that the rows cannot tell apart are better mixed than chosen from, and a mixture of near-copies
+    is no better than one of them: the kinds are unlike one another. Shares are those of most likelihood on
+    nested predictions, drawn a little to equal ones. Of what the mixture so gains over its simplest kind,
+    each further share costs a nat (Akaike's correction); unless the rest makes the rows :data:`ODDS` times
+    as likely, the simplest stays alone, and from there on the others count for more the more likely they are.
 
     Parameters
     ----------
-    losses : dict of str to ndarray of shape (n,)
-        Nested loss of each row by each method.
-
-    Notes
-    -----
-    After the one-standard-error rule of Breiman et al., *Classification and Regression Trees* (1984), with
-    the error of the paired difference, and averaging in place of the simplest, which may reach further.
+    probs : dict of str to ndarray of shape (n, K)
+        Nested predictions by method; :data:`KINDS` that are not there are not mixed, the first must be.
+    y : ndarray of shape (n, K)
+    weight : ndarray of shape (n,), optional
+        What each row counts for, with mean 1.
     """
-    families: dict[str, str] = {}
-    for name in sorted(losses, key=lambda name: float(losses[name].mean())):
-        families.setdefault(family(name), name)
-    best, *others = families.values()
-    gaps = {name: losses[name] - losses[best] for name in others}
-    near = (name for name, gap in gaps.items() if gap.mean() < CHANCE * gap.std() / np.sqrt(len(gap)))
-    return best, *islice(near, AVERAGED - 1)
+    names = [name for name in KINDS if name in probs]
+    if len(names) == 1:
+        return {SIMPLEST: 1.0}
+    stacked = np.stack([probs[name] for name in names], axis=1)
+    shares = SimplexBlend(PSEUDO_ROWS / len(y)).fit(stacked, y, weight).weights_
+    shares = np.where(shares >= LEAST_SHARE, shares, 0.0)
+    shares /= shares.sum()
+    mixed = np.einsum("nsk,s->nk", stacked, shares)
+    gain = cross_entropy(stacked[:, 0], y) - cross_entropy(mixed, y)
+    nats = float(gain.sum() if weight is None else weight @ gain) - (np.count_nonzero(shares[1:]))
+    departure = max(0.0, 1 - ODDS * float(np.exp(min(-nats, 0.0))))
+    shares *= departure
+    shares[0] += 1 - departure
+    return {name: float(share) for name, share in zip(names, shares, strict=True) if share > 0}
+
+
+def mixed(probs: Mapping[str, np.ndarray], shares: Mapping[str, float]) -> np.ndarray:
+    """The prediction (n, K) of a mixture."""
+    return np.sum([share * probs[name] for name, share in shares.items()], axis=0)
 
 
 def final_fit_note(name: str, inside: np.ndarray, nested: np.ndarray) -> str | None:
@@ -70,22 +97,18 @@ def final_fit_note(name: str, inside: np.ndarray, nested: np.ndarray) -> str | N
     )
 
 
-def average(probs: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
-    """Mean prediction (n, K) of some methods."""
-    return np.mean([probs[name] for name in names], axis=0)
-
-
 def choice_included(
-    losses: Mapping[str, np.ndarray], probs: Mapping[str, np.ndarray], fold: np.ndarray
+    probs: Mapping[str, np.ndarray], y: np.ndarray, fold: np.ndarray, weight: np.ndarray | None = None
 ) -> np.ndarray:
-    """Predict each fold (n, K) by the methods that the other folds choose, averaged.
+    """Predict each fold (n, K) by the mixture that the other folds choose.
 
-    The least of many scores is a little too good; the loss of these predictions is not, for they are
-    not chosen on the rows that they count.
+    A score of shares fitted to the rows that they are scored on is a little too good; the loss of these
+    predictions is not.
     """
-    found = np.empty_like(next(iter(probs.values())))
+    found = np.empty_like(y)
     for number in np.unique(fold):
         held = fold == number
-        names = near_best({name: loss[~held] for name, loss in losses.items()})
-        found[held] = average({name: probs[name][held] for name in names}, names)
+        rest = {name: probs[name][~held] for name in KINDS if name in probs}
+        shares = mixture(rest, y[~held], None if weight is None else weight[~held])
+        found[held] = mixed({name: probs[name][held] for name in shares}, shares)
     return found

@@ -10,10 +10,10 @@ from ensemble.methods.average import AverageStacker
 from ensemble.methods.base import Blender
 from ensemble.methods.blend import SimplexBlend
 from ensemble.methods.calibrate import Calibrated
-from ensemble.methods.catalogue import AVERAGE
+from ensemble.methods.catalogue import MIXTURE, SIMPLEST, left_out
 from ensemble.reading.problem import Problem, dealt_again
 from ensemble.scoring.bootstrap import DRAWS, Bootstrap, Interval, bootstrap
-from ensemble.scoring.choice import average, choice_included, choose, final_fit_note, near_best
+from ensemble.scoring.choice import choice_included, choose, final_fit_note, mixed, mixture
 from ensemble.scoring.crossfit import cross_fit, fit_on, predict_all, sample_note, threads
 from ensemble.solvers.numbers import log_loss
 from ensemble.solvers.threads import one_blas_thread
@@ -63,9 +63,9 @@ class Result:
     probs : dict of str to ndarray of shape (n, K)
         Every method's nested predictions.
     chosen, why : str
-        The best method, or :data:`ensemble.methods.catalogue.AVERAGE` of those that cannot be told from it.
-    best : tuple of str
-        These, best first.
+        The simplest method, or :data:`ensemble.methods.catalogue.MIXTURE` where others count too.
+    best : dict of str to float
+        What counts in it, the largest share first.
     choice_included : float
         The chosen stack's loss with the choice itself cross-fitted.
     choice_included_ci : Interval
@@ -86,7 +86,7 @@ class Result:
     probs: dict[str, np.ndarray]
     chosen: str
     why: str
-    best: tuple[str, ...]
+    best: dict[str, float]
     choice_included: float
     choice_included_ci: Interval
     best_single: str
@@ -136,20 +136,21 @@ def evaluate(
 
     each = [{name: row_losses(probs) for name, probs in cut.probs.items()} for cut in cuts]
     losses = {name: np.mean([table[name] for table in each], axis=0) for name in each[0]}
+    y, weight = problem.y, problem.weight
     included = np.mean(
         [
-            row_losses(choice_included(table, cut.probs, deal.fold))
-            for table, cut, deal in zip(each, cuts, deals, strict=True)
+            row_losses(choice_included(cut.probs, y, deal.fold, weight))
+            for cut, deal in zip(cuts, deals, strict=True)
         ],
         axis=0,
     )
-    best = near_best(losses)
-    chosen = best[0]
+    best = _mean_shares([mixture(cut.probs, y, weight) for cut in cuts])
+    chosen = SIMPLEST
     if len(best) > 1:
-        chosen = AVERAGE
-        found.probs[AVERAGE] = average(found.probs, best)
-        losses[AVERAGE] = np.mean([row_losses(average(cut.probs, best)) for cut in cuts], axis=0)
-        fitted[AVERAGE] = AverageStacker.of({name: fitted[name] for name in best})
+        chosen = MIXTURE
+        losses[MIXTURE] = np.mean([row_losses(mixed(cut.probs, best)) for cut in cuts], axis=0)
+        found.probs[MIXTURE] = mixed(found.probs, best)
+        fitted[MIXTURE] = AverageStacker.of({name: fitted[name] for name in best}, list(best.values()))
 
     own = {name: np.empty(len(problem)) for name in fitted}
     for rows, probs in predict_all(fitted, problem, np.arange(len(problem))):
@@ -157,7 +158,11 @@ def evaluate(
             own[name][rows] = log_loss(part, problem.y[rows])
     own = {name: problem.weighted(loss) for name, loss in own.items()}
     inside = {name: float(loss.mean()) for name, loss in own.items()}
-    notes = [final_fit_note(chosen, own[chosen], losses[chosen]), sample_note(problem)]
+    notes = [
+        final_fit_note(chosen, own[chosen], losses[chosen]),
+        sample_note(problem),
+        expensive_note(problem),
+    ]
     single = {name: row_losses(problem.P[:, m]) for m, name in enumerate(problem.names)}
     best_single = choose(single)
     others = {"prior": row_losses(found.prior)}
@@ -221,6 +226,15 @@ def _without_in_sample(score: Score) -> Score:
     return Score(**{**score.__dict__, "in_sample": None})
 
 
+def expensive_note(problem: Problem) -> str | None:
+    """What to tell the user where methods are left out for their cost, else ``None``."""
+    n_members, n_classes = problem.P.shape[1:]
+    names = left_out(n_members, n_classes)
+    if not names:
+        return None
+    return f"not tried, as their cost grows with the square of {n_classes:,} classes: {', '.join(names)}"
+
+
 def true_probs(problem: Problem) -> np.ndarray | None:
     """The rows' true class probabilities (n, K), which a simulated arena knows."""
     if problem.rows is None or "true_probs" not in problem.rows.table.column_names:
@@ -229,15 +243,21 @@ def true_probs(problem: Problem) -> np.ndarray | None:
     return values if values.shape == problem.y.shape and np.isfinite(values).all() else None
 
 
-def _why(best: tuple[str, ...], chosen: str, methods: list[Score], best_single: str) -> str:
+def _mean_shares(found: list[dict[str, float]]) -> dict[str, float]:
+    """Mean shares over several cuts, the largest first."""
+    names = dict.fromkeys(name for shares in found for name in shares)
+    mean = {name: sum(shares.get(name, 0.0) for shares in found) / len(found) for name in names}
+    return dict(sorted(mean.items(), key=lambda item: -item[1]))
+
+
+def _why(best: dict[str, float], chosen: str, methods: list[Score], best_single: str) -> str:
     scores = {score.name: score for score in methods}
-    least, score, n = scores[best[0]], scores[chosen], len(methods) - (chosen == AVERAGE)
+    score = scores[chosen]
     if len(best) > 1:
-        text = f"mean of the best {len(best)} of {n} methods, of which chance may have made one the first; "
-        text += f"least nested log-loss {least.loss:.4f}: {', '.join(best)}"
+        text = "; ".join(f"{name} {share:.2f}" for name, share in best.items())
+        text = f"shares of most likelihood on nested predictions: {text}"
     else:
-        rival = min((other for other in methods if other.name != chosen), key=lambda other: other.loss)
-        text = f"least nested log-loss of {n} methods, {least.loss:.4f}; next {rival.name} {rival.loss:.4f}"
+        text = "no mixture with others credibly beats it"
     if chosen != "mean":
         text += (
             f"; against the mean {score.vs_mean:+.4f} "

@@ -3,111 +3,21 @@ r"""Penalised softmax regression, by Newton's method: the convex core of the log
 Minimises the weighted cross-entropy of :math:`\mathrm{softmax}(z)` against target distributions, where the
 logits ``z`` (n, K) are linear in the parameters, plus a quadratic penalty that draws the parameters to a
 chosen centre. Two designs make the logits: one vector of coefficients for all classes
-(:class:`SharedDesign`) or one a class (:class:`BlockDesign`).
+(``SharedDesign``) or one a class (``BlockDesign``); see :mod:`ensemble.solvers.designs`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
 from data.softmax import over_classes, softmax
+from ensemble.solvers.designs import BlockDesign, Design
 from ensemble.solvers.numbers import cross_entropy, with_error
 
 _NEWTON_LIMIT = 300
 """Parameters beyond which a Hessian costs more than the iterations it saves."""
-
-
-class Design(Protocol):
-    """A linear map from parameters (p,) to logits (n, K), its transpose and its curvature."""
-
-    @property
-    def size(self) -> int:
-        """Number of parameters."""
-
-    def take(self, rows: np.ndarray) -> Design:
-        """The design of some rows."""
-
-    def logits(self, theta: np.ndarray) -> np.ndarray:
-        """Logits (n, K) at ``theta``."""
-
-    def pullback(self, residual: np.ndarray) -> np.ndarray:
-        """The transpose: from (n, K) to (p,)."""
-
-    def curvature(self, probs: np.ndarray, row_weights: np.ndarray) -> np.ndarray:
-        """Sum over rows of w X' (diag(p) - p p') X, shape (p, p)."""
-
-
-@dataclass(frozen=True)
-class SharedDesign:
-    """Coefficients shared by the classes: features of shape (n, K, p)."""
-
-    features: np.ndarray
-
-    @property
-    def size(self) -> int:
-        """Number of parameters."""
-        return self.features.shape[2]
-
-    def take(self, rows: np.ndarray) -> SharedDesign:
-        """The design of some rows."""
-        return SharedDesign(self.features[rows])
-
-    def logits(self, theta: np.ndarray) -> np.ndarray:
-        """Logits (n, K)."""
-        return self.features @ theta
-
-    def pullback(self, residual: np.ndarray) -> np.ndarray:
-        """Gradient with respect to the parameters (p,)."""
-        return np.einsum("nkp,nk->p", self.features, residual, optimize=True)
-
-    def curvature(self, probs: np.ndarray, row_weights: np.ndarray) -> np.ndarray:
-        """Hessian of the cross-entropy (p, p)."""
-        mean = np.einsum("nk,nkp->np", probs, self.features, optimize=True)
-        scale = np.sqrt(probs * row_weights[:, None])
-        spread = ((self.features - mean[:, None, :]) * scale[:, :, None]).reshape(-1, self.size)
-        return spread.T @ spread
-
-
-@dataclass(frozen=True)
-class BlockDesign:
-    """Coefficients a class: features (n, d), parameters (K, d) flattened."""
-
-    features: np.ndarray
-    n_classes: int
-
-    @property
-    def size(self) -> int:
-        """Number of parameters."""
-        return self.features.shape[1] * self.n_classes
-
-    def take(self, rows: np.ndarray) -> BlockDesign:
-        """The design of some rows."""
-        return BlockDesign(self.features[rows], self.n_classes)
-
-    def logits(self, theta: np.ndarray) -> np.ndarray:
-        """Logits (n, K)."""
-        return self.features @ theta.reshape(self.n_classes, -1).T
-
-    def pullback(self, residual: np.ndarray) -> np.ndarray:
-        """Gradient with respect to the parameters (K d,)."""
-        return (residual.T @ self.features).ravel()
-
-    def curvature(self, probs: np.ndarray, row_weights: np.ndarray) -> np.ndarray:
-        """Hessian of the cross-entropy (K d, K d)."""
-        k, d = self.n_classes, self.features.shape[1]
-        out = np.zeros((k, d, k, d))
-        for a in range(k):  # as p_a (1 - p_a) is the sum of p_a p_b over the other classes b
-            for b in range(a + 1, k):
-                scale = np.sqrt(row_weights * probs[:, a] * probs[:, b])
-                scaled = self.features * scale[:, None]
-                block = scaled.T @ scaled
-                out[a, :, a, :] += block
-                out[b, :, b, :] += block
-                out[a, :, b, :] = out[b, :, a, :] = -block
-        return out.reshape(k * d, k * d)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from stack_files import prepared, write_sets, write_store
 
-from ensemble.methods.catalogue import AVERAGE, METHODS
+from ensemble.methods.catalogue import METHODS, MIXTURE
 from ensemble.reading.load import load_problem
 from ensemble.stack import main
 
@@ -50,12 +50,12 @@ def test_writes_the_contract_for_any_number_of_classes(
     assert stack["members"] == ["m1", "m2", "m3"]
     names = [method["name"] for method in stack["methods"]]
     best = stack["chosen_methods"]
-    assert names == [*METHODS, *([AVERAGE] if len(best) > 1 else [])]
+    assert names == [*METHODS, *([MIXTURE] if len(best) > 1 else [])]
     for method in stack["methods"]:
         assert {"nested_log_loss", "in_sample_log_loss", "ci95", "ci95_vs_best_single"} <= set(method)
     scores = {method["name"]: method["nested_log_loss"] for method in stack["methods"]}
-    assert scores[best[0]] == min(scores[name] for name in METHODS)
-    assert stack["chosen"] == (AVERAGE if len(best) > 1 else best[0])
+    assert stack["chosen"] == (MIXTURE if len(best) > 1 else "log-pool")
+    assert sum(stack["chosen_shares"]) == pytest.approx(1)
     assert stack["chosen_nested_log_loss"] == scores[stack["chosen"]]
     assert set(stack["weights"]) == {"m1", "m2", "m3"}
     assert stack["temperature"] > 0

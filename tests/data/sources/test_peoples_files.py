@@ -57,7 +57,7 @@ def pairs(tmp_path: Path, labels: list[str], as_lists: bool = False) -> str:
 @pytest.mark.parametrize("as_lists", [False, True])
 def test_labels_of_a_pair_that_count_from_1_are_refused(tmp_path: Path, as_lists: bool) -> None:
     source = pairs(tmp_path, ["1", "2"] * 6, as_lists)
-    with pytest.raises(UserError, match="none is 0.*--classes"):
+    with pytest.raises(UserError, match=r"none is 0.*--classes"):
         prepared(tmp_path, source)
     assert not (tmp_path / "out").exists()
 

@@ -12,9 +12,11 @@ from scipy.optimize import minimize
 
 from data.softmax import softmax
 from ensemble.methods.base import from_dict
-from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
+from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, SimplexBlend
+from ensemble.methods.pool import LogOpinionPool
+from ensemble.solvers.designs import BlockDesign, SharedDesign
 from ensemble.solvers.folds import group_folds
-from ensemble.solvers.newton import BlockDesign, SharedDesign, SoftmaxProblem, minimise
+from ensemble.solvers.newton import SoftmaxProblem, minimise
 from ensemble.solvers.numbers import PROB_FLOOR, cross_entropy
 from ensemble.solvers.simplex import ConvergenceWarning, solve_simplex
 

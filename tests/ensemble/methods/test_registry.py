@@ -7,8 +7,8 @@ from tasks import task
 
 from ensemble.methods.base import Training, from_dict
 from ensemble.methods.blend import EqualMean
-from ensemble.methods.catalogue import METHODS
-from ensemble.methods.registry import Fitting, register, registered
+from ensemble.methods.catalogue import METHODS, fit_methods, left_out
+from ensemble.methods.registry import Fitting, affordable, register, registered
 
 
 def test_methods_stand_simplest_first_with_those_calibrated_beside_them() -> None:
@@ -46,3 +46,14 @@ def test_a_name_or_rank_is_given_once(name: str, rank: int) -> None:
 def test_an_unknown_kind_is_refused_with_those_known() -> None:
     with pytest.raises(ValueError, match=r"'Oracle' is no kind of method; known are .*EqualMean"):
         from_dict({"kind": "Oracle", "params": {}, "fitted": {}})
+
+
+def test_what_grows_with_the_square_of_the_classes_is_left_out_of_many() -> None:
+    assert left_out(35, 3) == left_out(18, 6) == ()
+    assert {"logit", "lightgbm", "pool by slice", "logit+lightgbm"} <= set(left_out(2, 65))
+    assert set(left_out(5, 1000)) > set(left_out(2, 65))
+    assert all(affordable(name, 50, 5000) for name in ("mean", "simplex", "log-pool", "calibrated pool"))
+    P, y = task(130, k=26)
+    fitted = fit_methods(P, y)
+    assert "log-pool" in fitted
+    assert not set(fitted) & set(left_out(P.shape[1], 26))

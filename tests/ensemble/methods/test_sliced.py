@@ -9,7 +9,7 @@ import pytest
 
 from data.softmax import softmax
 from ensemble.methods.base import from_dict
-from ensemble.methods.blend import LogOpinionPool
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.methods.sliced import SlicedPool
 from ensemble.reading.features import NAMES
 from ensemble.solvers.numbers import cross_entropy

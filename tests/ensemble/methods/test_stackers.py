@@ -18,7 +18,8 @@ from ensemble.methods.catalogue import METHODS, fit_methods
 from ensemble.methods.logit import MultinomialLogit, stack_features, with_swapped
 from ensemble.methods.mlp import MLPStacker
 from ensemble.methods.trees import TRACKS, LightGBMStacker, _choose
-from ensemble.solvers.newton import BlockDesign, SoftmaxProblem, choose_strength
+from ensemble.solvers.designs import BlockDesign
+from ensemble.solvers.newton import SoftmaxProblem, choose_strength
 from ensemble.solvers.numbers import PROB_FLOOR, cross_entropy
 
 SWAP = (1, 0, 2)

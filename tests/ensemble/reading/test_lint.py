@@ -98,6 +98,68 @@ def test_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_too_few_rows_are_said_to_be() -> None:
-    few, enough = simulate_problem(100), simulate_problem(300)
+    few, some, enough = simulate_problem(100), simulate_problem(300), simulate_problem(2000)
     assert any("100 rows are too few to tell" in note for note in leave_out_suspects(few).notes)
+    assert any("too few to tell one that learnt some" in note for note in leave_out_suspects(some).notes)
     assert not leave_out_suspects(enough).notes
+
+
+def trained(seed: int, rounds: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Real learners on a noisy table: honest ones by fold, trees' predictions of their own rows; targets."""
+    from lightgbm import LGBMClassifier
+    from sklearn.datasets import make_classification
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+    from sklearn.naive_bayes import GaussianNB
+    from sklearn.neighbors import KNeighborsClassifier
+
+    X, labels = make_classification(
+        2500, 20, n_informative=6, n_classes=3, flip_y=0.25, class_sep=0.8, random_state=seed
+    )
+    trees = LGBMClassifier(
+        num_leaves=8, n_estimators=rounds, learning_rate=0.06, num_threads=1, verbosity=-1, random_state=seed
+    )
+    models = {
+        "trees": trees,
+        "logit": LogisticRegression(C=0.1),
+        "bayes": GaussianNB(),
+        "neighbours": KNeighborsClassifier(40),
+        "other trees": LGBMClassifier(num_leaves=16, n_estimators=60, num_threads=1, verbosity=-1),
+    }
+    found = {
+        name: cross_val_predict(model, X, labels, cv=4, method="predict_proba")
+        for name, model in models.items()
+    }
+    return found, trees.fit(X, labels).predict_proba(X), np.eye(3)[labels]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_trees_that_predict_their_own_rows_are_named_and_the_same_trees_by_fold_are_not(seed: int) -> None:
+    members, own, y = trained(seed, 100)
+    names = list(members)
+    honest_ones = np.stack(list(members.values()), axis=1)
+    assert in_sample_suspects(honest_ones, y, names) == []
+    leaks = honest_ones.copy()
+    leaks[:, 0] = own
+    losses = [-np.log((leaks[:, m] * y).sum(axis=1)).mean() for m in range(len(names))]
+    assert losses[0] > 0.6 * min(losses[1:])  # by its loss alone it might be honest
+    suspects = in_sample_suspects(leaks, y, names)
+    assert [suspect.name for suspect in suspects] == ["trees"]
+    assert "learnt some of the labels" in suspects[0].evidence
+    twice = np.concatenate([leaks, leaks[:, :1] * 0.98 + 0.02 / 3], axis=1)  # nor does a copy hide it
+    assert {s.name for s in in_sample_suspects(twice, y, [*names, "copy"])} == {"trees", "copy"}
+
+
+def test_one_strong_member_among_weak_ones_and_copies_and_rare_classes_pass() -> None:
+    alarms = 0
+    for seed in range(20):
+        P, y = honest(2500, 3, np.array([0.05, 1.5, 1.8, 2.2]), seed)
+        alarms += bool(in_sample_suspects(P, y, list("abcd")))
+        copies = np.concatenate([P, 0.99 * P[:, :2] + 0.01 / 3], axis=1)
+        alarms += bool(in_sample_suspects(copies, y, list("abcdef")))
+        rng = np.random.default_rng(seed)
+        z = np.stack([np.full(2500, 2.5), np.zeros(2500)], axis=1) + rng.normal(size=(2500, 2))
+        labels = (rng.random(2500) > softmax(z)[:, 0]).astype(int)
+        seen = softmax(z[:, None] + np.array([0.2, 1, 1.5])[:, None] * rng.normal(size=(2500, 3, 2)))
+        alarms += bool(in_sample_suspects(seen, np.eye(2)[labels], list("abc")))
+    assert alarms <= 1

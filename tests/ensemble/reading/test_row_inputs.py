@@ -12,7 +12,8 @@ from stack_files import CLASSES, competition, prepared, write_csv, write_sets, w
 from data.errors import UserError
 from data.schema import PREFERENCE, make_rows
 from data.softmax import softmax
-from ensemble.methods.blend import LogOpinionPool, SimplexBlend
+from ensemble.methods.blend import SimplexBlend
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.methods.trees import LightGBMStacker
 from ensemble.output import write_result
 from ensemble.predict import main as predict

@@ -23,7 +23,8 @@ from stack_files import prepared, write_sets, write_store
 from data.schema import Classes
 from data.softmax import softmax
 from ensemble.methods.base import Blender
-from ensemble.methods.blend import EqualMean, LogOpinionPool, SimplexBlend
+from ensemble.methods.blend import EqualMean, SimplexBlend
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.reading.load import load_problem
 from ensemble.reading.problem import Problem
 from ensemble.report.frame import SCRIPT, SCRIPT_HASH, render

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from tasks import task
 
 from data.schema import PREFERENCE, Classes
+from data.softmax import softmax
 from ensemble.methods.base import Blender
 from ensemble.methods.blend import EqualMean
+from ensemble.methods.catalogue import METHODS
 from ensemble.reading.problem import Problem
 from ensemble.scoring.bootstrap import Bootstrap, bootstrap
-from ensemble.scoring.choice import average, choice_included, choose, near_best
+from ensemble.scoring.choice import KINDS, choice_included, choose, mixed, mixture
 from ensemble.scoring.crossfit import cross_fit, sample_note
 from ensemble.scoring.results import evaluate
 from ensemble.solvers.folds import group_folds
@@ -132,7 +134,7 @@ def test_the_draws_of_a_subset_are_the_same_draws() -> None:
 
 def draw_methods(seed: int, n_methods: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    probs = {f"method {i}": rng.dirichlet([2, 1, 1], size=60) for i in range(n_methods)}
+    probs = {name: rng.dirichlet([2, 1, 1], size=60) for name in KINDS[:n_methods]}
     return probs, np.eye(3)[rng.integers(3, size=60)], rng.integers(3, size=60)
 
 
@@ -140,35 +142,45 @@ def draw_methods(seed: int, n_methods: int) -> tuple[dict[str, np.ndarray], np.n
 @given(st.integers(0, 1000), st.integers(1, 6))
 def test_the_choice_of_a_fold_does_not_look_at_it(seed: int, n_methods: int) -> None:
     probs, y, fold = draw_methods(seed, n_methods)
-    losses = {name: log_loss(p, y) for name, p in probs.items()}
-    found = choice_included(losses, probs, fold)
-    other = {name: np.where(fold == 0, 9 - loss, loss) for name, loss in losses.items()}
-    np.testing.assert_array_equal(choice_included(other, probs, fold)[fold == 0], found[fold == 0])
-    same = dict.fromkeys(losses, losses["method 0"])
-    np.testing.assert_array_equal(choice_included(same, probs, fold), probs["method 0"])
+    found = choice_included(probs, y, fold)
+    other = np.where((fold == 0)[:, None], y[:, [1, 2, 0]], y)
+    np.testing.assert_array_equal(choice_included(probs, other, fold)[fold == 0], found[fold == 0])
+    same = dict.fromkeys(probs, probs["log-pool"])
+    np.testing.assert_allclose(choice_included(same, y, fold), probs["log-pool"], atol=1e-12)
 
 
-def test_methods_that_the_rows_cannot_tell_apart_are_averaged() -> None:
+def test_kinds_count_by_what_they_add_and_noise_adds_nothing() -> None:
+    assert set(KINDS) <= set(METHODS)
     rng = np.random.default_rng(0)
-    loss = rng.random(1000)
-    noise = rng.permutation(np.linspace(-0.5, 0.5, 1000))  # its mean's standard error is .0091
-    losses = {
-        "far": loss + noise + 0.0280,
-        "near": loss + noise + 0.0268,
-        "near+temperature": loss + noise + 0.0267,
-        "best": loss,
-        "best+calibration": loss + 1e-4 * noise + 1e-6,
-        "surely worse": loss + 1e-4,
-        "the same": loss,
-    }
-    assert near_best(losses) == ("best", "near+temperature")
-    assert near_best({"far": losses["far"]}) == ("far",)
-    many = {f"method {i}": loss + noise + 1e-4 * (i + 1) for i in range(9)}
-    assert near_best(many | {"best": loss}) == ("best", *(f"method {i}" for i in range(4)))
-    assert choose(losses) == "best"
-    probs = {name: rng.dirichlet([1, 1], size=1000) for name in losses}
-    wanted = (probs["best"] + probs["near+temperature"]) / 2
-    np.testing.assert_array_equal(average(probs, near_best(losses)), wanted)
+    logits = rng.normal(size=(3000, 3))
+    seen = {name: logits + rng.normal(size=logits.shape) for name in ("log-pool", "logit", "mlp")}
+    probs = {name: softmax(0.6 * values) for name, values in seen.items()}
+    y = np.eye(3)[(rng.random((3000, 1)) > softmax(logits).cumsum(axis=1)).sum(axis=1).clip(0, 2)]
+    shares = mixture(probs, y)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(0.2 < share < 0.5 for share in shares.values())
+    both = log_loss(mixed(probs, shares), y).mean()
+    assert both < min(log_loss(p, y).mean() for p in probs.values()) - 0.01
+    worse = {"log-pool": probs["log-pool"], "logit": softmax(seen["log-pool"] + rng.normal(size=(3000, 3)))}
+    assert mixture(worse, y) == {"log-pool": 1.0}
+    assert mixture({"log-pool": probs["log-pool"]}, y) == {"log-pool": 1.0}
+    weight = rng.permutation(np.repeat([0.5, 1.5], 1500))
+    assert mixture(probs, y, weight) != shares
+    assert choose({"first": np.ones(3), "second": np.zeros(3)}) == "second"
+
+
+def test_a_mixture_counts_only_as_far_as_the_rows_speak_for_it() -> None:
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(4000, 3))
+    y = np.eye(3)[(rng.random((4000, 1)) > softmax(logits).cumsum(axis=1)).sum(axis=1).clip(0, 2)]
+    probs = {name: softmax(logits + 0.3 * rng.normal(size=logits.shape)) for name in ("log-pool", "mlp")}
+
+    def simplest(begin: int, n: int) -> float:
+        rows = slice(begin, begin + n)
+        return mixture({name: p[rows] for name, p in probs.items()}, y[rows]).get("log-pool", 0.0)
+
+    assert sum(simplest(begin, 60) == 1.0 for begin in range(0, 1800, 60)) >= 20
+    assert 0.4 < simplest(0, 4000) < 0.6
 
 
 def test_log_loss_takes_labels_and_soft_targets_and_stays_finite() -> None:

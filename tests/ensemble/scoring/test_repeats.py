@@ -12,7 +12,8 @@ from stack_files import competition, write_sets
 
 from data.errors import UserError
 from data.schema import Classes
-from ensemble.methods.blend import BestSingle, EqualMean, LogOpinionPool, SimplexBlend
+from ensemble.methods.blend import BestSingle, EqualMean, SimplexBlend
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.reading.problem import Problem, dealt_again, declare_swap
 from ensemble.scoring.choice import choice_included
 from ensemble.scoring.crossfit import cross_fit
@@ -62,7 +63,7 @@ def test_a_repeated_score_is_the_mean_over_the_deals() -> None:
         probs = cross_fit(deal, i, workers=1).probs
         each = {name: log_loss(p, problem.y) for name, p in probs.items()}
         losses.append(each["log-pool"].mean())
-        included.append(log_loss(choice_included(each, probs, deal.fold), problem.y).mean())
+        included.append(log_loss(choice_included(probs, problem.y, deal.fold), problem.y).mean())
     assert len(set(losses)) == 3
     assert result.score("log-pool").loss == pytest.approx(np.mean(losses), abs=1e-12)
     assert result.choice_included == pytest.approx(np.mean(included), abs=1e-12)

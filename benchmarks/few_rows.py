@@ -1,0 +1,110 @@
+"""The stack on few rows: ``python -m benchmarks.few_rows SET... [--draws 50] [--seeds 2]``.
+
+A SET is a directory of prediction sets with ``labels.csv``, or ``members=K`` for K simulated language models.
+Each draw takes some of its rows and up to ten of its members, fits the whole stack by default settings, and
+predicts the rows that are left. Printed, by rows drawn: the stack's loss on these less that of the geometric
+mean at one temperature and less that of the best single member, both of the same draw; in how many draws it
+is significantly above; and how far another seed moves it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.ensemble import as_problem, correlated
+from data.softmax import softmax
+from ensemble.methods.blend import BestSingle
+from ensemble.methods.temperature import TemperatureScaling
+from ensemble.reading.load import load_problem
+from ensemble.scoring.choice import mixed, mixture
+from ensemble.scoring.crossfit import cross_fit, fit_on, predict_all
+from ensemble.solvers.folds import group_folds
+from ensemble.solvers.numbers import cross_entropy, log_probs
+from ensemble.solvers.threads import one_blas_thread
+
+SIZES = (150, 300, 500, 1000)
+MEMBERS, FRESH = 10, 6000
+SURE = 1.96
+SIMPLE = ("geometric mean+temperature", "best single")
+
+
+def load(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Members' predictions (n, members, K) and targets (n, K) of a set."""
+    if name.startswith("members="):
+        P, labels = correlated(20_000, int(name.removeprefix("members=")), seed=1)
+        return P, np.eye(3)[labels]
+    folder = Path(name)
+    files = sorted(str(path) for path in folder.iterdir() if path.name != "labels.csv")
+    problem = load_problem(files, folder / "labels.csv")
+    return problem.P, problem.y
+
+
+def stacked(P: np.ndarray, y: np.ndarray, fresh: np.ndarray, seed: int) -> np.ndarray:
+    """What the whole stack, fitted by default settings, predicts of fresh rows."""
+    problem = as_problem(P, y.argmax(axis=1), seed)
+    problem.y[:] = y
+    problem.fold[:] = group_folds(y, None, 5, seed)
+    shares = mixture(cross_fit(problem, seed, workers=1).probs, y)
+    fitted = fit_on(problem, np.arange(len(y)), seed)
+    wanted = {name: fitted[name] for name in shares}
+    later = as_problem(fresh, np.zeros(len(fresh), dtype=int))
+    return np.concatenate(
+        [mixed(probs, shares) for _, probs in predict_all(wanted, later, np.arange(len(fresh)))]
+    )
+
+
+def simple(P: np.ndarray, y: np.ndarray, fresh: np.ndarray) -> dict[str, np.ndarray]:
+    """What it is held against."""
+    scaling = TemperatureScaling().fit(softmax(log_probs(P).mean(axis=1)), y)
+    return {
+        "geometric mean+temperature": scaling.transform(softmax(log_probs(fresh).mean(axis=1))),
+        "best single": BestSingle().fit(P, y).predict_proba(fresh),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("sets", nargs="+", metavar="SET")
+    parser.add_argument("--draws", type=int, default=50, help="of each set")
+    parser.add_argument("--first", type=int, default=0, help="number of the first draw")
+    parser.add_argument("--seeds", type=int, default=2)
+    args = parser.parse_args()
+    print("| set | rows | draws | " + " | ".join(f"less {name} | worse" for name in SIMPLE) + " | seeds |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    with one_blas_thread():
+        for name in args.sets:
+            judge(name, range(args.first, args.first + args.draws), args.seeds)
+
+
+def judge(name: str, draws: range, seeds: int) -> None:
+    """Print a line for each number of rows and one for all of a set."""
+    P, y = load(name)
+    found: dict[int, list[list[float]]] = {size: [] for size in SIZES}
+    for number in draws:
+        rng, size = np.random.default_rng([number, 20]), SIZES[number % len(SIZES)]
+        rows = rng.permutation(len(P))
+        members = np.sort(rng.permutation(P.shape[1])[:MEMBERS])
+        drawn, rest = rows[:size], rows[size:][:FRESH]
+        part, fresh = P[drawn][:, members], P[rest][:, members]
+        losses = [cross_entropy(stacked(part, y[drawn], fresh, seed), y[rest]) for seed in range(seeds)]
+        line = []
+        for probs in simple(part, y[drawn], fresh).values():
+            gap = losses[0] - cross_entropy(probs, y[rest])
+            gap = np.where(np.abs(gap) < 1e-9, 0, gap)
+            line += [float(gap.mean()), float(gap.mean() > SURE * gap.std() / len(gap) ** 0.5)]
+        moved = [abs(float(loss.mean() - losses[0].mean())) for loss in losses[1:]]
+        found[size].append([*line, float(np.mean(moved)) if moved else np.nan])
+    short = Path(name).name
+    every = [line for lines in found.values() for line in lines]
+    for size, some in (*found.items(), ("all", every)):
+        if some:
+            a, b, c, d, e = np.mean(some, axis=0)
+            cells = f"{a:+.4f} | {b:.1%} | {c:+.4f} | {d:.1%} | {e:.4f}"
+            print(f"| {short} | {size} | {len(some)} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
