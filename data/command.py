@@ -1,39 +1,126 @@
-"""What every ``python -m`` command shares: its exit statuses and its printed tables."""
+"""What every ``python -m`` command shares: its parser, its exit statuses and its printed tables."""
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
+import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from data.errors import UserError, brief, is_disk_full, printable
+from data.errors import UserError, printable
+from data.failures import DEBUG, FAULT, explained, lacks, recorded
+
+if _why := lacks():  # before anything else is imported, which would end in a traceback
+    print(f"error: {_why}", file=sys.stderr)
+    raise SystemExit(2)
+
+_ROLE = re.compile(r":[a-z]+:`~?([^`]*)`")
+_ITSELF = re.compile(r"^``python -m [\w.]+``: ")
+
+
+def parser_of(command: str, doc: str | None, example: str) -> CommandParser:
+    """Return the parser of ``python -m command``, with what all commands take.
+
+    Parameters
+    ----------
+    command : str
+        Such as ``ensemble.stack``.
+    doc : str or None
+        What it does: its module's docstring, whose markup is taken off.
+    example : str
+        A command line, or several, without ``python -m``.
+    """
+    lines = "\n".join(f"  python -m {line}" for line in example.splitlines())
+    parser = CommandParser(
+        prog=f"python -m {command}",
+        description=plain(doc or ""),
+        epilog=f"example:\n{lines}",
+        formatter_class=_Paragraphs,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
+    parser.add_argument(
+        "--debug", action="store_true", help=f"show the traceback of an error, as {DEBUG}=1 does"
+    )
+    return parser
+
+
+def plain(doc: str) -> str:
+    """Return a docstring as a terminal should show it: no markup, and not the command's own name first."""
+    text = _ROLE.sub(r"\1", _ITSELF.sub("", doc.strip()))
+    text = re.sub(r"``([^`]*)``", r"\1", text)
+    return text[:1].upper() + text[1:]
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, with the option that was perhaps meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise :class:`data.errors.UserError`.
+
+        Raises
+        ------
+        UserError
+            Always.
+        """
+        if "unrecognized arguments" in message:
+            from difflib import get_close_matches
+
+            known = [name for action in self._actions for name in action.option_strings]
+            for word in message.split():
+                name = word.partition("=")[0]
+                close = [option for option in known if name.startswith("--") and option.startswith(name)]
+                if close := close or (name.startswith("--") and get_close_matches(name, known, 1)) or []:
+                    message += f"; is it {' or '.join(close)}? Options are written out"
+                    break
+        raise UserError(f"{message}; {self.prog} --help shows what there is")
+
+
+class _Paragraphs(argparse.HelpFormatter):
+    """Fills paragraph by paragraph, and leaves lines that are set off as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        parts = []
+        for paragraph in text.split("\n\n"):
+            set_off = any(line.startswith("  ") for line in paragraph.splitlines())
+            parts.append(paragraph if set_off else fill(paragraph, width, indent))
+        return "\n\n".join(parts)
+
+
+class _Version(argparse.Action):
+    """Prints the version of the installed package; looked up only when it is asked for."""
+
+    def __call__(self, *args: Any, **_: Any) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"distillstack {version('distillstack')}")
+        except PackageNotFoundError:  # run from the sources
+            print("distillstack, from its sources")
+        raise SystemExit(0)
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
-    """Run a command's ``main`` and exit: 0 or its own status, 2 on a user's mistake, 130 on Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for prompts that the output's encoding cannot say
+    """Run a command's ``main`` and exit.
+
+    The status is 0 or the command's own, 2 on a user's mistake or what the system refuses, 70 on a fault of
+    this package, 130 on Ctrl-C, 141 where whoever read the output has gone. A traceback is shown with
+    ``--debug`` or ``DISTILLSTACK_DEBUG=1``.
+    """
+    _mend_streams()
+    debug = "--debug" in sys.argv[1:] or os.environ.get(DEBUG, "") not in {"", "0"}
     try:
         status = main(sys.argv[1:]) or 0
         sys.stdout.flush()
-    except UserError as mistake:
-        if not getattr(mistake, "told", False):  # by another process of the same command
-            # A library's message may hold line breaks.
-            print(f"error: {printable(' '.join(str(mistake).split()))}", file=sys.stderr)
-        status = 2
-    except BrokenPipeError:  # whoever read the output has gone, as `head` does: there is nobody to tell
+    except BrokenPipeError:  # as `head` does: there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        told = f"error: the disk is full ({brief(error)}); make room, and the same command continues"
-        print(told, file=sys.stderr)
-        status = 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from what is finished", file=sys.stderr)
         status = 130
@@ -42,8 +129,36 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         ):
             sys.stderr.flush()
             os._exit(status)  # what they compute is lost anyway, and the interpreter would wait for it
-    sys.stdout.flush()
+    except Exception as error:
+        status = _tell(error, debug)
+    try:
+        sys.stdout.flush()
+    except OSError:  # told already, and the interpreter would try once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(status)
+
+
+def _mend_streams() -> None:
+    """See that printing never fails: characters that an encoding lacks, and outputs closed from the start."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for prompts that the encoding cannot say
+
+
+def _tell(error: Exception, debug: bool) -> int:
+    """Print what is to be said of an error; return the exit status."""
+    mistake = isinstance(error, UserError)
+    # A library's message may hold line breaks.
+    what = " ".join(str(error).split()) if mistake else explained(error)
+    status = 2 if what or mistake else FAULT
+    if debug:
+        traceback.print_exception(error)
+    if not getattr(error, "told", False):  # by another process of the same command
+        print(f"error: {printable(what or recorded(error))}", file=sys.stderr)
+    return status
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -18,6 +18,9 @@ class UserError(Exception):
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No space on the disk, or none that this user may fill, or a file longer than allowed."""
 
+TORCH_CANNOT_WRITE = ("PytorchStreamWriter failed writing file", "inline_container.cc:", "unexpected pos")
+"""What ``torch.save`` says instead of the system's words: the first, or both of the others."""
+
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or one that led to it, says that no more could be written.
@@ -29,7 +32,10 @@ def is_disk_full(error: BaseException) -> bool:
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in FULL:
             return True
-        if any(os.strerror(number) in str(cause) for number in FULL):
+        text = str(cause)
+        if any(os.strerror(number) in text for number in FULL):
+            return True
+        if TORCH_CANNOT_WRITE[0] in text or all(words in text for words in TORCH_CANNOT_WRITE[1:]):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.command import format_table, run
+from data.command import format_table, parser_of, run
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -193,9 +193,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     from data.sources.formats import AUTO, EARLIER_NAMES
     from data.sources.read import FORMATS  # with every format in it
 
-    parser = argparse.ArgumentParser(
-        prog="python -m data.prepare",
-        description="Read sources into rows.parquet, folds.parquet and manifest.json, and tokens on request.",
+    parser = parser_of(
+        "data.prepare",
+        __doc__,
+        "data.prepare --source votes.csv --out prepared\ndata.prepare --check prepared",
     )
     add = parser.add_argument
     add(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.command import format_table, run
+from data.command import format_table, parser_of, run
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m distill.export", description=__doc__)
+    parser = parser_of("distill.export", __doc__, "distill.export --model runs/demo/student --out exported")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a finished run")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the model goes")
     parser.add_argument(

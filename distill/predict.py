@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.command import format_table, run
+from data.command import format_table, parser_of, run
 from data.errors import UserError
 from data.storage import fetch, is_address, local_path, publish, shown
 
@@ -33,7 +33,11 @@ SUFFIXES = (".csv", ".parquet")
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m distill.predict", description=__doc__)
+    parser = parser_of(
+        "distill.predict",
+        __doc__,
+        "distill.predict --model runs/demo/student --data test.csv --out student.csv",
+    )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", nargs="+", type=local_path, metavar="DIR", help="finished runs")
     which.add_argument(

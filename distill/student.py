@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from data.command import format_table, run
+from data.command import format_table, parser_of, run
 from data.errors import UserError
 from data.storage import fetch, local_path, publish
 from distill.arguments import (
@@ -25,7 +25,9 @@ from distill.arguments import (
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m distill.student", description=__doc__)
+    parser = parser_of(
+        "distill.student", __doc__, "distill.student --data prepared --recipe lmsys student.train.lr=1e-4"
+    )
     add_common_arguments(parser)
     add_launch_arguments(parser)
     parser.add_argument(

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from data.command import format_table, run
+from data.command import format_table, parser_of, run
 from data.errors import UserError, listing
 from data.storage import fetch, local_path, publish
 from distill.arguments import (
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m distill.teacher_oof", description=__doc__)
+    parser = parser_of(
+        "distill.teacher_oof", __doc__, "distill.teacher_oof --data prepared --recipe lmsys --dry-run"
+    )
     add_common_arguments(parser)
     add_launch_arguments(parser)
     parser.add_argument(

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from data.command import run
+from data.command import parser_of, run
 from data.errors import UserError, listing
 from data.ids import places
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ensemble.reading.members import Member
 
 
@@ -41,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    parser = argparse.ArgumentParser(prog="python -m ensemble.predict", description=__doc__.split("\n\n")[0])
+    parser = parser_of(
+        "ensemble.predict",
+        __doc__,
+        "ensemble.predict --stack runs/demo/stack --oof llama.csv gemma2=other.csv --out blend.csv",
+    )
     parser.add_argument("--stack", type=Path, required=True, metavar="DIR", help="what ensemble.stack wrote")
     parser.add_argument(
         "--oof",
@@ -86,6 +90,8 @@ def load_fresh(
     UserError
         A member is missing, unknown or given twice, or the sets predict different rows.
     """
+    import numpy as np
+
     from ensemble.reading.members import load_member, split_name
     from ensemble.saved import classes_of
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.command import format_table, run
+from data.command import format_table, parser_of, run
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,8 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ensemble.stack", description=(__doc__ or "").split("\n\n", 1)[1]
+    parser = parser_of(
+        "ensemble.stack",
+        __doc__,
+        "ensemble.stack --oof llama.csv gemma2.csv --labels labels.csv --out stacked",
     )
     parser.add_argument(
         "--oof",

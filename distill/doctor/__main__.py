@@ -16,7 +16,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from data.command import format_table, run
+from data.command import format_table, parser_of, run
 from data.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MARKS = {"pass": "ok", "warn": "warn", "fail": "FAIL", "error": "ERROR"}
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m distill.doctor", description=__doc__)
+    parser = parser_of("distill.doctor", __doc__, "distill.doctor runs/demo/llama --data runs/demo")
     parser.add_argument(
         "target",
         nargs="+",

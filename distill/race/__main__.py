@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.command import format_table, run
+from data.command import format_table, parser_of, run
 from data.errors import UserError, listing
 from distill.arguments import add_common_arguments, open_data, parse
 
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="python -m distill.race", description=__doc__)
+    parser = parser_of(
+        "distill.race", __doc__, "distill.race --recipe demo --backbones llama gemma2 --budget seconds=60"
+    )
     add_common_arguments(parser)
     parser.add_argument(
         "--backbones",
