@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,21 @@ from ensemble.report.panels import calibration, confusions, explorer, member_wor
 from ensemble.scoring.results import Result, Score, shown_weights
 
 
-def write_report(path: Path, problem: Problem, result: Result) -> None:
+def write_report(path: Path, problem: Problem, result: Result, commands: Sequence[str] = ()) -> None:
     """Write the page, atomically."""
-    write_text(path, render_report(problem, result))
+    write_text(path, render_report(problem, result, commands))
 
 
-def render_report(problem: Problem, result: Result) -> str:
-    """Return the page as text."""
+def render_report(problem: Problem, result: Result, commands: Sequence[str] = ()) -> str:
+    """Return the page as text.
+
+    Parameters
+    ----------
+    problem : Problem
+    result : Result
+    commands : sequence of str
+        What to type next, as :func:`ensemble.report.summary.next_commands` has it.
+    """
     weights_of, weights = shown_weights(result)
     return render(
         "report.jinja",
