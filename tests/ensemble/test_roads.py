@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from ensemble.saved import load_stack, save_stack
 
 
 def run_next(printed: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Run the last command that ``ensemble.stack`` printed, as it stands, in ``folder``; returns its words."""
+    """Run the last command that ``ensemble.stack`` printed as it stands; returns its words."""
     line = printed.strip().splitlines()[-1].removeprefix("next: ").strip()
     words = shlex.split(line)
     assert words[:3] == ["python", "-m", "ensemble.predict"]
@@ -157,7 +158,7 @@ def test_rows_that_lack_a_predicted_one_are_refused(looking: Path) -> None:
     Path("short.csv").write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"short\.csv: lacks 1 of the predicted rows, e\.g\. r0019"):
         predict.main([*USUAL, "short.csv", "--out", "a.csv"])
-    with pytest.raises(UserError, match="looks at the rows themselves too.*--data FILE"):
+    with pytest.raises(UserError, match=r"looks at the rows themselves too.*--data FILE"):
         predict.main([*USUAL[:-1], "--out", "a.csv"])
     assert not Path("a.csv").exists()
     assert not list(Path().glob(".*"))
@@ -209,7 +210,7 @@ def test_a_new_report_beside_an_old_stack_is_refused(tmp_path: Path, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ensemble.output.save_stack", killed)
-    write_report(out / "report.html", problem, result, ["another command"])
+    write_report(out / "report.html", problem, replace(result, seed=5))
     with pytest.raises(KeyboardInterrupt):
         write_result(out, problem, result)
     with pytest.raises(UserError, match=r"report\.html: was not written with the stack\.json beside it"):
