@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 
 from data.errors import UserError
-from data.files import locked
+from data.files import locked, sha256_files
 from ensemble.methods.calibrate import Calibrated
 from ensemble.reading.features import NAMES
 from ensemble.reading.problem import Problem
-from ensemble.saved import FORMAT, STACK, refuse_overwriting, save_stack
+from ensemble.saved import BOUND, FORMAT, STACK, refuse_overwriting, save_stack
 from ensemble.scoring.results import Result, Score, shown_weights
 
-PREDICTIONS = "predictions.parquet"
-REPORT = "report.html"
+PREDICTIONS, REPORT = BOUND
 _MARKS = {STACK: b'"kind": "stack"', REPORT: b"<title>Stack report</title>"}
 """What the beginning of our own files holds."""
 _HEAD = 2048
@@ -148,7 +147,7 @@ def _version(name: str) -> str | None:
 
 
 def write_result(out: Path, problem: Problem, result: Result) -> None:
-    """Write the nested predictions, the trees and, last, ``stack.json``."""
+    """Write the nested predictions, the trees and, last, ``stack.json``, which binds what is beside it."""
     import pyarrow as pa
 
     from data.files import write_parquet
@@ -160,4 +159,5 @@ def write_result(out: Path, problem: Problem, result: Result) -> None:
     for k, name in enumerate(problem.classes.names):
         columns[name] = pa.array(result.probs[result.chosen][:, k])
     write_parquet(out / PREDICTIONS, pa.table(columns))
-    save_stack(out, stack_content(problem, result), result.fitted[result.chosen])
+    files = {name: sha256_files([out / name]) for name in BOUND if (out / name).exists()}
+    save_stack(out, {**stack_content(problem, result), "files": files}, result.fitted[result.chosen])

@@ -1,12 +1,14 @@
 """Apply a stack to fresh predictions: ``python -m ensemble.predict --stack DIR --oof MODEL... --out FILE``.
 
-Members are matched by name, rows by id, classes by name; the numbers are those of the fitted stack.
+Members are matched by name, whatever their files are called (NAME=FILE), rows by id, classes by name; the
+numbers are those of the fitted stack. Rows come in the order of --data where it is given, else in that of the
+first member.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +19,17 @@ from data.ids import places
 if TYPE_CHECKING:
     import numpy as np
 
+    from data.schema import Classes, Rows
     from ensemble.reading.members import Member
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
+    from data.files import locked
+    from data.sources.plan import read_column_map
     from ensemble.reading.members import split_name
-    from ensemble.saved import classes_of, load_stack, refuse_overwriting
+    from ensemble.saved import apply_stack, classes_of, load_stack, refuse_overwriting
 
     if args.out.suffix.lower() not in (".csv", ".parquet"):
         raise UserError(
@@ -33,9 +38,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = [split_name(argument)[1] for argument in args.oof]
     refuse_overwriting(args.out, [*inputs, args.stack / "predictions.parquet", args.data or args.stack])
     content, method = load_stack(args.stack)
-    ids, P = load_fresh(args.oof, content, args.stack, args.average_folds)
-    X = load_features(args.data, ids, args.stack) if method.needs_rows else None
-    write_predictions(args.out, ids, method.predict(P, X), classes_of(content).names)
+    with locked(args.out.with_name(f".{args.out.name}.predicting")):  # as distill.predict does
+        ids, P = load_fresh(args.oof, content, args.stack, args.average_folds)
+        rows = None
+        if args.data is not None:
+            rows = load_rows(args.data, ids, classes_of(content), read_column_map(args.columns))
+            P, ids = P[places(rows.row_ids, ids)], rows.row_ids
+        write_predictions(args.out, ids, apply_stack(args.stack, method, P, rows), classes_of(content).names)
     print(f"{len(ids)} rows by {content['chosen']} of {listing(content['members'])}: {args.out}")
 
 
@@ -62,8 +71,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data",
         type=Path,
-        metavar="FILE_OR_DIR",
-        help="the row table of the fresh rows; only a stack that uses the rows' own features needs it",
+        metavar="FILE",
+        help="the fresh rows: any source that distill.predict reads; a stack that looks at the rows "
+        "themselves needs it",
+    )
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="MAP",
+        help="where the data are a plain table: pairs such as prompt=question, or a YAML file of them",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .csv or .parquet to write")
     return parser
@@ -129,25 +146,45 @@ def load_fresh(
     return first.row_ids, P
 
 
-def load_features(data: Path | None, ids: Sequence[str], stack: Path) -> np.ndarray:
-    """Load the features (n, d) of the rows that a stack also looks at.
+def load_rows(data: Path, ids: Sequence[str], classes: Classes, columns: Mapping[str, str]) -> Rows:
+    """Load the rows that were predicted, in the order of their source.
+
+    Parameters
+    ----------
+    data : Path
+        Anything that :func:`data.sources.read.read_source` reads; labels are not looked at.
+    ids : sequence of str
+        Of the predicted rows. Others are left out.
+    classes : Classes
+        Of a plain table that does not name its own.
+    columns : mapping of str to str
+        As in :class:`data.sources.read.SourceOptions`.
 
     Raises
     ------
     UserError
-        No row table, or one that lacks a row.
+        The source cannot be read, or lacks a row.
     """
-    from data.schema import read_rows
-    from ensemble.reading.features import row_features
+    import numpy as np
 
-    if data is None:
-        raise UserError(f"{stack}: looks at the rows themselves too; give their row table with --data")
-    rows = read_rows(data)
+    from data.sources.read import SourceOptions, read_source
+
+    try:
+        rows, _ = read_source(str(data), SourceOptions(columns=columns))
+    except UserError as mistake:
+        named = SourceOptions(classes=classes.names, swap=classes.swap, columns=columns)
+        try:
+            rows, _ = read_source(str(data), named)
+        except UserError:
+            raise mistake from None
     at = places(ids, rows.row_ids)
     absent = [row_id for row_id, place in zip(ids, at.tolist(), strict=True) if place < 0]
     if absent:
-        raise UserError(f"{data}: lacks {len(absent)} of the predicted rows, e.g. {listing(absent, 3)}")
-    return row_features(rows.take(at))
+        raise UserError(
+            f"{data}: lacks {len(absent)} of the predicted rows, e.g. {listing(absent, 3)}; its own ids are "
+            f"{listing(rows.row_ids, 3)}"
+        )
+    return rows.take(np.sort(at))
 
 
 def write_predictions(path: Path, ids: list[str], probs: np.ndarray, classes: Sequence[str]) -> None:

@@ -12,18 +12,46 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError, listing
-from data.files import read_json, sha256_text, write_json, write_text
-from data.schema import Classes
+import numpy as np
+
+from data.errors import UserError, brief, listing
+from data.files import read_json, sha256_files, sha256_text, write_json, write_text
+from data.schema import Classes, Rows
 from ensemble.methods import catalogue  # noqa: F401 (a stack may hold any of its kinds)
 from ensemble.methods.base import Blender, from_dict
+from ensemble.methods.model_text import checked_model
+from ensemble.reading.features import row_features
 
 STACK = "stack.json"
 FORMAT = 2
 HASH = "content_hash"
 _TREES = "trees_"
 _TREE_FILE = re.compile(r"lightgbm-[0-9a-f]{16}\.txt")
+BOUND = ("predictions.parquet", "report.html")
+"""What a stack was written with: ``stack.json`` holds their hashes."""
 _KEYS = ("classes", "members", "chosen", "fitted")
+
+
+def _names(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(name, str) for name in value)
+        and len(set(value)) == len(value)
+    )
+
+
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "classes": (_names, "a list of distinct names"),
+    "members": (_names, "a list of distinct names"),
+    "chosen": (lambda value: isinstance(value, str), "a name"),
+    "fitted": (lambda value: isinstance(value, dict), "a fitted method"),
+    "files": (lambda value: isinstance(value, dict), "hashes of files"),
+    "swap": (
+        lambda value: value is None or (isinstance(value, list) and all(type(k) is int for k in value)),
+        "a list of class numbers",
+    ),
+}
 
 
 def _map_trees(state: Any, change: Callable[[str], str]) -> Any:
@@ -85,21 +113,87 @@ def load_stack(path: Path) -> tuple[dict[str, Any], Blender]:
     if stated is not None and stated != _hash(content):
         raise UserError(f"{path / STACK}: was changed after it was written; make the stack again")
 
+    for key, (fits, kind) in _TYPES.items():
+        if key in content and not fits(content[key]):
+            raise UserError(
+                f"{path / STACK}: {key} is {brief(repr(content[key]))}, not {kind}; make the stack again"
+            )
+    _refuse_mixture(path, content.get("files") or {})
+
     def get(name: str) -> str:
-        file = path / str(name)
+        if not isinstance(name, str) or not _TREE_FILE.fullmatch(name):
+            raise UserError(
+                f"{path / STACK}: names {brief(repr(name))} as a file of trees; make the stack again"
+            )
+        file = path / name
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: cannot be read ({error}); make the stack again") from error
         if file.name != f"lightgbm-{sha256_text(text)[:16]}.txt":
             raise UserError(f"{file}: does not hold what was written to it; make the stack again")
-        return text
+        try:
+            return checked_model(text)
+        except ValueError as error:
+            raise UserError(f"{file}: is no model of trees ({error}); make the stack again") from error
 
     try:
         method = from_dict(_map_trees(content["fitted"], get))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path / STACK}: holds no method that can be rebuilt ({error!r})") from error
+        if not isinstance(method, Blender):
+            raise TypeError(f"{type(method).__name__} is no method")
+        classes_of(content)
+    except UserError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path / STACK}: holds no method that can be rebuilt ({brief(repr(error))}); make the stack "
+            "again"
+        ) from error
     return content, method
+
+
+def _refuse_mixture(path: Path, files: Any) -> None:
+    """Refuse files that stand beside ``stack.json`` and are not those it was written with.
+
+    A command killed between its files leaves new ones with an old ``stack.json``. One that is missing was
+    perhaps not copied, and is not needed to predict.
+    """
+    for name, digest in files.items():
+        if name in BOUND and (path / name).is_file() and sha256_files([path / name]) != digest:
+            raise UserError(
+                f"{path / name}: was not written with the {STACK} beside it, by a command that was killed "
+                "or a change since; make the stack again"
+            )
+
+
+def apply_stack(path: Path, method: Blender, P: np.ndarray, rows: Rows | None) -> np.ndarray:
+    """Predict probabilities (n, K) from members' predictions (n, members, K) and, where it needs them, rows.
+
+    Raises
+    ------
+    UserError
+        The method needs rows and there are none, or what it holds does not fit together.
+    """
+    try:
+        needs_rows = method.needs_rows
+        if needs_rows and rows is None:
+            raise UserError(
+                f"{path}: looks at the rows themselves too; give the file that distill.predict was given, "
+                "with --data FILE"
+            )
+        X = row_features(rows) if needs_rows and rows is not None else None
+        with np.errstate(all="ignore"):
+            probs = np.asarray(method.predict(P, X), dtype=np.float64)
+        sound = probs.shape == (len(P), P.shape[2]) and np.allclose(probs.sum(axis=1), 1, atol=1e-6)
+    except UserError:
+        raise
+    except Exception as error:  # a stack.json may hold any JSON, and what it leads to is anybody's guess
+        raise UserError(
+            f"{path / STACK}: cannot predict ({brief(repr(error))}); make the stack again"
+        ) from error
+    if not sound:
+        raise UserError(f"{path / STACK}: gives no probabilities; make the stack again")
+    return probs
 
 
 def refuse_overwriting(target: Path, inputs: Iterable[Path]) -> None:

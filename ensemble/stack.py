@@ -1,21 +1,19 @@
 """Blend out-of-fold predictions and score the blend honestly: ``python -m ensemble.stack``.
 
 Tries every method, scores each by nested cross-fitting on prompt-grouped folds, keeps the best, and
-writes it with its predictions and a report. Without arguments it stacks the demo's models.
+writes it with its predictions and a report. Without arguments it stacks the demo's models. It ends with the
+command that predicts new rows.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from data.command import format_table, parser_of, run
+from data.command import parser_of, run
 from data.errors import UserError
-
-if TYPE_CHECKING:
-    from ensemble.scoring.results import Result, Score
 
 DEMO = Path("runs/demo")
 MOST_REPEATS = 100
@@ -26,7 +24,7 @@ MOST_SEED = 2_000_000_000
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
-    oof, data, out = resolve(args)
+    oof, data, out, left_out = resolve(args)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file where a directory is to be written; choose another --out")
     if not 1 <= args.repeats <= MOST_REPEATS:
@@ -34,32 +32,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not 0 <= args.seed <= MOST_SEED:
         raise UserError(f"--seed {args.seed}: must be a whole number from 0 to {MOST_SEED}")
 
+    from ensemble.methods.catalogue import METHODS
+
+    if args.method is not None and args.method not in METHODS:
+        raise UserError(f"--method {args.method}: is no method; there are {', '.join(METHODS)}")
     from ensemble.output import REPORT, hold, write_result
     from ensemble.reading.lint import leave_out_suspects
     from ensemble.reading.load import load_problem
     from ensemble.reading.members import split_name
     from ensemble.reading.problem import declare_swap
     from ensemble.report.page import write_report
+    from ensemble.report.summary import next_commands, score_table, summary
     from ensemble.scoring.results import evaluate
+    from ensemble.scoring.verdict import instead, settle
 
     problem = load_problem(oof, args.labels, data, args.folds, args.seed)
+    problem = replace(problem, notes=(*problem.notes, *left_out))
     if args.swap:
         problem = declare_swap(problem, args.swap)
     problem = leave_out_suspects(problem, args.trust)
     inputs = [split_name(argument)[1] for argument in oof]
     with hold(out, [*inputs, *(path for path in (args.labels, args.folds) if path)]):
         result = evaluate(problem, seed=args.seed, repeats=args.repeats)
-        write_report(out / REPORT, problem, result)
+        if args.method is None:
+            result = settle(result)
+        elif args.method in result.fitted:
+            result = instead(result, args.method, "asked for with --method")
+        else:
+            raise UserError(f"--method {args.method}: was not tried here; {'; '.join(result.notes)}")
+        commands = next_commands(problem, result, out)
+        write_report(out / REPORT, problem, result, commands)
         write_result(out, problem, result)
-    print(score_table(result))
+    if args.all:
+        print(score_table(result) + "\n")
+    print(summary(problem, result))
     for note in (*problem.notes, *result.notes):
         print(f"note: {note}")
-    print(f"chosen: {result.chosen} ({result.why})")
-    low, high = result.choice_included_ci.as_list()
-    print(
-        f"log-loss with the choice itself cross-fitted: {result.choice_included:.4f} [{low:.4f}, {high:.4f}]"
-    )
-    print(out / REPORT)
+    print(f"page: {out / REPORT}")
+    print("next: " + "\n      ".join(commands))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -102,49 +112,34 @@ def build_parser() -> argparse.ArgumentParser:
         help="deal the rows into folds N times and score the mean, which is less noisy and takes N times "
         "as long (default 1)",
     )
+    parser.add_argument(
+        "--method", metavar="NAME", help="write this method instead of the chosen one; --all lists them"
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="print the table of all methods too, the best first"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the stack goes")
     parser.add_argument("--seed", type=int, default=0, help="of folds, trees and bootstrap (default 0)")
     return parser
 
 
-def resolve(args: argparse.Namespace) -> tuple[list[str], Path | None, Path]:
-    """Return the models, the data directory and the output directory that the arguments mean."""
-    from data.softlabels import is_store, read_manifest
-
+def resolve(args: argparse.Namespace) -> tuple[list[str], Path | None, Path, list[str]]:
+    """Return the models, the data and output directories that the arguments mean, and what was left out."""
     if args.oof:
-        return args.oof, args.data, args.out or Path("runs/stack")
+        return args.oof, args.data, args.out or Path("runs/stack"), []
+    from ensemble.reading.stores import member_stores
+
     home = args.data or DEMO
     if args.data is not None and not home.exists():
         raise UserError(f"{home}: no such data; prepare it with python -m data.prepare")
     folder = home if home.is_dir() or not home.exists() else home.parent
-    stores = sorted(str(p) for p in folder.iterdir() if is_store(p)) if folder.is_dir() else []
-    # Soft labels of other kinds beside them are lessons for a student, not members.
-    stores = [path for path in stores if read_manifest(Path(path)).get("label_kind", "oof") == "oof"]
+    stores, left_out = member_stores(folder)
     if not stores:
         hint = "python -m distill.teacher_oof" + (f" --data {home}" if args.data else "")
         raise UserError(f"{folder}: holds no soft-label stores; run {hint} first, or give --oof MODEL...")
     if args.data is None and not (DEMO / "rows.parquet").exists():
         home = None
-    return stores, home, args.out or folder / "stack"
-
-
-def score_table(result: Result) -> str:
-    """Lay out the scores: prior, members, methods, and the Bayes optimum where it is known."""
-    header = ["", "log-loss", "95 %", "in-sample", "against the mean"]
-
-    def line(score: Score) -> list[str]:
-        mark = "* " if score.name == result.chosen else "  "
-        inside = "" if score.in_sample is None else f"{score.in_sample:.4f}"
-        gap = f"{score.vs_mean:+.4f} [{score.vs_mean_ci.low:+.4f}, {score.vs_mean_ci.high:+.4f}]"
-        return [
-            mark + score.name,
-            f"{score.loss:.4f}",
-            f"[{score.ci.low:.4f}, {score.ci.high:.4f}]",
-            inside,
-            "" if score.name == "mean" else gap,
-        ]
-
-    return format_table(header, [line(score) for score in result.all_scores])
+    return stores, home, args.out or folder / "stack", left_out
 
 
 if __name__ == "__main__":

@@ -35,8 +35,9 @@ def test_runs(path: Path, members: int, tmp_path: Path, monkeypatch: pytest.Monk
     run = tmp_path / "run"
     if members:
         _, P = prepared(run, n=120)
-        for m in range(members):
+        for m in range(members):  # as the demo leaves them
             write_store(run / f"teacher-{m}", run, P[:, m])
+            write_store(run / f"teacher-{m}-in_sample", run, P[:, m], label_kind="in_sample")
     monkeypatch.setenv("DISTILLSTACK_RUN", str(run))
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))

@@ -15,7 +15,8 @@ from ensemble.report.charts import Axes, point_list
 from ensemble.report.frame import render
 
 HERE = Path(__file__).parent
-COLOURS = ("#1d4ed8", "#c2410c", "#0b7a53", "#7c3aed", "#a16207", "#475569")
+DASHES = ("none", "8 4", "2 4", "10 3 2 3", "5 5", "14 4")
+"""How curves are told apart without their colours, of which the picture has as many."""
 DIFFERENCES = ["pair", "budget", "difference", "from", "to", "shown"]
 _LINE = 15
 """What a name needs of height in the picture."""
@@ -73,11 +74,11 @@ def curves_svg(race: Race) -> str:
     every = [p for curve in curves for p in curve["points"]]
     low, high = min(p[1] - p[2] for p in every), max(p[1] + p[2] for p in every)
     axes = Axes(64, 24, 546, 252, low, high)
-    for curve, colour in zip(curves, cycle(COLOURS), strict=False):
+    for curve, (number, dash) in zip(curves, cycle(enumerate(DASHES)), strict=False):
         shares, losses, halves = np.array(curve["points"]).T
         upper, lower = (np.stack([shares, losses + side * halves], axis=1) for side in (1, -1))
         band = [(axes.x(share), axes.y(loss)) for share, loss in [*upper, *lower[::-1]]]
-        curve |= {"colour": colour, "band": point_list(band), "line": axes.line(shares, losses)}
+        curve |= {"number": number, "dash": dash, "band": point_list(band), "line": axes.line(shares, losses)}
     label = -np.inf
     for curve in sorted(curves, key=lambda c: -c["points"][-1][1]):  # from the top, as they are drawn
         label = max(axes.y(curve["points"][-1][1]) + 4, label + _LINE)

@@ -97,18 +97,50 @@ class Whisker:
 
 @dataclass(frozen=True)
 class Whiskers:
-    """Lines of one scale, with a reference line at ``zero`` where it is given."""
+    """Lines of one scale, with a reference line at ``zero`` where it is given.
+
+    Attributes
+    ----------
+    rows : sequence of Whisker
+    zero : float or None
+    scaled : sequence of Whisker or None
+        Those that the scale is made for, by default all. What lies beyond it stands at its edge.
+    """
 
     rows: Sequence[Whisker]
     zero: float | None = None
+    scaled: Sequence[Whisker] | None = None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The values at the left and the right edge."""
+        rows = self.scaled or self.rows
+        values = [end for row in rows for end in (row.value, row.interval.low, row.interval.high)]
+        values += [] if self.zero is None else [self.zero]
+        low, high = min(values), max(values)
+        margin = 0.04 * (high - low) or 1e-6
+        return low - margin, high + margin
 
     def place(self, value: float) -> float:
         """Where a value stands, in percent from the left."""
-        ends = [end for row in self.rows for end in (row.value, row.interval.low, row.interval.high)]
-        ends += [] if self.zero is None else [self.zero]
-        low, high = min(ends), max(ends)
-        margin = 0.04 * (high - low) or 1e-6
-        return 100 * (value - low + margin) / (high - low + 2 * margin)
+        low, high = self.ends
+        return min(max(100 * (value - low) / (high - low), 0.0), 100.0)
+
+    def beyond(self, value: float) -> bool:
+        """Whether a value lies beyond the scale."""
+        low, high = self.ends
+        return not low <= value <= high
+
+    def ticks(self, about: int = 4) -> list[tuple[float, str]]:
+        """Places of round values, in percent from the left, and these values as text."""
+        low, high = self.ends
+        rough = (high - low) / about
+        unit = 10.0 ** np.floor(np.log10(rough))
+        step = unit * next(times for times in (1, 2, 5, 10) if times * unit >= rough * (1 - 1e-9))
+        digits = max(0, -int(np.floor(np.log10(step) + 1e-9)))
+        sign = "" if self.zero is None else "+"
+        numbers = range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)
+        return [(self.place(n * step), f"{n * step:{sign if n else ''}.{digits}f}") for n in numbers]
 
 
 def differences(rows: Iterable[Whisker], better: int) -> Whiskers:

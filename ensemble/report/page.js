@@ -76,6 +76,7 @@
       slider.min = data[kind].low;
       slider.max = data[kind].high;
       slider.value = weight;
+      slider.setAttribute("aria-valuetext", `${weight.toFixed(3)}, log-loss ${now.toFixed(4)}`);
       byId("o" + m).textContent = weight.toFixed(3);
     });
     byId("loss").textContent = now.toFixed(4);
@@ -156,8 +157,11 @@
     cells.forEach((cell, t) => {
       const share = high > low ? (losses[t] - low) / (high - low) : 0;
       cell.setAttribute("class", "t" + Math.min(9, Math.floor(10 * Math.sqrt(share))));
-      cell.querySelector("title").textContent = `${losses[t].toFixed(4)} at ${say(centres[t])}`;
+      const text = `${losses[t].toFixed(4)} at ${say(centres[t])}`;
+      cell.querySelector("title").textContent = text;
+      cell.setAttribute("aria-label", text);
     });
+    reach(losses.indexOf(low));
     names.forEach((name, j) => {
       const characters = [...name];
       byId("corner" + j).textContent = characters.length > 22 ? characters.slice(0, 21).join("") + "…" : name;
@@ -167,6 +171,23 @@
     byId("bestText").textContent = `${value.toFixed(4)} at ${say(best)}`;
     byId("rangeText").textContent = `${low.toFixed(4)} to ${high.toFixed(4)}`;
     mark();
+  }
+
+  // One cell is in the order of the Tab key, at first the best; from there the arrow keys lead to the others.
+  function reach(t) {
+    cells.forEach((cell, at) => cell.setAttribute("tabindex", at === t ? 0 : -1));
+  }
+
+  const middles = centres.map((w) => [0, 1].map((axis) => w.reduce((sum, v, j) => sum + v * corners[j][axis], 0)));
+  const directions = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  function neighbour(t, [right, down]) {
+    let best = t, least = Infinity;
+    middles.forEach(([x, y], other) => {
+      const dx = x - middles[t][0], dy = y - middles[t][1];
+      const along = dx * right + dy * down, aside = Math.abs(dx * down) + Math.abs(dy * right);
+      if (along > 0.5 && along + 2 * aside < least) [best, least] = [other, along + 2 * aside];
+    });
+    return best;
   }
 
   // Where the sliders stand: their shares among the members shown.
@@ -203,6 +224,17 @@
       document.querySelector("input[name=kind][value=linear]").checked = true;
       current.linear = everyone.map((m) => (picked.includes(m) ? centres[t][picked.indexOf(m)] : 0));
       show();
+    }),
+  );
+  cells.forEach((cell, t) =>
+    cell.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === " ") cell.dispatchEvent(new Event("click"));
+      else if (directions[event.key]) {
+        const next = neighbour(t, directions[event.key]);
+        reach(next);
+        cells[next].focus();
+      } else return;
+      event.preventDefault();
     }),
   );
   byId("explore").classList.add("ready");

@@ -18,6 +18,7 @@ from data.schema import PREFERENCE, Classes
 from data.softmax import softmax
 from ensemble.reading.load import load_problem
 from ensemble.reading.problem import Problem
+from ensemble.reading.stores import member_stores
 from ensemble.solvers.folds import group_folds
 from ensemble.solvers.numbers import LOSS_FLOOR, PROB_FLOOR, as_targets, log_probs
 from ensemble.solvers.simplex import solve_simplex, with_prior
@@ -274,9 +275,6 @@ def simulate_problem(
 
 
 def open_problem(folder: Path | str = "runs/demo", rows: int = 600) -> Problem:
-    """Load every soft-label store directly under a run's folder, or simulate members where there is none."""
-    from data.softlabels import is_store
-
-    home = Path(folder)
-    stores = sorted(str(path) for path in home.iterdir() if is_store(path)) if home.is_dir() else []
+    """Load the members that ``ensemble.stack`` takes of a run's folder; where it has none, simulate some."""
+    stores, _ = member_stores(Path(folder))
     return load_problem(stores) if stores else simulate_problem(rows)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,9 @@ import pytest
 from stack_files import CLASSES, write_csv, write_sets
 
 from data.errors import UserError
+from data.files import sha256_text
 from data.schema import PREFERENCE
+from ensemble.methods.blend import SimplexBlend
 from ensemble.methods.catalogue import METHODS, fit_methods
 from ensemble.output import write_result
 from ensemble.predict import load_fresh, main
@@ -147,3 +151,66 @@ def test_models_of_several_folds_are_averaged_only_on_request(stack: Path, tmp_p
     other = write_csv(tmp_path / "m1.csv", ["id", *CLASSES], [["r0000", 0.2, 0.3, 0.5]])
     with pytest.raises(UserError, match="different rows"):
         main([*arguments, str(other), "--average-folds"])
+
+
+SPOILT: dict[str, Callable[[dict], object]] = {
+    "members as numbers": lambda stack: stack.update(members=[1, 2]),
+    "members twice": lambda stack: stack.update(members=["m1", "m1"]),
+    "classes as a word": lambda stack: stack.update(classes="abc"),
+    "classes as numbers": lambda stack: stack.update(classes=[1, 2, 3]),
+    "swap as words": lambda stack: stack.update(swap=["a"]),
+    "swap out of range": lambda stack: stack.update(swap=[7, 8, 9]),
+    "chosen as a list": lambda stack: stack.update(chosen=[]),
+    "fitted as a list": lambda stack: stack.update(fitted=[]),
+    "files as a list": lambda stack: stack.update(files=[1]),
+    "another kind": lambda stack: stack["fitted"].update(kind=["SimplexBlend"]),
+    "no method": lambda stack: stack["fitted"].update(kind="TemperatureScaling"),
+    "params as a list": lambda stack: stack["fitted"].update(params=[1]),
+    "weights as words": lambda stack: stack["fitted"]["fitted"].update(weights_=["a", "b"]),
+    "weights as null": lambda stack: stack["fitted"]["fitted"].update(weights_=None),
+    "a weight more": lambda stack: stack["fitted"]["fitted"].update(weights_=[0.2, 0.3, 0.5]),
+    "weights without end": lambda stack: stack["fitted"]["fitted"].update(weights_=[1e308, 1e308]),
+    "weights of no sum": lambda stack: stack["fitted"]["fitted"].update(weights_=[3.0, 3.0]),
+    "weights below nothing": lambda stack: stack["fitted"]["fitted"].update(weights_=[-4.0, 5.0]),
+    "weights in weights": lambda stack: stack["fitted"]["fitted"].update(weights_=[[1.0], [1.0, 2.0]]),
+    "trees elsewhere": lambda stack: stack["fitted"]["fitted"].update(trees_={"plain": ["../x.txt"]}),
+    "trees as a number": lambda stack: stack["fitted"]["fitted"].update(trees_=5),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_wrong_types_signed_again_end_in_one_message(stack: Path, tmp_path: Path, how: str) -> None:
+    """Whoever can write ``stack.json`` can sign it: its hash tells damage, not good intent."""
+    paths = [str(stack / "fresh" / f"m{m}.csv") for m in (1, 2)]
+    method = SimplexBlend().fit(fresh_matrix(stack / "train"), np.arange(200) % 3)
+    save_stack(tmp_path, {"classes": list(CLASSES), "members": ["m1", "m2"], "chosen": "simplex"}, method)
+    content = json.loads((tmp_path / "stack.json").read_text(encoding="utf-8"))
+    del content["content_hash"]
+    SPOILT[how](content)
+    content["content_hash"] = sha256_text(json.dumps(content, sort_keys=True))
+    (tmp_path / "stack.json").write_text(json.dumps(content), encoding="utf-8")
+    arguments = ["--stack", str(tmp_path), "--oof", *paths, "--out", str(tmp_path / "a.csv")]
+    with pytest.raises(UserError, match=r"stack\.json"):
+        main(arguments)
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_hostile_trees_signed_again_are_refused(tmp_path: Path) -> None:
+    """The file's name is the hash of what it holds, which whoever wrote it can compute."""
+    rng = np.random.default_rng(0)
+    P = rng.dirichlet([1, 1, 1], size=(300, 2))
+    y = np.array([rng.choice(3, p=p) for p in np.roll(P[:, 0], 1, axis=1)])
+    method = fit_methods(P, y)["lightgbm"]
+    save_stack(tmp_path, {"classes": list(CLASSES), "members": ["m1", "m2"], "chosen": "lightgbm"}, method)
+    trees = sorted(tmp_path.glob("lightgbm-*.txt"))
+    assert trees
+    text = trees[0].read_text(encoding="utf-8").replace("left_child=1", "left_child=0", 1)
+    spoilt = f"lightgbm-{sha256_text(text)[:16]}.txt"
+    (tmp_path / spoilt).write_text(text, encoding="utf-8")
+    content = (tmp_path / "stack.json").read_text(encoding="utf-8").replace(trees[0].name, spoilt)
+    signed = json.loads(content)
+    del signed["content_hash"]
+    signed["content_hash"] = sha256_text(json.dumps(signed, sort_keys=True))
+    (tmp_path / "stack.json").write_text(json.dumps(signed), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"{spoilt}: is no model of trees \(tree \d+: node 0 leads back"):
+        load_stack(tmp_path)

@@ -31,6 +31,27 @@ def test_every_whisker_stands_inside_the_strip() -> None:
     assert 0 < places[0] < places[-1] < 100
 
 
+def test_ticks_are_round_and_stand_where_their_values_do() -> None:
+    chart = Whiskers([Whisker("a", -0.012, Interval(-0.0233, 0.004))], zero=0.0)
+    places, texts = zip(*chart.ticks(), strict=True)
+    assert texts == ("-0.02", "-0.01", "0.00")
+    assert list(places) == pytest.approx([chart.place(value) for value in (-0.02, -0.01, 0.0)])
+    assert [text for _, text in Whiskers([Whisker("a", 0.75, Interval(0.62, 0.88))]).ticks()] == [
+        "0.7",
+        "0.8",
+    ]
+
+
+def test_what_lies_beyond_the_scale_does_not_stretch_it() -> None:
+    near = Whisker("near", -0.01, Interval(-0.02, 0.0))
+    far = Whisker("optimum", -0.5, Interval(-0.6, -0.4))
+    chart = Whiskers([near, far], zero=0.0, scaled=[near])
+    assert chart.beyond(far.value)
+    assert not chart.beyond(near.value)
+    assert chart.place(far.value) == 0
+    assert 40 < chart.place(near.value) < 60
+
+
 @pytest.mark.parametrize(("better", "kinds"), [(1, ["good", "bad", ""]), (-1, ["bad", "good", ""])])
 def test_a_line_is_marked_where_its_interval_leaves_zero_out(better: int, kinds: list[str]) -> None:
     lines = [

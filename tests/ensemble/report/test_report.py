@@ -92,15 +92,15 @@ def test_hostile_text_stays_text(page: str) -> None:
 
 
 def test_nothing_comes_from_a_network(page: str) -> None:
-    assert not re.search(r"(?<!_)(?:src|href)\s*=|url\(|@import|https?://", page.replace("src=x onerror", ""))
+    text = page.replace("src=x onerror", "")
+    assert not re.search(r"(?<!_)(?:src|href)\s*=(?!.#)|url\(|@import|https?://", text)
     assert "default-src 'none'" in page
     assert 'name="viewport"' in page
 
 
 def test_shows_its_parts(page: str) -> None:
     for heading in (
-        "Nested log-loss",
-        "All scores",
+        "Methods and members",
         "Fitted weights",
         "Weights by hand",
         "What each member is worth",
@@ -115,11 +115,26 @@ def test_shows_its_parts(page: str) -> None:
     assert "nan" not in re.sub(r"[a-z]*nan[a-z]+|[a-z]+nan[a-z]*", "", page)
 
 
+def test_the_honest_score_comes_first_and_every_method_once(page: str) -> None:
+    contents = re.findall(r'<li><a href="#(\w+)">([^<]+)</a>', page)
+    for name, title in contents:
+        assert f'<section id="{name}"><h2>{title}</h2>' in page
+    assert len(contents) >= 8
+    assert "honest" in re.findall(r'<div class="tile">.*?</div>', page, re.DOTALL)[0]
+    table = page.split('<table class="scores">')[1].split("</table>")[0]
+    lines = re.findall(r'<tr class="\w*"><th scope="row">(.*?)</th>(.*?)</tr>', table, re.DOTALL)
+    losses = [float(re.search(r"<td>(\d\.\d{4})</td>", line)[1]) for _, line in lines]
+    assert losses == sorted(losses)
+    names = [name.replace("<wbr>", "") for name, _ in lines]
+    assert names.count("logit+lightgbm+mlp+calibration") == names.count("mean") == 1
+    assert page.count("logit+lightgbm+mlp+calibration") <= 1
+
+
 def test_notes_stand_at_the_top_and_are_escaped(tmp_path: Path) -> None:
     paths, labels = write_sets(tmp_path, n=60)
     problem = replace(load_problem(paths, Path(labels)), notes=(f"left out: {HOSTILE}",))
     page = render_report(problem, quick_result(problem))
-    assert 0 < page.index("left out: ") < page.index("<h2>Nested log-loss</h2>")
+    assert 0 < page.index("left out: ") < page.index("<h2>Methods and members</h2>")
     assert HOSTILE not in page
     assert '<ul class="notes">' not in render_report(replace(problem, notes=()), quick_result(problem))
 
@@ -354,14 +369,15 @@ class TestInBrowser:
         P[::9, 0] = [1, 0, 0]
         harsh = replace(problem, P=P)
         result = quick_result(harsh)
-        pool = result.fitted["log-pool"]
-        assert isinstance(pool, LogOpinionPool)
+        pool = LogOpinionPool(floor=0.01).fit(P, harsh.y, None, harsh.groups)
         assert pool.floor_ > PROB_FLOOR
+        result.fitted["log-pool"] = pool
         write_report(tmp_path / "report.html", harsh, result)
         browser.get((tmp_path / "report.html").as_uri())
         browser.find_element(By.CSS_SELECTOR, "input[value=pool]").click()
-        assert float(shown(browser, "loss")) == pytest.approx(result.score("log-pool").in_sample, abs=2e-4)
         sample = take_sample(harsh)
+        expected = pool_loss(sample.P, sample.y, pool.weights_, pool.bias_, pool.floor_)
+        assert float(shown(browser, "loss")) == pytest.approx(expected, abs=6e-5)
         weights = pool.weights_.copy()
         weights[1] = 0.4
         slide(browser, 1, 0.4)
@@ -378,6 +394,26 @@ class TestInBrowser:
         assert 0 < float(shown(opened, "o2")) <= 0.05
         opened.find_element(By.ID, "reset").send_keys(Keys.ENTER)
         assert shown(opened, "o2") == before
+
+    def test_sliders_say_the_loss_too(self, opened: webdriver.Chrome) -> None:
+        slide(opened, 2, 0.7)
+        text = opened.find_element(By.ID, "w2").get_attribute("aria-valuetext")
+        assert text == f"0.700, log-loss {shown(opened, 'loss')}"
+
+    def test_map_answers_the_keyboard(self, opened: webdriver.Chrome) -> None:
+        reached = opened.find_elements(By.CSS_SELECTOR, "#map polygon[tabindex='0']")
+        assert len(reached) == 1  # the best cell alone is in the order of the Tab key
+        assert reached[0].get_attribute("aria-label").startswith(shown(opened, "rangeText").split(" to ")[0])
+        opened.execute_script("arguments[0].focus()", reached[0])
+        for key in (Keys.ARROW_UP, Keys.ARROW_RIGHT):
+            opened.switch_to.active_element.send_keys(key)
+        moved = opened.switch_to.active_element
+        assert moved.tag_name == "polygon"
+        assert moved.get_attribute("tabindex") == "0"
+        assert moved.id != reached[0].id
+        moved.send_keys(Keys.ENTER)
+        assert moved.get_attribute("aria-label").startswith(shown(opened, "loss"))
+        assert not severe(opened)
 
     def test_map_of_any_three_members(self, opened: webdriver.Chrome, problem: Problem) -> None:
         sample = take_sample(problem)

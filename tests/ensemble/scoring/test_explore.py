@@ -115,6 +115,7 @@ def test_opens_stores_or_simulates(tmp_path: Path) -> None:
     _, P = prepared(tmp_path, n=120)
     for m in range(2):
         write_store(tmp_path / f"t{m}", tmp_path, P[:, m])
+    write_store(tmp_path / "t0-in_sample", tmp_path, P[:, 0], label_kind="in_sample")
     assert open_problem(tmp_path).names == ("t0", "t1")
     assert open_problem(tmp_path / "nothing", rows=100).folds_from == "simulated"
     assert len(open_problem(tmp_path / "nothing", rows=100)) == 100

@@ -1,0 +1,61 @@
+"""Which of the soft-label stores under a folder are members: one rule for commands and notebooks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data.errors import UserError, listing
+from data.softlabels import LABEL_KINDS, MANIFEST, OOF, read_manifest
+
+
+def member_stores(folder: Path) -> tuple[list[str], list[str]]:
+    """Find the out-of-fold stores directly under a folder.
+
+    Soft labels of other kinds are lessons for a student: a model's predictions of rows it was trained on
+    would outweigh every honest member.
+
+    Parameters
+    ----------
+    folder : Path
+        One that is not there holds none.
+
+    Returns
+    -------
+    paths : list of str
+        In order of their names.
+    notes : list of str
+        What was left out, and why.
+
+    Raises
+    ------
+    UserError
+        A manifest is damaged, or names an unknown kind.
+    """
+    paths, notes = [], []
+    stores = (
+        sorted(path for path in folder.iterdir() if (path / MANIFEST).is_file()) if folder.is_dir() else []
+    )
+    for path in stores:
+        finished = (path / OOF).exists()
+        try:
+            kind = read_manifest(path).get("label_kind", "oof" if finished else None)
+        except UserError:
+            if finished:
+                raise
+            continue  # of something else than a store
+        if kind is None:
+            continue
+        if kind not in LABEL_KINDS:
+            raise UserError(
+                f"{path / MANIFEST}: label_kind {kind!r} is none of {listing(LABEL_KINDS)}; make the store "
+                "again, or name the members with --oof"
+            )
+        if kind != "oof":
+            notes.append(f"{path.name} is left out: its labels are {kind}, lessons for a student")
+        elif not finished:
+            notes.append(
+                f"{path.name} is left out: it is unfinished, and the command that began it continues"
+            )
+        else:
+            paths.append(str(path))
+    return paths, notes
