@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from data.command import format_table, run
 from data.errors import UserError
-from data.storage import fetch, is_address, local_path, publish, shown
+from data.storage import address_of, fetch, is_address, local_path, publish, shown
+from distill.arguments import access_of, add_access_arguments
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,6 +81,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--workers", type=int, default=0, help="on a cluster: models to load (default: as many as find room)"
     )
     parser.add_argument("--gpus", type=float, help="on a cluster: GPUs of a worker, or a fraction of one")
+    add_access_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -87,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
     args.data = args.data.removeprefix("file://")
+    check_models(args.model or args.cascade)
     sharded = in_shards(args)
     targets = [] if sharded else output_files(args.out, args.model or args.cascade[:1])
     from data.softmax import softmax
@@ -96,7 +99,8 @@ def main(argv: Sequence[str]) -> int:
     from ensemble.predict import write_predictions
 
     join_others()
-    models = [read_saved(fetch(path)) for path in args.model or args.cascade]
+    access = access_of(args)
+    models = [read_saved(fetch(path), access) for path in args.model or args.cascade]
     if sharded:
         return label_shards(args, models)
     if args.cascade:
@@ -134,6 +138,13 @@ def main(argv: Sequence[str]) -> int:
             on_first(partial(shutil.rmtree, waiting, ignore_errors=True))
         print(f"{model.name}: {len(rows)} rows, {len(model.weights)} model(s) averaged: {shown(out)}")
     return 0
+
+
+def check_models(paths: Sequence[Path]) -> None:
+    """Refuse models that are not there, before anything is said of where predictions go."""
+    for path in paths:
+        if address_of(path) is None and not path.is_dir():
+            raise UserError(f"--model {path}: no such directory; give that of a finished run or of an export")
 
 
 def check_finite(model: SavedModel, rows: Rows, probs: np.ndarray) -> None:

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from data.errors import UserError, listing
+from data.errors import UserError, brief, listing
 from data.files import sha256_files, sha256_text
+from data.remote_code import in_words, refused, remote_code_allowed
 from distill.architectures import HEADS, NESTED, PACKED, POOLERS, architecture
 from distill.config import CHECKPOINTING, QUANTISED, BackboneConfig, LoraConfig
 from distill.kernels.choice import attention_for, registered
 from distill.model.classifier import Classifier
+from distill.model.files import weight_files
 from distill.model.padded import blocks_of, head_of, poolers_of, wrap
 from distill.model.quantised import Checkpoint, build
 from distill.model.verdict import verdict_ids
@@ -49,19 +51,45 @@ def load_tokenizer(config: BackboneConfig, path: str) -> Any:
     """Load the backbone's fast tokenizer, by the same road as ``python -m data.prepare``."""
     from data.encoding import tokenizer
 
-    return tokenizer.load_tokenizer(
-        path, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
+    return tokenizer.load_tokenizer(path, revision=config.revision)
 
 
 def model_type(config: BackboneConfig, path: str) -> str:
     """Return the checkpoint's architecture by the library's name for it."""
+    return read_configuration(path, config.revision).model_type
+
+
+def read_configuration(path: str, revision: str | None = None, **changes: Any) -> Any:
+    """Read a checkpoint's configuration.
+
+    Parameters
+    ----------
+    changes : keyword arguments
+        Fields to set in it, such as ``num_labels``.
+
+    Raises
+    ------
+    UserError
+        There is none, it is damaged, or the checkpoint is one that no precision can be trained from.
+    """
     from transformers import AutoConfig
 
     with _named_failures(path):
-        return AutoConfig.from_pretrained(
-            path, revision=config.revision, trust_remote_code=config.trust_remote_code
-        ).model_type
+        found = AutoConfig.from_pretrained(
+            path, revision=revision, trust_remote_code=remote_code_allowed(), **changes
+        )
+    for part in (found, found.get_text_config()):
+        quantised = getattr(part, "quantization_config", None)
+        if quantised is not None:
+            given = quantised if isinstance(quantised, dict) else quantised.to_dict()
+            how = brief(given.get("quant_method", "unknown"), 40)
+            raise UserError(
+                f"{path}: its weights were saved quantised ({how}); "
+                "give the original checkpoint in 16 or 32 bits, and the precision in the recipe"
+            )
+    if Path(path).is_dir():
+        weight_files(Path(path))
+    return found
 
 
 def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
@@ -72,16 +100,13 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
     ``head: tokens`` a ``*ForCausalLM`` model that carries its ``verdict_ids``.
     """
     import transformers
-    from transformers import AutoConfig
 
     task = TASKS[config.head]
-
     dtype = compute_dtype(config)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
     with _named_failures(path), quiet_transformers():
-        hub: dict[str, Any] = {"revision": config.revision}
-        options = {**hub, "trust_remote_code": config.trust_remote_code}
-        found = AutoConfig.from_pretrained(path, num_labels=n_classes, **options)
+        options: dict[str, Any] = {"revision": config.revision}
+        found = read_configuration(path, config.revision, num_labels=n_classes)
         model_config = found.get_text_config()
         if model_config is not found:  # the text model alone, of a checkpoint that holds others beside it
             model_config.num_labels = n_classes
@@ -92,7 +117,7 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
                 raise UserError(
                     f"recipe: {config.precision} is for decoders; {model_config.model_type} takes bf16, fp32"
                 )
-            weights = Checkpoint(path, **hub)
+            weights = Checkpoint(path, revision=config.revision)
             model = build(
                 model_config,
                 weights,
@@ -133,6 +158,7 @@ def _whole(kind: Any, path: str, fresh_head: bool, **options: Any) -> Any:
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
+        trust_remote_code=remote_code_allowed(),
         **options,
     )
     made_up = [*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]
@@ -150,13 +176,7 @@ def _whole(kind: Any, path: str, fresh_head: bool, **options: Any) -> Any:
 
 def check_vocabulary(config: BackboneConfig, path: str, highest: int) -> None:
     """Refuse token ids that the backbone has no embedding for."""
-    from transformers import AutoConfig
-
-    with _named_failures(path):
-        found = AutoConfig.from_pretrained(
-            path, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    size = found.get_text_config().vocab_size
+    size = read_configuration(path, config.revision).get_text_config().vocab_size
     if highest >= size:
         raise UserError(
             f"{path}: its tokenizer makes the token {highest}, and its config.json has a vocabulary of "
@@ -302,10 +322,10 @@ def load_trained(
 
 def load_full(config: BackboneConfig, path: str, n_classes: int) -> Any:
     """Load a fully fine-tuned classifier, its trained head included."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     with _named_failures(path), quiet_transformers():
-        model_config = AutoConfig.from_pretrained(path)
+        model_config = read_configuration(path)
         if model_config.num_labels != n_classes:
             raise UserError(f"{path}: has {model_config.num_labels} classes, not {n_classes}")
         model = _whole(
@@ -346,5 +366,7 @@ def _named_failures(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if refused(error):
+            raise UserError(in_words(path)) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: cannot be loaded as a model: {reason}") from error

@@ -269,7 +269,7 @@ def test_an_output_that_is_a_directory_is_refused_before_anything_is_predicted(t
 @pytest.mark.parametrize(
     ("file", "old", "new", "words"),
     [
-        ("config.yaml", "max_length: 192", "max_length: 100", "disagree on truncation"),
+        ("config.yaml", "max_length: 192", "max_length: 100", "config.yaml: was changed or damaged"),
         ("manifest.json", '"winner_tie"', '"winner_ties"', "changed or damaged after fold-0"),
         ("manifest.json", '"template":', '"temp":', "says nothing of template"),
         ("fold-1/adapter/adapter_config.json", '"lora_alpha": 8', '"lora_alpha": 9', "changed or damaged"),
