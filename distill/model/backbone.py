@@ -7,8 +7,10 @@ through ``modules_to_save``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +142,24 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
                 device_map={"": device},
                 **options,
             )
+    if config.head == "score":
+        _tell_replaced_head(path, config.revision, n_classes)
     if config.head == "tokens":
         model.verdict_ids = verdict_ids(load_tokenizer(config, path), config.verdicts, n_classes)
     return prepared(model, config)
+
+
+@cache
+def _tell_replaced_head(path: str, revision: str | None, n_classes: int) -> None:
+    """Say once that the checkpoint has a head, as reward models do, which is not the one that is trained."""
+    outputs = Checkpoint(path, revision=revision).outputs()
+    if outputs:
+        logging.getLogger(__name__).warning(
+            "%s: has a head of %d outputs; it is replaced by a fresh one of %d classes",
+            path,
+            outputs,
+            n_classes,
+        )
 
 
 def _whole(kind: Any, path: str, fresh_head: bool, **options: Any) -> Any:

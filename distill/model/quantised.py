@@ -73,6 +73,15 @@ class Checkpoint:
         known = (name, bare, f"language_model.model.{bare}", f"model.language_model.{bare}")
         return next((n for n in known if n in self._shards), None)
 
+    def outputs(self) -> int:
+        """How many outputs the checkpoint's own classification head has; 0 where it has none."""
+        from safetensors import safe_open
+
+        if "score.weight" not in self._shards:
+            return 0
+        with safe_open(self._shards["score.weight"], framework="pt") as opened:
+            return opened.get_slice("score.weight").get_shape()[0]
+
     def get(self, name: str, shape: torch.Size, device: torch.device) -> Tensor:
         """Return a weight of the checked shape on a device."""
         from safetensors import safe_open

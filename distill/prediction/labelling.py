@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
-from data.files import sha256_text
 from data.ids import refuse_repeated_batches
 from data.remote_code import allow_remote_code, remote_code_allowed
 from data.schema import HASHED, Rows, classes_of, validate
@@ -23,6 +22,7 @@ from data.shards import (
     Shard,
     ShardPlan,
     ShardReader,
+    key_of,
     missing_parts,
     open_parquet,
     plan_shards,
@@ -122,7 +122,7 @@ def open_job(saved: SavedModel, source: str, out: str, shard_rows: int) -> tuple
         store_text(place, json.dumps(manifest, indent=2) + "\n")
     else:
         _refuse_other(text, manifest, place, out)
-    key = sha256_text(model_hash, plan.fingerprint)
+    key = key_of(model_hash, plan.fingerprint)
     return Job(saved.path, source, out, key, saved.access, remote_code_allowed()), plan
 
 

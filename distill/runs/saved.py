@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from distill.config import CONFIG, BackboneConfig, EncodeConfig, LoraConfig, Mod
 from distill.model.backbone import load_tokenizer, load_trained, weight_hash
 from distill.model.classifier import Classifier
 from distill.model.files import opened_hashes
+from distill.model.served import check_fp8, serve
 from distill.packing.examples import Examples
 from distill.recipe import read_config
 from distill.runs.run_directory import BESIDE, FINAL, RunDirectory
@@ -148,6 +149,18 @@ def read_saved(path: Path, access: Access = Access()) -> SavedModel:
         check_settings(trained, path / CONFIG, access.accept_changed)
     saved = SavedModel(path, manifest, read_config(path / CONFIG, kind), weights, access)
     _refuse_missing(saved)
+    return _served(saved)
+
+
+def _served(saved: SavedModel) -> SavedModel:
+    """Refuse a precision of prediction that this model or this machine does not have."""
+    if saved.access.precision:
+        check_fp8(saved.model.backbone, str(saved.path))
+        if len(saved.weights) > 1:
+            raise UserError(
+                f"{saved.path}: has {len(saved.weights)} fold models, and FP8 is made of one merged model; "
+                "export their mean with --average, and predict with that"
+            )
     return saved
 
 
@@ -207,7 +220,7 @@ def _read_exported(path: Path, access: Access) -> SavedModel:
     _check_export(path, settings, access.accept_changed)
     if access.backbone:
         raise UserError(f"{path}: is an export, which needs no backbone; leave --backbone out")
-    return SavedModel(path, {**settings, "backbone_path": str(path)}, model, [path], access)
+    return _served(SavedModel(path, {**settings, "backbone_path": str(path)}, model, [path], access))
 
 
 def sealed(settings: Mapping[str, Any], directory: Path) -> dict[str, Any]:
@@ -350,7 +363,11 @@ class Loaded:
             check_weights(weights, self.saved.access.accept_changed)
         if self._classifier is None or not (model.lora.enabled or self._weights == weights):
             backbone, n = self.saved.backbone, self.saved.classes.n
-            self._classifier = load_trained(model.backbone, backbone, weights, model.lora.enabled, n)
+            wanted = self.saved.access.precision
+            config = replace(model.backbone, precision="bf16") if wanted else model.backbone
+            loaded = load_trained(config, backbone, weights, model.lora.enabled, n)
+            alone = len(self.saved.weights) == 1
+            self._classifier = serve(loaded, config, wanted) if alone else loaded
         elif self._weights != weights:
             self._classifier.load(weights)
         self._weights = weights

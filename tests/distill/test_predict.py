@@ -148,7 +148,7 @@ def test_mistakes_are_named_and_nothing_is_written(trained, tmp_path):
     models = [str(trained / "llama"), str(trained / "gemma2")]
     with pytest.raises(UserError, match="directory"):
         predict.main(["--model", *models, "--data", rows, "--out", str(tmp_path / "x.csv")])
-    with pytest.raises(UserError, match="no such soft-label store"):
+    with pytest.raises(UserError, match="nothing: no such directory; give that of a finished run"):
         predict.main(["--model", str(tmp_path / "nothing"), "--data", rows, "--out", str(tmp_path / "x.csv")])
     assert list(tmp_path.iterdir()) == []
 

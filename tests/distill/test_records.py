@@ -35,6 +35,12 @@ def backbone_of(run):
     return (run / json.loads((run / "manifest.json").read_text())["backbone_beside"]).resolve()
 
 
+def set_field(file, name, value):
+    config = json.loads(file.read_text())
+    assert config[name] != value
+    file.write_text(json.dumps(config | {name: value}))
+
+
 def edit(file, old, new):
     text = file.read_text()
     assert old in text
@@ -61,7 +67,7 @@ def test_a_run_alone_takes_the_backbone_that_is_named(trained, moved, tmp_path):
 @pytest.mark.parametrize(
     ("where", "file", "old", "new"),
     [
-        ("backbone", "config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 0.5'),
+        ("backbone", "config.json", '"rms_norm_eps": ', '"rms_norm_eps": 1'),
         ("backbone", "config.json", '"rope_theta": ', '"rope_theta": 1'),
         ("run", "config.yaml", "precision: nf4", "precision: fp32"),
         ("run", "config.yaml", "double_quant: false", "double_quant: true"),
@@ -79,7 +85,7 @@ def test_a_changed_setting_is_refused_by_the_files_name(trained, moved, tmp_path
 
 def test_an_accepted_change_is_told_and_used(trained, moved, tmp_path, caplog):
     run = moved / "student"
-    edit(backbone_of(run) / "config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 0.5')
+    set_field(backbone_of(run) / "config.json", "rms_norm_eps", 0.5)
     wanted = predicted(trained / "student", trained, tmp_path / "wanted.csv")
     found = predicted(run, trained, tmp_path / "found.csv", "--accept-changed")
     assert "config.json: is not as it was" in caplog.text
@@ -93,10 +99,9 @@ def test_weights_without_a_record_are_refused(trained, moved, tmp_path):
     predicted(moved / "student", trained, tmp_path / "y.csv", "--accept-changed")
 
 
-def test_an_adapter_of_another_file_name_is_part_of_the_record(trained, moved, tmp_path):
-    edit(
-        moved / "student" / "final" / "adapter" / "adapter_config.json", '"lora_alpha": 8', '"lora_alpha": 9'
-    )
+def test_an_adapters_configuration_is_part_of_the_record(trained, moved, tmp_path):
+    adapter = moved / "student" / "final" / "adapter"
+    set_field(adapter / "adapter_config.json", "lora_alpha", 9)
     with pytest.raises(UserError, match="adapter: was changed or damaged"):
         predicted(moved / "student", trained, tmp_path / "x.csv")
 
