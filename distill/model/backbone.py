@@ -31,6 +31,8 @@ from distill.model.verdict import verdict_ids
 from distill.quiet import quiet_transformers
 
 ALL_LINEAR = "all-linear"
+HUB_SECONDS = 10.0
+"""How long the hub may take to say that it is there."""
 CPU = torch.device("cpu")
 TASKS = {"score": "AutoModelForSequenceClassification", "tokens": "AutoModelForCausalLM"}
 """The library's class for each head."""
@@ -356,6 +358,45 @@ def load_full(config: BackboneConfig, path: str, n_classes: int) -> Any:
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
+def on_machine(path: str, revision: str | None = None) -> bool:
+    """Whether a checkpoint is here: a directory, or a hub's in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(path).is_dir():
+        return True
+    try:
+        return isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str)
+    except ValueError:  # a path, and no name on a hub
+        return False
+
+
+def refuse_unreachable(path: str, revision: str | None = None) -> None:
+    """Refuse at once a hub's checkpoint that can neither be found here nor asked for; loaders try for long.
+
+    Raises
+    ------
+    UserError
+        There is no network, or it is switched off, or the name is none.
+    """
+    from httpx import TransportError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    if on_machine(path, revision):
+        return
+    try:
+        HfApi().model_info(path, revision=revision, timeout=HUB_SECONDS)
+    except HFValidationError as error:
+        raise UserError(f"{path}: no such directory, and no name on the hub") from error
+    except (OfflineModeIsEnabled, TransportError, OSError) as error:
+        if isinstance(error, HfHubHTTPError):  # the hub answers; what it says, loading tells
+            return
+        raise UserError(
+            f"{path}: no such directory, not in the local hub cache, and the hub is out of reach "
+            f"({brief(error, 100)}); download it, or give its directory"
+        ) from error
+
+
 def weight_hash(path: str, revision: str | None = None) -> str:
     """Hash a checkpoint's weights: file contents of a local one, commit and names of a hub's snapshot."""
     directory = Path(path)
@@ -367,13 +408,10 @@ def weight_hash(path: str, revision: str | None = None) -> str:
         return sha256_files(files)
     from huggingface_hub import try_to_load_from_cache
 
-    try:
-        cached = try_to_load_from_cache(path, "config.json", revision=revision)
-    except ValueError:  # no hub's name at all: a directory that is gone
-        cached = None
-    if not isinstance(cached, str):
+    if not on_machine(path, revision):
         raise UserError(f"{path}: not in the local cache; download it or give a directory")
-    return sha256_text(path, Path(cached).parent.name)
+    cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    return sha256_text(path, Path(str(cached)).parent.name)
 
 
 @contextmanager

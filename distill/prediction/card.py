@@ -83,7 +83,7 @@ def usage(encoder: Encoder, classes: Classes) -> str:
     """Return the lines that predict one row with plain ``transformers``."""
     pair = len(classes.orders) > 1
     laid_out = encoder.template.layout((1, 1, 1) if pair else (1, 0, 0), pair, encoder.chat)
-    pieces = []
+    pieces: list[str] = []
     for piece in laid_out:
         if not isinstance(piece, str):
             pieces.append(PARTS[piece[0]])

@@ -132,6 +132,6 @@ def merged_model(
 def fold_temperature(plain: Any, temperature: float) -> None:
     """Divide a plain classifier's logits by a temperature for good: in the weights and bias of its head."""
     last = head_of(plain)[1]
-    last.weight /= temperature
+    last.weight.div_(temperature)
     if last.bias is not None:
-        last.bias /= temperature
+        last.bias.div_(temperature)

@@ -29,6 +29,7 @@ from distill.model.backbone import (
     load_base,
     load_tokenizer,
     model_type,
+    refuse_unreachable,
     weight_hash,
 )
 from distill.model.classifier import Classifier
@@ -232,6 +233,7 @@ def resolve_backbone(model: ModelConfig, rows: Rows, template: Template, home: P
                 f"{local}: is a file; backbone.path is the directory of a checkpoint, or a hub name"
             )
         whole = str(local.resolve()) if local.is_dir() else model.backbone.path
+        on_first(lambda: refuse_unreachable(whole, revision))
     layers = model.backbone.first_layers
     if layers is None:
         return whole

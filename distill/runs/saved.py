@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import try_to_load_from_cache
 
 from data.encoding.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
 from data.encoding.template import Template
@@ -20,7 +19,7 @@ from data.schema import Classes, Rows
 from data.softlabels import MANIFEST, read_manifest
 from data.sources.read import SourceOptions, read_source
 from distill.config import CONFIG, BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
-from distill.model.backbone import load_tokenizer, load_trained, weight_hash
+from distill.model.backbone import load_tokenizer, load_trained, on_machine, weight_hash
 from distill.model.classifier import Classifier
 from distill.model.files import opened_hashes
 from distill.model.served import check_fp8, serve
@@ -172,19 +171,10 @@ def backbone_place(path: Path, manifest: Mapping[str, Any]) -> str:
 
 def _refuse_missing(saved: SavedModel) -> None:
     """Refuse a backbone that is not on this machine, before anything asks a network for it."""
-    place = saved.backbone
-    if Path(place).is_dir():
-        return
-    try:
-        known = isinstance(
-            try_to_load_from_cache(place, "config.json", revision=saved.model.backbone.revision), str
-        )
-    except ValueError:  # a path, and no name on a hub
-        known = False
-    if not known:
+    if not on_machine(saved.backbone, saved.model.backbone.revision):
         raise UserError(
-            f"{place}: the backbone of {saved.path} is not there, nor in the local hub cache; give its "
-            "directory with --backbone"
+            f"{saved.backbone}: the backbone of {saved.path} is not there, nor in the local hub cache; "
+            "give its directory with --backbone"
         )
 
 

@@ -14,9 +14,10 @@ import torch
 
 from data.errors import UserError
 from data.files import locked
+from data.prepare import main as prepare_main
 from data.schema import read_rows
 from data.softmax import softmax
-from distill import export, predict
+from distill import export, predict, teacher_oof
 from distill.prediction.merge import merged_model, plain_state
 from distill.runs.saved import predict_rows, read_saved
 
@@ -214,10 +215,10 @@ def test_an_edited_export_is_used_where_the_command_accepts_it(trained, exported
     np.testing.assert_allclose(after, softmax(np.log(before) / 0.1), atol=1e-4)
 
 
-def test_the_cards_own_lines_give_predicts_probabilities_with_plain_transformers(exported, tmp_path):
-    """In a process that cannot import any of this project, in the exported directory as it stands."""
+def assert_card_predicts(exported, tmp_path, rows_csv):
+    """The card's lines, in a process that cannot import any of this project, give what predict gives."""
     rows = tmp_path / "rows.csv"
-    rows.write_text('id,prompt,response_a,response_b\n7,"[""Hi""]","[""Hello!""]","[""No.""]"\n')
+    rows.write_text(rows_csv)
     predict.main(["--model", str(exported), "--data", str(rows), "--out", str(tmp_path / "out.csv")])
     card = (exported / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0]
@@ -230,6 +231,28 @@ def test_the_cards_own_lines_give_predicts_probabilities_with_plain_transformers
     found = ast.literal_eval(done.stdout.strip().splitlines()[-1])
     (wanted,) = probabilities(tmp_path / "out.csv", list(found))
     np.testing.assert_allclose(list(found.values()), wanted, atol=1e-5)
+
+
+def test_the_cards_own_lines_give_predicts_probabilities_with_plain_transformers(exported, tmp_path):
+    row = 'id,prompt,response_a,response_b\n7,"[""Hi""]","[""Hello!""]","[""No.""]"\n'
+    assert_card_predicts(exported, tmp_path, row)
+
+
+def test_a_padded_decoder_of_plain_texts_is_exported_and_predicted_with(tmp_path, tiny_recipe):
+    source, data, out = tmp_path / "train.csv", tmp_path / "data", tmp_path / "mean"
+    lines = ["id,prompt,label", *(f"r{i},text number {i},c{i % 3}" for i in range(30))]
+    source.write_text("\n".join(lines) + "\n")
+    prepare_main(["--source", str(source), "--out", str(data), "--folds", "2", "--near", "off"])
+    recipe = ["--recipe", str(tiny_recipe), "teachers.llama.backbone.packed=false"]
+    recipe += ["teachers.llama.backbone.precision=fp32", "teachers.llama.train.epochs=1"]
+    teacher_oof.main([*recipe, "--data", str(data), "--only", "llama"])
+    export.main(["--model", str(data / "llama"), "--out", str(out), "--average"])
+    settings = json.loads((out / "distillstack.json").read_text())
+    assert settings["packed"] is False
+    card = (out / "README.md").read_text()
+    assert "pair" not in card
+    assert "preference" not in card
+    assert_card_predicts(out, tmp_path, "id,prompt\n7,Hi\n")
 
 
 def test_written_models_follow_the_umask_and_the_tokenizer_has_its_length(trained, exported):

@@ -1,7 +1,11 @@
 """What a run is loaded from is what was recorded when it was trained, or the command line accepts it."""
 
+import errno
 import json
+import os
 import shutil
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.csv as pc
@@ -12,7 +16,7 @@ from data.errors import UserError
 from distill import predict
 from distill.config import BackboneConfig
 from distill.model.backbone import load_base, weight_hash
-from distill.model.files import INDEX, SINGLE, shards_of
+from distill.model.files import INDEX, SINGLE, shards_of, writing
 from distill.runs.saved import read_saved
 
 
@@ -127,3 +131,54 @@ def test_a_damaged_index_is_named(tmp_path):
         (tmp_path / INDEX).write_text(text)
         with pytest.raises(UserError, match=INDEX):
             shards_of(tmp_path / INDEX)
+
+
+def test_offline_a_hub_name_fails_at_once_in_one_line(trained, tmp_path):
+    from distill import teacher_oof
+
+    recipe = tmp_path / "recipe.yaml"
+    for path, words in (("some-org/model", "the hub is out of reach"), ("/gone/away/model", "no name on")):
+        recipe.write_text(f"teachers: {{a: {{backbone: {{path: {path}, precision: fp32}}}}}}")
+        begin = time.monotonic()
+        with pytest.raises(UserError, match=words) as refused:
+            teacher_oof.main(
+                ["--recipe", str(recipe), "--data", str(trained), "--out", str(tmp_path / "out")]
+            )
+        assert time.monotonic() - begin < 5
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_that_is_not_ours_is_named(tmp_path):
+    (tmp_path / "shut").mkdir(mode=0o500)
+    with pytest.raises(UserError, match="cannot be written"), writing(tmp_path / "shut"):
+        (tmp_path / "shut" / "file").write_text("")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(f"PytorchStreamWriter failed writing file: {os.strerror(errno.ENOSPC)}"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_what_libraries_raise_when_they_cannot_write_names_the_directory(tmp_path, error):
+    with pytest.raises(UserError, match=r"model: cannot be written"), writing(tmp_path / "model"):
+        raise error
+
+
+def test_a_full_disk_leaves_nothing_half_written(trained, tmp_path, monkeypatch):
+    from transformers import PreTrainedModel
+
+    from distill import export
+
+    def full(self, directory, **options):
+        Path(directory).mkdir(parents=True)
+        (Path(directory) / "model.safetensors").write_text("half")
+        raise RuntimeError(f"I/O error: {os.strerror(errno.ENOSPC)} (os error 28)")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(UserError, match="cannot be written"):
+        export.main(["--model", str(trained / "student"), "--out", str(tmp_path / "out")])
+    assert list(tmp_path.iterdir()) == []
