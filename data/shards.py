@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from data.errors import UserError, brief
-from data.files import readable_parquet, write_parquet, write_text
+from data.files import readable_parquet, sha256_text, write_parquet, write_text
 from data.storage import address_of, is_address, named, open_storage
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".parquet", ".pq")
 MARK = b"distillstack.shard"
 """Key of an output file's metadata: the hash of everything the part depends on."""
+KEY = b"distillstack.key"
+"""Key of its metadata, too: the hash of input, cut and model, which all parts of one labelling share."""
 READ_BUFFER = 1 << 20
 READ_ROWS = 4096
 FOOTERS_AT_ONCE = 16
@@ -224,7 +226,7 @@ def write_part(out: str, shard: Shard, table: pa.Table, key: str) -> None:
     """
     import pyarrow.parquet as pq
 
-    metadata = {MARK: mark(shard, key).encode()}
+    metadata = {MARK: mark(shard, key).encode(), KEY: key.encode()}
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
     if not is_address(out):
         write_parquet(Path(out) / shard.part, table)
@@ -248,6 +250,11 @@ def mark(shard: Shard, key: str) -> str:
     return hashlib.sha256(f"{key} {json.dumps(described, sort_keys=True)}".encode()).hexdigest()
 
 
+def key_of(model_hash: str, source_hash: str) -> str:
+    """Return the key of a labelling, from what its manifest says of model and input."""
+    return sha256_text(model_hash, source_hash)
+
+
 def missing_parts(out: str, plan: ShardPlan, key: str) -> list[Shard]:
     """Return the shards whose output is not there, cut short, or made from something else."""
     import pyarrow as pa
@@ -264,8 +271,8 @@ def missing_parts(out: str, plan: ShardPlan, key: str) -> list[Shard]:
                 meta = pq.read_metadata(handle)
         except (pa.ArrowException, OSError):
             return True
-        found = (meta.metadata or {}).get(MARK, b"").decode()
-        return meta.num_rows != shard.rows or found != mark(shard, key)
+        found, of = ((meta.metadata or {}).get(name, b"").decode() for name in (MARK, KEY))
+        return meta.num_rows != shard.rows or found != mark(shard, key) or of != key
 
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         missing = list(pool.map(is_missing, plan.shards))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from data.errors import UserError, brief, listing, printable
 from data.ids import align
+from data.remote_code import add_remote_code_argument, allow_remote_code
 from data.storage import address_of, fetch, local_path, shown
 from ensemble.solvers.numbers import cross_entropy
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from data.schema import Rows
     from data.softlabels import SoftLabels
     from distill.config import DataConfig
+    from distill.runs.saved import Access
 
 DEMO = Path("runs/demo")
 EXTRAS = ("tensorboard", "wandb")
@@ -37,6 +39,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--help-recipe", action=_HelpRecipe, nargs=0, help="list the recipe's keys: meaning, default, range"
     )
+    add_remote_code_argument(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the recipe, dotted")
 
 
@@ -61,6 +64,36 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the units with time, memory and GPU hours, and end"
     )
+
+
+def add_access_arguments(parser: argparse.ArgumentParser, accept: bool = True) -> None:
+    """Add what commands take that load saved models: see :class:`distill.runs.saved.Access`.
+
+    ``accept`` is whether the command can use what is not as it was recorded.
+    """
+    parser.add_argument(
+        "--backbone",
+        metavar="DIR",
+        help="where the runs' backbone is, if it has moved since they were trained; it must be the same one",
+    )
+    if accept:
+        parser.add_argument(
+            "--accept-changed",
+            action="store_true",
+            help="use files that are not as they were recorded, with a warning each, not refusing them",
+        )
+    add_remote_code_argument(parser)
+
+
+def access_of(args: argparse.Namespace) -> Access:
+    """Return what the command line says of saved models, and allow their code to run where it says so."""
+    from distill.runs.saved import Access
+
+    allow_remote_code(args.trust_remote_code)
+    backbone = args.backbone
+    if backbone is not None and not (Path(backbone) / "config.json").is_file():
+        raise UserError(f"--backbone {backbone}: holds no config.json; give the directory of a checkpoint")
+    return Access(backbone and str(Path(backbone).resolve()), getattr(args, "accept_changed", False))
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:

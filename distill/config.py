@@ -126,7 +126,6 @@ class BackboneConfig:
         choices=("score", "tokens"),
     )
     verdicts: list[str] = setting(list, "words, one a class; A, B, C and so on where none are named")
-    trust_remote_code: bool = setting(False, "run code that comes with the checkpoint")
 
 
 @dataclass

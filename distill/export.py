@@ -1,25 +1,30 @@
 """``python -m distill.export``: make a trained run one plain Hugging Face directory.
 
 The final model, or the mean of the fold models, merged and written so that
-``AutoModelForSequenceClassification`` loads it; with its temperature, fitted on the run's out-of-fold
-predictions, and a model card. ``distill.predict`` takes the directory like a run.
+``AutoModelForSequenceClassification`` loads it. A temperature, fitted on the run's out-of-fold predictions,
+is folded into its head where that helps; the model card has the lines that use it. ``distill.predict`` takes
+the directory like a run.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.command import format_table, parser_of, run
-from data.errors import UserError
+from data.errors import UserError, brief
+from distill.arguments import access_of, add_access_arguments
 
 if TYPE_CHECKING:
     from distill.runs.saved import SavedModel
 
+LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
+"""An identifier that the hub may know; it stands in the card's YAML."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -37,6 +42,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="the run's prepared data, if it has moved")
     parser.add_argument("--license", default="other", help="for the model card, such as apache-2.0")
     parser.add_argument("--push-to-hub", metavar="NAME", help="also upload it, as owner/name, private")
+    add_access_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -47,7 +53,11 @@ def main(argv: Sequence[str]) -> None:
     from distill.runs.saved import read_saved
 
     stand_alone("distill.export")
-    saved = read_saved(args.model)
+    if not LICENCE.fullmatch(args.license):
+        raise UserError(
+            f"--license {brief(args.license, 60)}: is no licence's identifier, such as apache-2.0 or llama3.1"
+        )
+    saved = read_saved(args.model, access_of(args))
     with held(args.out):
         if any(args.out.iterdir()):
             raise UserError(f"{args.out}: is not empty; choose another --out, or delete that directory")
@@ -73,17 +83,19 @@ def export(
         The run's data or backbone are gone or changed; there is no such model in the run.
     """
     import torch
-    from transformers import AutoTokenizer
 
     from data.dataset import load_prepared
-    from data.encoding.encode import pad_token_id, tokenizer_hash
-    from data.files import sha256_files, write_json, write_text
+    from data.encoding.encode import Encoder, pad_token_id
+    from data.encoding.template import Template
+    from data.encoding.truncate import Truncation
+    from data.files import write_json, write_text
     from data.softlabels import read_store
-    from distill.prediction.card import model_card, scores
-    from distill.prediction.merge import merged_model
+    from distill.model.files import writing
+    from distill.prediction.card import model_card, scores, usage
+    from distill.prediction.merge import fold_temperature, merged_model
     from distill.quiet import quiet_transformers
     from distill.runs.run_directory import RunDirectory
-    from distill.runs.saved import EXPORTED, checked_tokenizer
+    from distill.runs.saved import CARD, EXPORTED, checked_tokenizer, sealed
     from distill.teaching.trust import check_made_from
 
     manifest, model = saved.manifest, saved.model
@@ -99,36 +111,57 @@ def export(
         )
     found = scores(read_store(saved.path), rows, folds)
     tokenizer = checked_tokenizer(saved)
-    plain = merged_model(model, manifest["backbone_path"], weights, rows.classes.n, getattr(torch, dtype))
+    plain = merged_model(
+        model, saved.backbone, weights, rows.classes.n, getattr(torch, dtype), saved.access.accept_changed
+    )
+    helps = found["log_loss_tempered"] < found["log_loss"]
+    found["folded"] = found["temperature"] if helps else 1.0
+    fold_temperature(plain, found["folded"])
     plain.config.pad_token_id = pad_token_id(tokenizer)
     plain.config.id2label = dict(enumerate(rows.classes.names))
     plain.config.label2id = {name: k for k, name in enumerate(rows.classes.names)}
     temporary = out.parent / f".{out.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    with quiet_transformers():
-        plain.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+    tokenizer.model_max_length = manifest["truncation"]["max_length"]
     made_of = f"the mean of {len(weights)} fold models" if average else "trained on all labelled rows"
-    settings = {
-        "format": 1,
+    try:
+        with writing(temporary), quiet_transformers():
+            plain.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        settings = settings_of(saved, found, made_of, temporary)
+        write_json(temporary / EXPORTED, sealed(settings, temporary))
+        encoder = Encoder(tokenizer, Template(**manifest["template"]), Truncation(**manifest["truncation"]))
+        write_text(
+            temporary / CARD, model_card(manifest, found, made_of, licence, usage(encoder, rows.classes))
+        )
+        if out.exists():
+            out.rmdir()
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return found
+
+
+def settings_of(saved: SavedModel, found: dict[str, Any], made_of: str, directory: Path) -> dict[str, Any]:
+    """Return what a plain checkpoint has no place for, and prediction needs."""
+    from data.encoding.encode import tokenizer_hash
+    from data.encoding.tokenizer import load_tokenizer
+
+    manifest = saved.manifest
+    return {
+        "format": 2,
         "classes": manifest["classes"],
         "swap": manifest.get("swap"),
         "template": manifest["template"],
         "truncation": manifest["truncation"],
-        "tokenizer_hash": tokenizer_hash(AutoTokenizer.from_pretrained(temporary)),
-        "weights_hash": sha256_files(sorted(temporary.glob("*.safetensors"))),
-        "temperature": found["temperature"],
+        "tokenizer_hash": tokenizer_hash(load_tokenizer(str(directory))),
+        "packed": saved.model.backbone.packed,
+        "temperature": 1.0,
         "scores": found,
         "made_of": made_of,
         "rows_hash": manifest["rows_hash"],
         "folds_hash": manifest["folds_hash"],
     }
-    write_json(temporary / EXPORTED, settings)
-    write_text(temporary / "README.md", model_card(manifest, found, made_of, licence))
-    if out.exists():
-        out.rmdir()
-    os.replace(temporary, out)
-    return found
 
 
 def push(directory: Path, name: str) -> str:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from data.command import format_table, parser_of, run
 from data.errors import UserError
-from data.storage import fetch, is_address, local_path, publish, shown
+from data.storage import address_of, fetch, is_address, local_path, publish, shown
+from distill.arguments import access_of, add_access_arguments
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +85,13 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--workers", type=int, default=0, help="on a cluster: models to load (default: as many as find room)"
     )
     parser.add_argument("--gpus", type=float, help="on a cluster: GPUs of a worker, or a fraction of one")
+    parser.add_argument(
+        "--precision",
+        choices=("fp8",),
+        help="hold the layers of a run trained in 16 or 32 bits in FP8: faster, on cards that have it "
+        "(default: the run's own precision, a single adapter merged where that is exact)",
+    )
+    add_access_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -91,6 +99,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
     args.data = args.data.removeprefix("file://")
+    check_models(args.model or args.cascade)
     sharded = in_shards(args)
     targets = [] if sharded else output_files(args.out, args.model or args.cascade[:1])
     from data.softmax import softmax
@@ -100,7 +109,8 @@ def main(argv: Sequence[str]) -> int:
     from ensemble.predict import write_predictions
 
     join_others()
-    models = [read_saved(fetch(path)) for path in args.model or args.cascade]
+    access = replace(access_of(args), precision=args.precision or "")
+    models = [read_saved(fetch(path), access) for path in args.model or args.cascade]
     if sharded:
         return label_shards(args, models)
     if args.cascade:
@@ -138,6 +148,13 @@ def main(argv: Sequence[str]) -> int:
             on_first(partial(shutil.rmtree, waiting, ignore_errors=True))
         print(f"{model.name}: {len(rows)} rows, {len(model.weights)} model(s) averaged: {shown(out)}")
     return 0
+
+
+def check_models(paths: Sequence[Path]) -> None:
+    """Refuse models that are not there, before anything is said of where predictions go."""
+    for path in paths:
+        if address_of(path) is None and not path.is_dir():
+            raise UserError(f"--model {path}: no such directory; give that of a finished run or of an export")
 
 
 def check_finite(model: SavedModel, rows: Rows, probs: np.ndarray) -> None:
@@ -179,16 +196,25 @@ def in_shards(args: argparse.Namespace) -> bool:
 
 def label_shards(args: argparse.Namespace, models: Sequence[SavedModel]) -> int:
     """Label the input with each model, in turn, behind a bar of rows; return 1 if a shard failed."""
+    failed = False
+    for model in models:
+        home = args.out if len(models) == 1 else args.out / model.name
+        failed = label_one(args, model, home) or failed
+    return int(failed)
+
+
+def label_one(args: argparse.Namespace, model: SavedModel, home: Path) -> bool:
+    """Label the input with one model into a directory that no other command writes to; whether it failed."""
     from tqdm import tqdm
 
     from data.progress import is_terminal
     from data.shards import place_of
     from distill.cluster.labelling import label_on_cluster
     from distill.prediction.labelling import label_here, open_job
+    from distill.processes import held
 
-    failed = False
-    for model in models:
-        out = place_of(args.out if len(models) == 1 else args.out / model.name)
+    with held(home):
+        out = place_of(home)
         job, plan = open_job(model, args.data, out, args.shard_rows)
         asked = model.model.resources
         asked = asked if args.gpus is None else replace(asked, gpus=args.gpus)
@@ -200,8 +226,7 @@ def label_shards(args: argparse.Namespace, models: Sequence[SavedModel]) -> int:
         lines = [f"{model.name}: {ended.rows} rows labelled, {ended.kept} had been before: {out}"]
         lines += [f"failed: shard {number}: {why}" for number, why in sorted(ended.errors.items())]
         print("\n".join(lines))
-        failed = failed or bool(ended.errors)
-    return int(failed)
+    return bool(ended.errors)
 
 
 def output_files(out: Path, models: Sequence[Path]) -> list[Path]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from data.errors import UserError, brief, listing
 from data.files import write_text
+from data.remote_code import OPTION
 from data.settings import load_yaml, refuse_resolvers
 from distill.architectures import architecture
 from distill.config import QUANTISED, SWITCHES, ModelConfig, Recipe, StudentConfig, TinyConfig
@@ -29,6 +30,8 @@ NF4_BLOCK = 64
 TEACHER_NAME = re.compile(r"\w[\w .+-]{0,99}")
 TAKEN = ("student", "backbones", "units", "race", "stack", "rows.parquet", "folds.parquet", "manifest.json")
 """What else lies in the directory of the teachers' stores."""
+FORMER_KEY = "trust_remote_code"
+"""What recipes of an earlier version could ask for."""
 FURTHER = ("-in_sample", "-fold_mean")
 """How the stores of a teacher's further labels are named."""
 OF_A_LOSS = ("weight", "temperature", "smoothing")
@@ -67,11 +70,13 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
         given = load_yaml(path, "recipe")
         if not isinstance(given, DictConfig):
             raise UserError(f"{path}: bad recipe: a list where data, teachers and student were expected")
+        refuse_permissions(given, str(path))
         merged = OmegaConf.merge(OmegaConf.structured(Recipe), given)
         known = list(merged.teachers)
         where = "command line"
         typed = OmegaConf.from_dotlist(list(overrides))
         refuse_resolvers(typed, where)
+        refuse_permissions(typed, where)
         merged = OmegaConf.merge(merged, typed)
         added = [name for name in merged.teachers if name not in known]
         if added:
@@ -142,6 +147,35 @@ def _reason(error: Exception) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', None) or error}"
 
 
+def refuse_permissions(given: Any, where: str) -> None:
+    """Refuse a configuration that would allow a checkpoint's code to run; drop the key where it does not.
+
+    Files of an earlier version hold ``trust_remote_code: false``.
+
+    Raises
+    ------
+    UserError
+        Its key is true somewhere: permission comes from the command line alone (:mod:`data.remote_code`).
+    """
+    from omegaconf import DictConfig, ListConfig
+
+    if isinstance(given, DictConfig):
+        wanted = given._get_node(FORMER_KEY)
+        if wanted is not None:
+            if str(wanted).lower() not in {"false", "none", "0", "no", "off"}:
+                raise UserError(
+                    f"{where}: {FORMER_KEY} is {brief(wanted, 40)}; a file gives no permission to run a "
+                    f"checkpoint's own code: take the key out, and give the command {OPTION} if you trust "
+                    "the checkpoint's authors"
+                )
+            del given[FORMER_KEY]
+        for key in list(given):
+            refuse_permissions(given._get_node(key), where)
+    elif isinstance(given, ListConfig):
+        for i in range(len(given)):
+            refuse_permissions(given._get_node(i), where)
+
+
 def save_resolved(path: Path, config: object) -> None:
     """Write a resolved configuration as YAML, atomically."""
     from omegaconf import OmegaConf
@@ -156,7 +190,9 @@ def read_config(path: Path, kind: type[ModelConfig]) -> ModelConfig:
     from yaml import YAMLError
 
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(kind), load_yaml(path, "configuration"))
+        given = load_yaml(path, "configuration")
+        refuse_permissions(given, str(path))
+        merged = OmegaConf.merge(OmegaConf.structured(kind), given)
         config = OmegaConf.to_object(merged)
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError, RecursionError) as error:
         raise UserError(f"{path}: not a saved configuration ({_reason(error)})") from error

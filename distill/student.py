@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from data.command import format_table, parser_of, run
 from data.errors import UserError
+from data.remote_code import allow_remote_code
 from data.storage import fetch, local_path, publish
 from distill.arguments import (
     DEMO,
@@ -70,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
     from distill.recipe import load_recipe
 
     join_others()
+    allow_remote_code(args.trust_remote_code)
     recipe = load_recipe(args.recipe, args.overrides)
     if recipe.student is None:
         raise UserError(f"recipe {args.recipe}: has no student")

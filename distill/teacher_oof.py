@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from data.command import format_table, parser_of, run
 from data.errors import UserError, listing
+from data.remote_code import allow_remote_code
 from data.storage import fetch, local_path, publish
 from distill.arguments import (
     DEMO,
@@ -62,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
     from distill.recipe import load_recipe
 
     join_others()
+    allow_remote_code(args.trust_remote_code)
     recipe = load_recipe(args.recipe, args.overrides)
     if not recipe.teachers:
         raise UserError(f"recipe {args.recipe}: has no teachers")

@@ -231,7 +231,7 @@ class Encoder:
         return self._fixed[shape, pair]
 
     def _lay_out(self, shape: Shape, pair: bool) -> list[np.ndarray | tuple[int, int]]:
-        pieces = self.template.layout(shape, pair, self._chat)
+        pieces = self.template.layout(shape, pair, self.chat)
         slots: list[np.ndarray | tuple[int, int]] = []
         names = (self.tokenizer.bos_token, getattr(self.tokenizer, "cls_token", None))
         for piece in pieces:
@@ -255,7 +255,8 @@ class Encoder:
                 slots.append(np.array(ids, dtype=np.uint32))
         return slots
 
-    def _chat(self, text: str) -> str:
+    def chat(self, text: str) -> str:
+        """Return a user's message in the tokenizer's chat template."""
         try:
             rendered = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.encoding.fast_bpe import BYTE_LETTERS, merges_of, remember
 from data.errors import UserError, brief
+from data.remote_code import in_words, refused, remote_code_allowed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -58,8 +59,12 @@ def load_tokenizer(source: str, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, use_fast=True, trust_remote_code=remote_code_allowed(), **options
+        )
     except Exception as error:  # the hub, the parser and each tokenizer class raise their own kinds
+        if refused(error):
+            raise UserError(in_words(source)) from error
         raise UserError(
             f"{source}: no tokenizer could be loaded ({brief(str(error).strip() or type(error).__name__)}); "
             "give a directory with tokenizer.json or tokenizer.model, or check the name and the network"

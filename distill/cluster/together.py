@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data.remote_code import allow_remote_code, remote_code_allowed
 from distill.cluster.outcome import RETRIES, output_to, told
 from distill.runs.units import Unit
 
@@ -40,6 +41,7 @@ def run_together(unit: Unit, asked: dict[str, Any], processes: int, watcher: Any
                     "watcher": watcher,
                     "log": log,
                     "threads": asked["num_cpus"],
+                    "remote_code": remote_code_allowed(),
                 },
                 scaling_config=ScalingConfig(
                     num_workers=processes,
@@ -68,6 +70,7 @@ def _member(config: dict[str, Any]) -> None:
 
     unit: Unit = config["unit"]
     torch.set_num_threads(config["threads"])
+    allow_remote_code(config["remote_code"])
     with output_to(config["log"]):
         rank, world = distributed.get_rank(), distributed.get_world_size()
         number = os.getpid()

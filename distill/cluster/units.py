@@ -13,6 +13,7 @@ from typing import Any
 
 from data import storage
 from data.files import make_directory
+from data.remote_code import remote_code_allowed
 from distill.cluster.board import FAILED, FINISHED, Board
 from distill.cluster.connect import amounts, connect
 from distill.cluster.outcome import POLL_S, RETRIES, Outcome
@@ -62,7 +63,9 @@ def run_units(units: Sequence[Unit], home: Path, command: str) -> Board:
         # Of several processes the unit's own only waits; Ray Train asks for what they need.
         own = asked if unit.model.model.resources.processes == 1 else {"num_cpus": 0}
         task = on_gpu if asked["num_gpus"] else on_cpu
-        ref = task.options(name=unit.name, max_retries=RETRIES, **own).remote(unit, watcher, log, asked)
+        ref = task.options(name=unit.name, max_retries=RETRIES, **own).remote(
+            unit, watcher, log, asked, remote_code_allowed()
+        )
         waiting[ref] = unit.name
     try:
         _watch(ray, waiting, watcher, board)

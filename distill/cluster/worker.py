@@ -18,6 +18,7 @@ from typing import Any
 
 from data import storage
 from data.errors import UserError
+from data.remote_code import allow_remote_code
 from distill.cluster.outcome import POLL_S, Outcome, output_to, told
 from distill.cluster.together import run_together
 from distill.runs.units import Unit
@@ -26,11 +27,15 @@ _planned: dict[str, Any] = {}
 """The last run planned in this process, so that folds of one model encode the rows once."""
 
 
-def attempt(unit: Unit, watcher: Any, log: Path, asked: dict[str, Any]) -> Outcome:
-    """Run a unit in a worker process; its own errors become its outcome, and its output goes to ``log``."""
+def attempt(unit: Unit, watcher: Any, log: Path, asked: dict[str, Any], remote_code: bool) -> Outcome:
+    """Run a unit in a worker process; its own errors become its outcome, and its output goes to ``log``.
+
+    ``remote_code`` is the command's own permission (:mod:`data.remote_code`).
+    """
     import ray
     import torch
 
+    allow_remote_code(remote_code)
     threads, processes = asked["num_cpus"], unit.model.model.resources.processes
     torch.set_num_threads(threads)
     where = f"{socket.gethostname()}:{os.getpid()}"

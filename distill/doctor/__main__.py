@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from data.command import format_table, parser_of, run
 from data.errors import UserError
+from distill.arguments import access_of, add_access_arguments
 
 if TYPE_CHECKING:
     from distill.doctor.finding import Result
@@ -50,12 +51,14 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="train short paired runs with and without each fault found, and report its effect on log-loss",
     )
+    add_access_arguments(parser, accept=False)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
+    access = access_of(args)
     from distill.doctor.examine import examine
     from distill.doctor.finding import BAD
     from distill.doctor.subject import open_subjects
@@ -66,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--predict-ids needs --ids: the two are compared")
     with tempfile.TemporaryDirectory(prefix="distill-doctor-") as scratch, quiet_transformers():
         options = {key: getattr(args, key) for key in ("deep", "plain", "data", "ids", "predict_ids")}
+        options["backbone"] = access.backbone
         for number, target in enumerate(args.target):
             for subject in open_subjects(target, Path(scratch) / str(number), **options):
                 results += examine(subject)

@@ -13,9 +13,10 @@ from data.errors import UserError, listing
 from data.files import read_parquet
 from data.folds import group_prompts
 from data.softlabels import MANIFEST
+from distill.config import CONFIG
 from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.subject import Subject
-from distill.teaching.trust import check_manifest, check_weights
+from distill.teaching.trust import check_manifest, check_settings, check_weights
 
 RARE = 0.05
 SHIFT_WARN, SHIFT_FAIL = 0.1, 0.5
@@ -113,6 +114,7 @@ def files_as_trained(subject: Subject) -> Finding | None:
     try:
         for path in weights:
             check_manifest(path, subject.manifest or {}, subject.run / MANIFEST)
+            check_settings(path, subject.run / CONFIG)
             check_weights(path)
         for path in parts:
             read_parquet(path, "soft-label file")

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from data.encoding.encode import pad_token_id
+from data.remote_code import remote_code_allowed
 from distill.doctor.subject import SPECIAL_IDS, Subject
 from distill.model.padded import head_of
 from distill.quiet import quiet_transformers
@@ -28,7 +29,11 @@ def plain_model(subject: Subject, attention: str | None = "eager") -> Any:
     torch.manual_seed(0)
     with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(
-            subject.small, dtype=torch.float32, num_labels=3, **options
+            subject.small,
+            dtype=torch.float32,
+            num_labels=3,
+            trust_remote_code=remote_code_allowed(),
+            **options,
         )
     head = head_of(model)[1]
     torch.nn.init.normal_(head.weight, std=head.in_features**-0.5)

@@ -22,12 +22,14 @@ from data.encoding.tokenizer import load_tokenizer
 from data.errors import UserError, listing
 from data.files import read_json, read_parquet
 from data.folds import Folds
+from data.remote_code import in_words, refused, remote_code_allowed
 from data.schema import Rows, read_rows
 from data.softlabels import SoftLabels, is_store, read_manifest, read_store
 from distill.architectures import Architecture, architecture
 from distill.config import ModelConfig, StudentConfig
 from distill.quiet import quiet_transformers
 from distill.recipe import load_recipe, read_config, recipe_names
+from distill.runs.saved import backbone_place
 
 SMALL_LAYERS = 2
 SMALL_WIDTH = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
@@ -61,6 +63,8 @@ class Subject:
         Judge what plain transformers code gets by its defaults, and not what this toolkit does.
     ids, predict_ids : Path, optional
         Token ids of another pipeline's training and prediction, JSON lines.
+    backbone : str, optional
+        Where the checkpoint of a run or adapter is, if it has moved.
     """
 
     name: str
@@ -75,6 +79,7 @@ class Subject:
     plain: bool = False
     ids: Path | None = None
     predict_ids: Path | None = None
+    backbone: str | None = None
 
     @cached_property
     def config(self) -> Any:
@@ -85,9 +90,13 @@ class Subject:
         if local.is_dir() and not (local / "config.json").exists():
             return None
         try:
-            found = AutoConfig.from_pretrained(self.checkpoint, local_files_only=True)
+            found = AutoConfig.from_pretrained(
+                self.checkpoint, local_files_only=True, trust_remote_code=remote_code_allowed()
+            )
             return found.get_text_config()
         except (OSError, ValueError) as error:
+            if refused(error):
+                raise UserError(in_words(self.checkpoint)) from error
             raise UserError(f"{self.checkpoint}: cannot be read ({str(error).splitlines()[0]})") from error
 
     @cached_property
@@ -231,12 +240,20 @@ def make_small(config: Any, weights: str | None, out: Path, seed: int = 0) -> No
     with quiet_transformers():
         if weights is not None:
             model = AutoModelForSequenceClassification.from_pretrained(
-                weights, config=small, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+                weights,
+                config=small,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                local_files_only=True,
+                trust_remote_code=remote_code_allowed(),
             )
         else:
             shrink(small)
             model = AutoModelForSequenceClassification.from_config(
-                small, dtype=torch.float32, attn_implementation="eager"
+                small,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                trust_remote_code=remote_code_allowed(),
             )
         model.save_pretrained(out)
 
@@ -280,7 +297,8 @@ def open_subjects(name: str, scratch: Path, **options: Any) -> list[Subject]:
     if (path / "rows.parquet").exists():
         return [Subject(name, scratch, **{**options, "data": path})]
     if (path / "adapter_config.json").exists():
-        base = read_json(path / "adapter_config.json", "adapter").get("base_model_name_or_path")
+        written = read_json(path / "adapter_config.json", "adapter").get("base_model_name_or_path")
+        base = options.get("backbone") or written
         known = base and (Path(base).is_dir() or _cached(base))
         return [Subject(name, scratch, checkpoint=base if known else None, adapter=path, **options)]
     if any((path / n).exists() for n in ("config.json", "tokenizer.json", "tokenizer.model", "vocab.txt")):
@@ -334,7 +352,9 @@ def _of_run(name: str, path: Path, scratch: Path, options: dict[str, Any]) -> Su
     model = read_config(
         path / "config.yaml", StudentConfig if manifest.get("kind") == "student" else ModelConfig
     )
-    backbone = manifest.get("backbone_path")
+    backbone = options.get("backbone")
+    if backbone is None and manifest.get("backbone_path"):
+        backbone = backbone_place(path, manifest)
     known = backbone and (Path(backbone).is_dir() or _cached(backbone))
     adapters = sorted(path.glob("fold-*/adapter")) + sorted(path.glob("final/adapter"))
     return Subject(

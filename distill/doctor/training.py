@@ -16,6 +16,7 @@ from safetensors import safe_open
 from transformers import TrainerCallback, get_scheduler
 
 from data.encoding.encode import Encoded
+from data.remote_code import remote_code_allowed
 from distill.architectures import architecture, by_hub_name
 from distill.config import BackboneConfig, LoraConfig, TrainConfig
 from distill.doctor.finding import Finding, check, failed, passed, warned
@@ -40,9 +41,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-base, adapter, n = sys.argv[1:4]
+base, adapter, n, trusted = sys.argv[1:5]
 model = AutoModelForSequenceClassification.from_pretrained(
-    base, num_labels=int(n), dtype=torch.float32, attn_implementation="eager")
+    base, num_labels=int(n), dtype=torch.float32, attn_implementation="eager",
+    trust_remote_code=trusted == "trusted")
 torch.nn.init.zeros_(model.score.weight)
 model = PeftModel.from_pretrained(model, adapter).eval()
 with torch.no_grad():
@@ -403,7 +405,10 @@ def head_survives_reload(subject: Subject) -> Finding | None:
     where = subject.scratch / "reload"
     classifier.save(where)
     done = subprocess.run(
-        [sys.executable, "-c", RELOAD, subject.small, str(where), "3"],
+        [
+            sys.executable, "-c", RELOAD, subject.small, str(where), "3",
+            "trusted" if remote_code_allowed() else "untrusted",
+        ],
         input=json.dumps(rows), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:

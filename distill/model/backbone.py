@@ -7,27 +7,33 @@ through ``modules_to_save``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from data.errors import UserError, listing
+from data.errors import UserError, brief, listing
 from data.files import sha256_files, sha256_text
+from data.remote_code import in_words, refused, remote_code_allowed
 from distill.architectures import HEADS, NESTED, PACKED, POOLERS, architecture
 from distill.config import CHECKPOINTING, QUANTISED, BackboneConfig, LoraConfig
 from distill.kernels.choice import attention_for, registered
 from distill.kernels.linear import multiply_in_fp8
 from distill.model.classifier import Classifier
+from distill.model.files import weight_files
 from distill.model.padded import blocks_of, head_of, poolers_of, wrap
 from distill.model.quantised import Checkpoint, build
 from distill.model.verdict import verdict_ids
 from distill.quiet import quiet_transformers
 
 ALL_LINEAR = "all-linear"
+HUB_SECONDS = 10.0
+"""How long the hub may take to say that it is there."""
 CPU = torch.device("cpu")
 TASKS = {"score": "AutoModelForSequenceClassification", "tokens": "AutoModelForCausalLM"}
 """The library's class for each head."""
@@ -52,19 +58,45 @@ def load_tokenizer(config: BackboneConfig, path: str) -> Any:
     """Load the backbone's fast tokenizer, by the same road as ``python -m data.prepare``."""
     from data.encoding import tokenizer
 
-    return tokenizer.load_tokenizer(
-        path, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
+    return tokenizer.load_tokenizer(path, revision=config.revision)
 
 
 def model_type(config: BackboneConfig, path: str) -> str:
     """Return the checkpoint's architecture by the library's name for it."""
+    return read_configuration(path, config.revision).model_type
+
+
+def read_configuration(path: str, revision: str | None = None, **changes: Any) -> Any:
+    """Read a checkpoint's configuration.
+
+    Parameters
+    ----------
+    changes : keyword arguments
+        Fields to set in it, such as ``num_labels``.
+
+    Raises
+    ------
+    UserError
+        There is none, it is damaged, or the checkpoint is one that no precision can be trained from.
+    """
     from transformers import AutoConfig
 
     with _named_failures(path):
-        return AutoConfig.from_pretrained(
-            path, revision=config.revision, trust_remote_code=config.trust_remote_code
-        ).model_type
+        found = AutoConfig.from_pretrained(
+            path, revision=revision, trust_remote_code=remote_code_allowed(), **changes
+        )
+    for part in (found, found.get_text_config()):
+        quantised = getattr(part, "quantization_config", None)
+        if quantised is not None:
+            given = quantised if isinstance(quantised, dict) else quantised.to_dict()
+            how = brief(given.get("quant_method", "unknown"), 40)
+            raise UserError(
+                f"{path}: its weights were saved quantised ({how}); "
+                "give the original checkpoint in 16 or 32 bits, and the precision in the recipe"
+            )
+    if Path(path).is_dir():
+        weight_files(Path(path))
+    return found
 
 
 def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
@@ -75,16 +107,13 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
     ``head: tokens`` a ``*ForCausalLM`` model that carries its ``verdict_ids``.
     """
     import transformers
-    from transformers import AutoConfig
 
     task = TASKS[config.head]
-
     dtype = compute_dtype(config)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
     with _named_failures(path), quiet_transformers():
-        hub: dict[str, Any] = {"revision": config.revision}
-        options = {**hub, "trust_remote_code": config.trust_remote_code}
-        found = AutoConfig.from_pretrained(path, num_labels=n_classes, **options)
+        options: dict[str, Any] = {"revision": config.revision}
+        found = read_configuration(path, config.revision, num_labels=n_classes)
         model_config = found.get_text_config()
         if model_config is not found:  # the text model alone, of a checkpoint that holds others beside it
             model_config.num_labels = n_classes
@@ -95,7 +124,7 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
                 raise UserError(
                     f"recipe: {config.precision} is for decoders; {model_config.model_type} takes bf16, fp32"
                 )
-            weights = Checkpoint(path, **hub)
+            weights = Checkpoint(path, revision=config.revision)
             model = build(
                 model_config,
                 weights,
@@ -118,9 +147,24 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
                 device_map={"": device},
                 **options,
             )
+    if config.head == "score":
+        _tell_replaced_head(path, config.revision, n_classes)
     if config.head == "tokens":
         model.verdict_ids = verdict_ids(load_tokenizer(config, path), config.verdicts, n_classes)
     return prepared(model, config)
+
+
+@cache
+def _tell_replaced_head(path: str, revision: str | None, n_classes: int) -> None:
+    """Say once that the checkpoint has a head, as reward models do, which is not the one that is trained."""
+    outputs = Checkpoint(path, revision=revision).outputs()
+    if outputs:
+        logging.getLogger(__name__).warning(
+            "%s: has a head of %d outputs; it is replaced by a fresh one of %d classes",
+            path,
+            outputs,
+            n_classes,
+        )
 
 
 def _whole(kind: Any, path: str, fresh_head: bool, **options: Any) -> Any:
@@ -136,6 +180,7 @@ def _whole(kind: Any, path: str, fresh_head: bool, **options: Any) -> Any:
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
+        trust_remote_code=remote_code_allowed(),
         **options,
     )
     made_up = [*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]
@@ -153,13 +198,7 @@ def _whole(kind: Any, path: str, fresh_head: bool, **options: Any) -> Any:
 
 def check_vocabulary(config: BackboneConfig, path: str, highest: int) -> None:
     """Refuse token ids that the backbone has no embedding for."""
-    from transformers import AutoConfig
-
-    with _named_failures(path):
-        found = AutoConfig.from_pretrained(
-            path, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    size = found.get_text_config().vocab_size
+    size = read_configuration(path, config.revision).get_text_config().vocab_size
     if highest >= size:
         raise UserError(
             f"{path}: its tokenizer makes the token {highest}, and its config.json has a vocabulary of "
@@ -312,10 +351,10 @@ def load_trained(
 
 def load_full(config: BackboneConfig, path: str, n_classes: int) -> Any:
     """Load a fully fine-tuned classifier, its trained head included."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     with _named_failures(path), quiet_transformers():
-        model_config = AutoConfig.from_pretrained(path)
+        model_config = read_configuration(path)
         if model_config.num_labels != n_classes:
             raise UserError(f"{path}: has {model_config.num_labels} classes, not {n_classes}")
         model = _whole(
@@ -329,23 +368,60 @@ def load_full(config: BackboneConfig, path: str, n_classes: int) -> Any:
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
+def on_machine(path: str, revision: str | None = None) -> bool:
+    """Whether a checkpoint is here: a directory, or a hub's in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(path).is_dir():
+        return True
+    try:
+        return isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str)
+    except ValueError:  # a path, and no name on a hub
+        return False
+
+
+def refuse_unreachable(path: str, revision: str | None = None) -> None:
+    """Refuse at once a hub's checkpoint that can neither be found here nor asked for; loaders try for long.
+
+    Raises
+    ------
+    UserError
+        There is no network, or it is switched off, or the name is none.
+    """
+    from httpx import TransportError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    if on_machine(path, revision):
+        return
+    try:
+        HfApi().model_info(path, revision=revision, timeout=HUB_SECONDS)
+    except HFValidationError as error:
+        raise UserError(f"{path}: no such directory, and no name on the hub") from error
+    except (OfflineModeIsEnabled, TransportError, OSError) as error:
+        if isinstance(error, HfHubHTTPError):  # the hub answers; what it says, loading tells
+            return
+        raise UserError(
+            f"{path}: no such directory, not in the local hub cache, and the hub is out of reach "
+            f"({brief(error, 100)}); download it, or give its directory"
+        ) from error
+
+
 def weight_hash(path: str, revision: str | None = None) -> str:
     """Hash a checkpoint's weights: file contents of a local one, commit and names of a hub's snapshot."""
     directory = Path(path)
     if directory.is_dir():
+        weight_files(directory)
         files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")])
         if not any(file.suffix == ".safetensors" for file in files):
             raise UserError(f"{path}: holds no weights in safetensors (*.safetensors); no other form is read")
         return sha256_files(files)
     from huggingface_hub import try_to_load_from_cache
 
-    try:
-        cached = try_to_load_from_cache(path, "config.json", revision=revision)
-    except ValueError:  # no hub's name at all: a directory that is gone
-        cached = None
-    if not isinstance(cached, str):
+    if not on_machine(path, revision):
         raise UserError(f"{path}: not in the local cache; download it or give a directory")
-    return sha256_text(path, Path(cached).parent.name)
+    cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    return sha256_text(path, Path(str(cached)).parent.name)
 
 
 @contextmanager
@@ -356,5 +432,7 @@ def _named_failures(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if refused(error):
+            raise UserError(in_words(path)) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: cannot be loaded as a model: {reason}") from error

@@ -6,7 +6,6 @@ really ends in that id (transformers #35352). Here the index is given.
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 from distill.kernels.choice import REGISTERED
 from distill.kernels.linear import fuse
 from distill.model.decoder import Plan, wide_residuals
+from distill.model.files import weight_files
 from distill.model.graphs import Graphs, is_small
 from distill.packing.pack import Pack
 
@@ -161,12 +161,7 @@ class Classifier(nn.Module):
     def _load_full(self, directory: Path) -> None:
         from safetensors.torch import load_file
 
-        index = directory / "model.safetensors.index.json"
-        if index.exists():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        else:
-            names = ["model.safetensors"]
         state: dict[str, torch.Tensor] = {}
-        for name in names:
+        for name in weight_files(directory):
             state |= load_file(directory / name)
         self.model.load_state_dict(state)

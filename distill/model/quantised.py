@@ -6,7 +6,6 @@ model is made without weights, and each is read, quantised and put in its place 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError
+from data.remote_code import remote_code_allowed
 from distill.config import QUANTISED
 from distill.kernels.linear import QuantisedLinear
+from distill.model.files import INDEX, SINGLE, shards_of
 from distill.model.sharding import CutLayers
 from distill.processes import process
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class Weights(Protocol):
@@ -54,7 +53,7 @@ class Checkpoint:
         self.path = path
         index = _file(path, INDEX, options)
         if index is not None:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            shards = shards_of(index)
         else:
             shards = [SINGLE]
         self._shards: dict[str, Path] = {}
@@ -73,6 +72,15 @@ class Checkpoint:
         bare = name.removeprefix("model.")
         known = (name, bare, f"language_model.model.{bare}", f"model.language_model.{bare}")
         return next((n for n in known if n in self._shards), None)
+
+    def outputs(self) -> int:
+        """How many outputs the checkpoint's own classification head has; 0 where it has none."""
+        from safetensors import safe_open
+
+        if "score.weight" not in self._shards:
+            return 0
+        with safe_open(self._shards["score.weight"], framework="pt") as opened:
+            return opened.get_slice("score.weight").get_shape()[0]
 
     def get(self, name: str, shape: torch.Size, device: torch.device) -> Tensor:
         """Return a weight of the checked shape on a device."""
@@ -118,7 +126,7 @@ def build(
     ----------
     config : PreTrainedConfig
     weights : Weights
-        A head may be missing; it is then zero.
+        Those of a head are not read: the classifier's is made anew, and zero.
     precision : {"nf4", "int8", "fp8", "bf16", "fp16", "fp32"}
     dtype : torch.dtype
         Of everything that is not quantised.
@@ -133,7 +141,9 @@ def build(
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
-        model = getattr(transformers, task).from_config(config, dtype=dtype, attn_implementation=attention)
+        model = getattr(transformers, task).from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=remote_code_allowed()
+        )
     for name, buffer in list(model.named_buffers()):
         parent, leaf = _place(model, name)
         parent._buffers[leaf] = buffer.to(device)
@@ -161,7 +171,7 @@ def build(
             full = f"{name}.{leaf}"
             if full.startswith("lm_head.") and full not in weights:
                 continue  # tied to the embedding
-            if full.startswith("score.") and full not in weights:
+            if full.startswith("score."):
                 value = torch.zeros(parameter.shape, dtype=dtype, device=device)
             else:
                 value = weights.get(full, parameter.shape, device).to(dtype)

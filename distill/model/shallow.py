@@ -17,7 +17,7 @@ from typing import Any
 from data.errors import UserError
 from data.files import locked, read_json, sha256_text, write_json
 from distill.model.backbone import weight_hash
-from distill.model.quantised import INDEX, SINGLE
+from distill.model.files import INDEX, SINGLE, weight_files
 
 LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
 """The number of a layer in a weight's name: ``model.layers.3.mlp…``, ``encoder.layer.3.…``."""
@@ -85,9 +85,7 @@ def _copy_weights(home: Path, layers: int, depth: int, out: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    shards = [SINGLE]
-    if (home / INDEX).exists():
-        shards = sorted(set(read_json(home / INDEX, "index of shards")["weight_map"].values()))
+    shards = weight_files(home)
     kept: dict[str, list[str]] = {}
     found: set[int] = set()
     for shard in shards:

@@ -130,7 +130,9 @@ def _make_model(tiny: TinyConfig, tokenizer: Any, texts: list[str], seed: int, p
 
     torch.manual_seed(seed)
     kind = AutoModelForMaskedLM if architecture(tiny.family).encoder else AutoModelForCausalLM
-    model = kind.from_config(tiny_model_config(tiny, tokenizer), attn_implementation="eager")
+    model = kind.from_config(
+        tiny_model_config(tiny, tokenizer), attn_implementation="eager", trust_remote_code=False
+    )
     model = model.to(torch.float32)
     if tiny.pretrain_steps:
         _pretrain(model, tokenizer, texts, tiny, seed)

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
+from data.encoding.encode import Encoder
+from data.encoding.template import PARTS
 from data.folds import Folds
 from data.ids import align
-from data.schema import Rows
+from data.schema import Classes, Rows
 from data.softlabels import SoftLabels
 from ensemble.methods.calibrate import TemperatureScaling
 from ensemble.scoring.bootstrap import bootstrap
@@ -46,7 +49,61 @@ def scores(store: SoftLabels, rows: Rows, folds: Folds) -> dict[str, Any]:
     }
 
 
-def model_card(manifest: dict[str, Any], found: dict[str, Any], made_of: str, licence: str) -> str:
+PAIR = """\
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+path = "."  # this directory, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForSequenceClassification.from_pretrained(path).eval()
+def logits(prompt, response_a, response_b):
+    pieces = [{pieces}]
+    ids = [i for piece in pieces for i in tokenizer(piece, add_special_tokens=False).input_ids]
+    return model(input_ids=torch.tensor([{prefix} + ids{suffix}])).logits[0].float()
+with torch.no_grad():
+    both = logits("Hi", "Hello!", "No.") + logits("Hi", "No.", "Hello!")[{permutation}]
+print(dict(zip(model.config.id2label.values(), (both / 2).softmax(-1).tolist())))
+"""
+"""A row in both orders, as :mod:`distill.predict` reads it; the swapped order's classes are put back."""
+PLAIN = """\
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+path = "."  # this directory, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForSequenceClassification.from_pretrained(path).eval()
+def logits(prompt):
+    pieces = [{pieces}]
+    ids = [i for piece in pieces for i in tokenizer(piece, add_special_tokens=False).input_ids]
+    return model(input_ids=torch.tensor([{prefix} + ids{suffix}])).logits[0].float()
+with torch.no_grad():
+    print(dict(zip(model.config.id2label.values(), logits("Hi").softmax(-1).tolist())))
+"""
+
+
+def usage(encoder: Encoder, classes: Classes) -> str:
+    """Return the lines that predict one row with plain ``transformers``."""
+    pair = len(classes.orders) > 1
+    laid_out = encoder.template.layout((1, 1, 1) if pair else (1, 0, 0), pair, encoder.chat)
+    pieces: list[str] = []
+    for piece in laid_out:
+        if not isinstance(piece, str):
+            pieces.append(PARTS[piece[0]])
+            continue
+        text = piece
+        for name in (encoder.tokenizer.bos_token, encoder.tokenizer.cls_token):
+            if not pieces and name and text.lstrip().startswith(name):  # the ids begin with it in any case
+                text = text.lstrip().removeprefix(name)
+        pieces.append(repr(text))
+    return (PAIR if pair else PLAIN).format(
+        pieces=", ".join(pieces),
+        prefix=encoder.prefix,
+        suffix=f" + {encoder.suffix}" if encoder.suffix else "",
+        permutation=classes.permutation,
+    )
+
+
+def model_card(
+    manifest: dict[str, Any], found: dict[str, Any], made_of: str, licence: str, lines_of_use: str
+) -> str:
     """Return the card in Markdown, with the hub's metadata on top.
 
     Parameters
@@ -59,21 +116,28 @@ def model_card(manifest: dict[str, Any], found: dict[str, Any], made_of: str, li
         Which weights the model is: the final student, or the mean of fold students.
     licence : str
         An identifier that the hub knows, such as ``apache-2.0``.
+    lines_of_use : str
+        From :func:`usage`.
     """
+    pair = manifest.get("swap") is not None
     low, high = found["log_loss_ci95"]
     distill, teachers = manifest.get("distill"), manifest.get("teachers") or {}
-    base = manifest.get("backbone_source", manifest["backbone_path"])
+    base = str(manifest.get("backbone_source", manifest["backbone_path"]))
     origin = ""
     if "cut_from" in manifest:
         cut = manifest["cut_from"]
         origin = f"; the first {cut['first_layers']} of {cut['layers']} layers of {Path(base).name}"
+    head: dict[str, Any] = {
+        "license": licence,
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+    }
+    if base.count("/") == 1 and not base.startswith(("/", ".")):
+        head["base_model"] = base
+    head["tags"] = ["distillation", *(["preference"] if pair else []), "distillstack"]
     lines = [
         "---",
-        f"license: {licence}",
-        "library_name: transformers",
-        "pipeline_tag: text-classification",
-        *([f"base_model: {base}"] if base.count("/") == 1 and not base.startswith("/") else []),
-        "tags: [distillation, preference, distillstack]",
+        yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip(),
         "---",
         "",
         f"# {manifest['name']}",
@@ -87,8 +151,14 @@ def model_card(manifest: dict[str, Any], found: dict[str, Any], made_of: str, li
         f"| {found['rows']} | {found['log_loss']:.4f} | {low:.4f} – {high:.4f} | {found['accuracy']:.3f} "
         f"| {found['log_loss_tempered']:.4f} (T = {found['temperature']:.3f}) |",
         "",
-        "Scored are the fold students, each on the fold that it was not trained on, both orders of a pair "
-        "averaged. The model here was trained on the same rows and is not scored itself.",
+        "Scored are the fold models, each on the fold that it was not trained on"
+        + (", both orders of a pair averaged" if pair else "")
+        + ". The model here was trained on the same rows and is not scored itself. "
+        + (
+            f"The temperature {found['folded']:.3f} is folded into its head."
+            if found["folded"] != 1
+            else "The temperature does not lower the cross-fitted log-loss and is not applied."
+        ),
         "",
         "## Training",
         "",
@@ -115,9 +185,15 @@ def model_card(manifest: dict[str, Any], found: dict[str, Any], made_of: str, li
         "",
         "## Use",
         "",
-        "`AutoModelForSequenceClassification.from_pretrained` loads it. The input's layout, its truncation "
-        "and the temperature stand in `distillstack.json`; `python -m distill.predict --model` this "
-        "directory applies all three.",
+        ("A pair" if pair else "A text") + " of one turn, with plain `transformers`:",
+        "",
+        "```python",
+        lines_of_use.rstrip(),
+        "```",
+        "",
+        "Conversations of several turns, and cutting what is too long, as in training: "
+        "`python -m distill.predict --model` this directory. The layout and the truncation stand in "
+        "`distillstack.json`.",
         "",
     ]
     return "\n".join(lines)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
-from data.files import sha256_files, sha256_text
 from data.ids import refuse_repeated_batches
+from data.remote_code import allow_remote_code, remote_code_allowed
 from data.schema import HASHED, Rows, classes_of, validate
 from data.shards import (
     Shard,
     ShardPlan,
     ShardReader,
+    key_of,
     missing_parts,
     open_parquet,
     plan_shards,
@@ -34,8 +35,7 @@ from data.sources.clean import Cleaning
 from data.sources.open import Columns, Table
 from data.sources.place import Place
 from data.sources.read import SourceOptions, choose_reader
-from distill.runs.saved import Loaded, SavedModel, read_saved
-from distill.teaching.trust import run_hash
+from distill.runs.saved import Access, Loaded, SavedModel, identity, read_saved
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,6 +58,10 @@ class Job:
         Paths or addresses.
     key : str
         Hash of the input, the cut and the model: what every part depends on.
+    access : Access
+        How the model is read, by the command line.
+    remote_code : bool
+        The command's permission (:mod:`data.remote_code`), for workers elsewhere.
     threads : int
         Of a worker on a CPU; 0 leaves them as they are.
     """
@@ -66,6 +70,8 @@ class Job:
     source: str
     out: str
     key: str
+    access: Access = field(default_factory=Access)
+    remote_code: bool = False
     threads: int = 0
 
 
@@ -116,7 +122,8 @@ def open_job(saved: SavedModel, source: str, out: str, shard_rows: int) -> tuple
         store_text(place, json.dumps(manifest, indent=2) + "\n")
     else:
         _refuse_other(text, manifest, place, out)
-    return Job(saved.path, source, out, sha256_text(model_hash, plan.fingerprint)), plan
+    key = key_of(model_hash, plan.fingerprint)
+    return Job(saved.path, source, out, key, saved.access, remote_code_allowed()), plan
 
 
 def _refuse_other(text: str, manifest: dict[str, Any], place: str, out: str) -> None:
@@ -131,12 +138,6 @@ def _refuse_other(text: str, manifest: dict[str, Any], place: str, out: str) -> 
             f"({found.get(wrong[0])} there, {manifest[wrong[0]]} now); "
             "choose another --out, or delete that directory"
         )
-
-
-def identity(saved: SavedModel) -> str:
-    """Return a hash of everything a model's predictions depend on."""
-    weights = [path for directory in saved.weights for path in sorted(directory.glob("*.safetensors"))]
-    return sha256_text(run_hash(saved.manifest), sha256_files(weights))
 
 
 def ids_of(plan: ShardPlan) -> Iterator[list[str]]:
@@ -159,8 +160,9 @@ class Worker:
             import torch
 
             torch.set_num_threads(job.threads)
+        allow_remote_code(job.remote_code)
         self.job = job
-        self.loaded = Loaded(read_saved(job.model))
+        self.loaded = Loaded(read_saved(job.model, job.access))
         self.reader = ShardReader()
 
     def label(self, shard: Shard) -> int:

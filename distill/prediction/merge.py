@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from data.errors import UserError
+from data.remote_code import remote_code_allowed
 from distill.config import ModelConfig
 from distill.kernels.linear import dense, parts
-from distill.model.backbone import compute_dtype, load_trained
+from distill.model.backbone import compute_dtype, load_trained, read_configuration
+from distill.model.padded import head_of
 from distill.model.verdict import VerdictClassifier
 from distill.quiet import quiet_transformers
 from distill.teaching.trust import check_weights
@@ -80,7 +82,12 @@ def _written_out(layer: nn.Module, compute: torch.dtype) -> torch.Tensor:
 
 
 def merged_model(
-    config: ModelConfig, backbone: str, weights: list[Path], n_classes: int, dtype: torch.dtype
+    config: ModelConfig,
+    backbone: str,
+    weights: list[Path],
+    n_classes: int,
+    dtype: torch.dtype,
+    accepted: bool = False,
 ) -> Any:
     """Return one plain ``*ForSequenceClassification`` model: the mean of the trained ones.
 
@@ -92,12 +99,14 @@ def merged_model(
         Trained weights, as :meth:`distill.model.classifier.Classifier.save` wrote them.
     dtype : torch.dtype
         Of the result; its head stays float32 only if this is float32.
+    accepted : bool
+        Whether weights are taken that are not as they were recorded.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     total: dict[str, torch.Tensor] = {}
     for path in weights:
-        check_weights(path)
+        check_weights(path, accepted)
         trained = load_trained(config.backbone, backbone, path, config.lora.enabled, n_classes)
         state = plain_state(trained.model, compute_dtype(config.backbone))
         if isinstance(trained, VerdictClassifier):
@@ -105,17 +114,24 @@ def merged_model(
         for name, tensor in state.items():
             total[name] = tensor if name not in total else total[name].add_(tensor)
         del trained
-    model_config = AutoConfig.from_pretrained(
-        backbone,
-        num_labels=n_classes,
-        revision=config.backbone.revision,
-        trust_remote_code=config.backbone.trust_remote_code,
-    )
+    model_config = read_configuration(backbone, config.backbone.revision).get_text_config()
+    model_config.num_labels = n_classes
     with quiet_transformers():
-        plain = AutoModelForSequenceClassification.from_config(model_config).to(dtype)
+        plain = AutoModelForSequenceClassification.from_config(
+            model_config, attn_implementation="eager", trust_remote_code=remote_code_allowed()
+        ).to(dtype)
     state = {name: (tensor / len(weights)).to(dtype) for name, tensor in total.items()}
     missing, unexpected = plain.load_state_dict(state, strict=False)
     tied = set(getattr(plain, "all_tied_weights_keys", None) or ())
     if unexpected or set(missing) - tied - {name for name, _ in plain.named_buffers()}:
         raise UserError(f"{backbone}: its weights do not fit {type(plain).__name__}: {missing} {unexpected}")
     return plain.eval()
+
+
+@torch.no_grad()
+def fold_temperature(plain: Any, temperature: float) -> None:
+    """Divide a plain classifier's logits by a temperature for good: in the weights and bias of its head."""
+    last = head_of(plain)[1]
+    last.weight.div_(temperature)
+    if last.bias is not None:
+        last.bias.div_(temperature)

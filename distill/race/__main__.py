@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from data.command import format_table, parser_of, run
 from data.errors import UserError, listing
+from data.remote_code import allow_remote_code
 from distill.arguments import add_common_arguments, open_data, parse, unread
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
     from distill.recipe import load_recipe
 
     stand_alone("distill.race")
+    allow_remote_code(args.trust_remote_code)
     recipe = load_recipe(args.recipe, args.overrides)
     models = choose(recipe, args.backbones, args.recipe)
     if args.looks < 2 or not 0 < args.alpha < 1:

@@ -15,6 +15,7 @@ import torch
 
 from data.errors import UserError
 from data.softlabels import OOF, SoftLabels, read_store
+from distill.config import CONFIG
 from distill.model.backbone import load_trained
 from distill.model.classifier import Classifier
 from distill.processes import on_first
@@ -119,7 +120,8 @@ def trained(run: Run, part: Part, report_to: str) -> Classifier:
 
     def save(directory: Path) -> None:
         classifier.save(directory)
-        write_trained_on(part.path, [run.rows.row_ids[i] for i in seen], directory, run.manifest)
+        ids = [run.rows.row_ids[i] for i in seen]
+        write_trained_on(part.path, ids, directory, run.manifest, run.out / CONFIG)
 
     on_first(lambda: part.keep(save))
     return classifier

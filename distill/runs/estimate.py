@@ -23,6 +23,7 @@ from data.encoding.template import read_template
 from data.errors import UserError
 from data.folds import Folds
 from data.progress import in_words
+from data.remote_code import remote_code_allowed
 from data.schema import Rows
 from distill.architectures import ARCHITECTURES, LLAMA, by_hub_name
 from distill.config import BackboneConfig, ModelConfig
@@ -211,7 +212,12 @@ def linear_parameters(config: BackboneConfig) -> tuple[float, str]:
     from transformers import AutoConfig
 
     try:
-        found = AutoConfig.from_pretrained(config.path, revision=config.revision, local_files_only=True)
+        found = AutoConfig.from_pretrained(
+            config.path,
+            revision=config.revision,
+            local_files_only=True,
+            trust_remote_code=remote_code_allowed(),
+        )
         c: Any = found.get_text_config()
     except (OSError, ValueError) as error:
         size = re.search(r"(\d+(?:\.\d+)?)[bB]\b", config.path)
@@ -242,7 +248,10 @@ def mean_tokens(model: ModelConfig, rows: Rows) -> float:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(
-                model.backbone.path, revision=model.backbone.revision, local_files_only=True
+                model.backbone.path,
+                revision=model.backbone.revision,
+                local_files_only=True,
+                trust_remote_code=remote_code_allowed(),
             )
         except (OSError, ValueError):
             pass

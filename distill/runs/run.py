@@ -29,14 +29,16 @@ from distill.model.backbone import (
     load_base,
     load_tokenizer,
     model_type,
+    refuse_unreachable,
     weight_hash,
 )
 from distill.model.classifier import Classifier
+from distill.model.files import opened_hashes
 from distill.model.shallow import CUT_FROM, shallow_copy
 from distill.model.tiny import tiny_backbone
 from distill.packing.examples import Examples
 from distill.processes import on_first
-from distill.runs.run_directory import BACKBONES, RunDirectory
+from distill.runs.run_directory import BACKBONES, BESIDE, RunDirectory
 from distill.training.trainer import Loss
 
 LessonsFor = Callable[[int], dict[str, Any]]
@@ -180,8 +182,10 @@ def plan_run(
         "n_rows": len(rows),
         "n_folds": folds.n_folds,
         "backbone_path": backbone,
+        **place_beside(backbone, out),
         "backbone": {
             "weight_hash": on_first(lambda: weight_hash(backbone, model.backbone.revision)),
+            "files": opened_hashes(Path(backbone)),
             "precision": model.backbone.precision,
             "double_quant": model.backbone.double_quant,
             "compute": str(compute_dtype(model.backbone)).removeprefix("torch."),
@@ -200,6 +204,13 @@ def plan_run(
         "versions": versions(),
     }
     return Run(name, out, model, backbone, rows, folds, examples, loss, manifest, lessons)
+
+
+def place_beside(backbone: str, out: Path) -> dict[str, str]:
+    """Manifest field of a backbone that lies beside the run and moves with it: the way there from the run."""
+    if Path(backbone).is_dir() and Path(backbone).is_relative_to(out.parent.resolve()):
+        return {BESIDE: os.path.relpath(backbone, out.resolve())}
+    return {}
 
 
 def head_details(model: ModelConfig) -> dict[str, Any]:
@@ -222,6 +233,7 @@ def resolve_backbone(model: ModelConfig, rows: Rows, template: Template, home: P
                 f"{local}: is a file; backbone.path is the directory of a checkpoint, or a hub name"
             )
         whole = str(local.resolve()) if local.is_dir() else model.backbone.path
+        on_first(lambda: refuse_unreachable(whole, revision))
     layers = model.backbone.first_layers
     if layers is None:
         return whole

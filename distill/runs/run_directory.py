@@ -21,6 +21,7 @@ from data.files import write_json
 from data.folds import Folds
 from data.softlabels import MANIFEST, OOF, read_manifest
 from distill.config import CONFIG, ModelConfig
+from distill.model.files import writing
 from distill.processes import on_first
 from distill.recipe import save_resolved
 from distill.teaching.teachers import LABELS
@@ -32,6 +33,8 @@ ELSEWHERE = "elsewhere.parquet"
 """In ``fold-<k>/``: what the model of fold k predicts for the rows of all other folds."""
 BACKBONES = "backbones"
 """Directory beside the stores that holds backbones made locally."""
+BESIDE = "backbone_beside"
+"""Manifest field: the way from a run to a backbone that moves with it."""
 TRACES = (f"*/{ADAPTER}", "*/checkpoint-*", "*/best", "**/*.parquet")
 """What a training leaves."""
 
@@ -108,8 +111,12 @@ class Part:
         """Have weights saved, whole or not at all, and drop the checkpoints."""
         unfinished = self.path / f".{ADAPTER}.tmp"
         shutil.rmtree(unfinished, ignore_errors=True)
-        save(unfinished)
-        os.replace(unfinished, self.adapter)
+        try:
+            with writing(unfinished):
+                save(unfinished)
+            os.replace(unfinished, self.adapter)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
         for checkpoint in self.path.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
 
@@ -178,6 +185,11 @@ class RunDirectory:
         if place.exists() and any(any(self.path.glob(trace)) for trace in TRACES):
             found = read_manifest(self.path)
             for field in sorted(set(found) | set(manifest)):
+                if field == "backbone" and "files" not in found.get(field, {}):
+                    raise UserError(
+                        f"{self.path}: was begun by an earlier version; end it with that one, choose another "
+                        "--out, or delete that directory to start over"
+                    )
                 if field not in MAY_CHANGE and found.get(field) != manifest.get(field):
                     raise UserError(
                         f"{self.path}: holds another run: its manifest differs in "

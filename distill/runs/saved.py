@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,41 @@ from data.schema import Classes, Rows
 from data.softlabels import MANIFEST, read_manifest
 from data.sources.read import SourceOptions, read_source
 from distill.config import CONFIG, BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
-from distill.model.backbone import load_tokenizer, load_trained, weight_hash
+from distill.model.backbone import load_tokenizer, load_trained, on_machine, weight_hash
 from distill.model.classifier import Classifier
+from distill.model.files import opened_hashes
+from distill.model.served import check_fp8, serve
 from distill.packing.examples import Examples
 from distill.recipe import read_config
-from distill.runs.run_directory import FINAL, RunDirectory
-from distill.teaching.trust import check_manifest, check_weights
+from distill.runs.run_directory import BESIDE, FINAL, RunDirectory
+from distill.teaching.trust import check_manifest, check_settings, check_weights, differs, run_hash
 from distill.training.trainer import predict_logits
 
 NEEDED = ("classes", "template", "truncation", "tokenizer_hash")
 """What prediction needs of a manifest, or of an exported model's settings."""
 KINDS = {"teacher": ModelConfig, "student": StudentConfig}
+CARD = "README.md"
 EXPORTED = "distillstack.json"
 """In a directory of :mod:`distill.export`: what a plain checkpoint has no place for."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a command line says of how saved models are to be read.
+
+    Attributes
+    ----------
+    backbone : str, optional
+        The backbone's directory, where it is no longer where the run was trained from it.
+    accept_changed : bool
+        Take files that are not as they were recorded, with a warning each, instead of refusing them.
+    precision : {"", "fp8"}
+        What the base is held in for prediction; empty for the run's own.
+    """
+
+    backbone: str | None = None
+    accept_changed: bool = False
+    precision: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,12 +68,19 @@ class SavedModel:
     model : ModelConfig
     weights : list of Path
         The adapters to average: the final model's where there is one, else one a fold.
+    access : Access
     """
 
     path: Path
     manifest: dict[str, Any]
     model: ModelConfig
     weights: list[Path]
+    access: Access = Access()
+
+    @property
+    def backbone(self) -> str:
+        """Where the checkpoint is that the run was trained from: a directory, or a hub name."""
+        return self.access.backbone or backbone_place(self.path, self.manifest)
 
     @property
     def name(self) -> str:
@@ -73,16 +104,24 @@ class SavedModel:
         return Classes(tuple(self.manifest["classes"]), None if swap is None else tuple(swap))
 
 
-def read_saved(path: Path) -> SavedModel:
+def read_saved(path: Path, access: Access = Access()) -> SavedModel:
     """Read a finished run's directory, or a model that ``distill.export`` made of one.
+
+    Parameters
+    ----------
+    path : Path
+    access : Access, optional
+        What the command line says of it.
 
     Raises
     ------
     UserError
-        Neither, unfinished, or its configuration is damaged.
+        Neither, unfinished, its configuration is damaged, or a file is not as it was recorded.
     """
+    if not path.exists():
+        raise UserError(f"{path}: no such model; give the directory of a finished run or of an export")
     if (path / EXPORTED).exists():
-        return _read_exported(path)
+        return _read_exported(path, access)
     if path.is_dir() and not (path / MANIFEST).exists():
         raise UserError(
             f"{path}: is neither a finished run ({MANIFEST}) nor a model of distill.export ({EXPORTED}); a "
@@ -105,14 +144,38 @@ def read_saved(path: Path) -> SavedModel:
             f"{path}: has {len(weights)} of {expected} fold models; start its command again to finish it"
         )
     for trained in weights:
-        check_manifest(trained, manifest, path / MANIFEST)
-    config = read_config(path / CONFIG, kind)
-    for name, given in (("truncation", config.encode), ("lora", config.lora)):
-        if manifest.get(name) != asdict(given):
+        check_manifest(trained, manifest, path / MANIFEST, access.accept_changed)
+        check_settings(trained, path / CONFIG, access.accept_changed)
+    saved = SavedModel(path, manifest, read_config(path / CONFIG, kind), weights, access)
+    _refuse_missing(saved)
+    return _served(saved)
+
+
+def _served(saved: SavedModel) -> SavedModel:
+    """Refuse a precision of prediction that this model or this machine does not have."""
+    if saved.access.precision:
+        check_fp8(saved.model.backbone, str(saved.path))
+        if len(saved.weights) > 1:
             raise UserError(
-                f"{path}: config.yaml and {MANIFEST} disagree on {name}; restore the one that was changed"
+                f"{saved.path}: has {len(saved.weights)} fold models, and FP8 is made of one merged model; "
+                "export their mean with --average, and predict with that"
             )
-    return SavedModel(path, manifest, config, weights)
+    return saved
+
+
+def backbone_place(path: Path, manifest: Mapping[str, Any]) -> str:
+    """Return where a run's backbone is: beside it, where it was at the training, or on a hub by its name."""
+    beside = os.path.normpath(path.resolve() / manifest.get(BESIDE, "."))
+    return beside if BESIDE in manifest and Path(beside).is_dir() else str(manifest["backbone_path"])
+
+
+def _refuse_missing(saved: SavedModel) -> None:
+    """Refuse a backbone that is not on this machine, before anything asks a network for it."""
+    if not on_machine(saved.backbone, saved.model.backbone.revision):
+        raise UserError(
+            f"{saved.backbone}: the backbone of {saved.path} is not there, nor in the local hub cache; "
+            "give its directory with --backbone"
+        )
 
 
 def _require(manifest: Any, where: Path, names: Sequence[str]) -> None:
@@ -122,7 +185,7 @@ def _require(manifest: Any, where: Path, names: Sequence[str]) -> None:
         raise UserError(f"{where}: says nothing of {listing(missing)}; it is damaged, restore it")
 
 
-def _read_exported(path: Path) -> SavedModel:
+def _read_exported(path: Path, access: Access) -> SavedModel:
     settings = read_json(path / EXPORTED, "exported model's settings")
     config = read_json(path / "config.json", "model configuration")
     _require(settings, path / EXPORTED, (*NEEDED, "temperature"))
@@ -132,34 +195,96 @@ def _read_exported(path: Path) -> SavedModel:
         raise UserError(f"{path / EXPORTED}: the temperature is {temperature!r}, no number above 0")
     if list(config["id2label"].values()) != settings["classes"]:
         raise UserError(f"{path}: config.json and {EXPORTED} name other classes; restore the one changed")
-    stated = settings.get("weights_hash")
-    if stated is not None and stated != sha256_files(sorted(path.glob("*.safetensors"))):
-        raise UserError(f"{path}: its weights were changed or damaged after the export; export it again")
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype)
     if precision is None:
         raise UserError(f"{path / 'config.json'}: dtype is {dtype!r}, which no export leaves")
     try:
         model = ModelConfig(
-            backbone=BackboneConfig(path=str(path), precision=precision),
+            backbone=BackboneConfig(path=str(path), precision=precision, packed=settings.get("packed", True)),
             lora=LoraConfig(enabled=False),
             encode=EncodeConfig(**settings["truncation"]),
         )
-        return SavedModel(path, {**settings, "backbone_path": str(path)}, model, [path])
     except (KeyError, TypeError) as error:
         raise UserError(f"{path / EXPORTED}: not the settings of an exported model ({error})") from error
+    _check_export(path, settings, access.accept_changed)
+    if access.backbone:
+        raise UserError(f"{path}: is an export, which needs no backbone; leave --backbone out")
+    return _served(SavedModel(path, {**settings, "backbone_path": str(path)}, model, [path], access))
+
+
+def sealed(settings: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """Return an export's settings with hashes of everything beside them, and of themselves."""
+    whole = {**settings, "files": {path.name: sha256_files([path]) for path in _opened(directory)}}
+    return {**whole, "settings_hash": _hash_of(whole)}
+
+
+def _hash_of(settings: Mapping[str, Any]) -> str:
+    kept = {name: value for name, value in settings.items() if name != "settings_hash"}
+    return sha256_text(json.dumps(kept, sort_keys=True))
+
+
+def _opened(directory: Path) -> list[Path]:
+    """The files of an export that a library may open: all but its settings and its card."""
+    return sorted(
+        path
+        for path in directory.iterdir()
+        if path.is_file() and not path.name.startswith(".") and path.name not in {EXPORTED, CARD}
+    )
+
+
+def _check_export(path: Path, settings: Mapping[str, Any], accept: bool) -> None:
+    """Refuse an export that is not as it was written, naming the file."""
+    stated = settings.get("files")
+    if not isinstance(stated, dict) or "settings_hash" not in settings:
+        differs(f"{path}: was exported by an earlier version, without a record of its files", accept)
+        return
+    if settings["settings_hash"] != _hash_of(settings):
+        differs(f"{path / EXPORTED}: was changed or damaged after the export", accept)
+    found = {file.name: sha256_files([file]) for file in _opened(path)}
+    for name in sorted({*stated, *found}):
+        if name not in found:
+            raise UserError(f"{path / name}: is missing; export the model again")
+        if name not in stated:
+            differs(f"{path / name}: was added after the export", accept)
+        elif found[name] != stated[name]:
+            differs(f"{path / name}: was changed or damaged after the export", accept)
 
 
 def checked_tokenizer(saved: SavedModel) -> Any:
     """Return the tokenizer of a run, if it and the backbone are those of the training."""
     manifest, config = saved.manifest, saved.model.backbone
-    backbone = manifest["backbone_path"]
-    if not saved.exported and weight_hash(backbone, config.revision) != manifest["backbone"]["weight_hash"]:
-        raise UserError(f"{backbone}: these are not the weights that {saved.path} was trained from")
+    backbone, accept = saved.backbone, saved.access.accept_changed
+    if not saved.exported:
+        if weight_hash(backbone, config.revision) != manifest["backbone"]["weight_hash"]:
+            differs(f"{backbone}: these are not the weights that {saved.path} was trained from", accept)
+        _check_opened(saved)
     tokenizer = load_tokenizer(config, backbone)
     if tokenizer_hash(tokenizer) != manifest["tokenizer_hash"]:
-        raise UserError(f"{backbone}: this is not the tokenizer that {saved.path} was trained with")
+        differs(f"{backbone}: this is not the tokenizer that {saved.path} was trained with", accept)
     return tokenizer
+
+
+def _check_opened(saved: SavedModel) -> None:
+    """Refuse a backbone whose configuration is not that of the training, naming the file."""
+    directory, accept = Path(saved.backbone), saved.access.accept_changed
+    stated = saved.manifest["backbone"].get("files")
+    if stated is None:
+        differs(f"{saved.path}: was made by an earlier version, without a record of its backbone", accept)
+    elif directory.is_dir():
+        found = opened_hashes(directory)
+        for name in sorted({*stated, *found}):
+            if found.get(name) != stated.get(name):
+                how = "is missing" if name not in found else "is not as it was"
+                differs(f"{directory / name}: {how} when {saved.path} was trained", accept)
+
+
+def identity(saved: SavedModel) -> str:
+    """Return a hash of everything a model's predictions depend on."""
+    weights = [path for directory in saved.weights for path in sorted(directory.glob("*.safetensors"))]
+    settings = {**asdict(saved.model), "precision": saved.access.precision}
+    settings["accepted"] = saved.access.accept_changed and opened_hashes(Path(saved.backbone))
+    return sha256_text(run_hash(saved.manifest), json.dumps(settings, sort_keys=True), sha256_files(weights))
 
 
 def predict_rows(saved: SavedModel, rows: Rows, waiting: Path | None = None) -> np.ndarray:
@@ -209,14 +334,13 @@ class Loaded:
         """Predict rows in all their orders, averaged over the run's models; see :func:`predict_rows`."""
         saved, train = self.saved, self.saved.model.train
         examples = examples_of(saved, rows, self.tokenizer)
-        everything = np.arange(len(rows))
+        everything, made_by = np.arange(len(rows)), identity(saved)
         total = np.zeros((len(rows), examples.encoded.orders, rows.classes.n))
         for number, weights in enumerate(saved.weights, start=1):
             name = f"{what} predicts ({number}/{len(saved.weights)})"
             place = None
             if waiting is not None:
-                made_by = sha256_files(sorted(weights.glob("*.safetensors")))
-                place = waiting / sha256_text(made_by, rows.content_hash)[:16]
+                place = waiting / sha256_text(made_by, str(number), rows.content_hash)[:16]
             total += predict_logits(
                 self._with(weights), examples, everything, train.predict_rows, name, train.pack_tokens, place
             )
@@ -225,11 +349,15 @@ class Loaded:
     def _with(self, weights: Path) -> Classifier:
         """The classifier with these weights: of a base loaded once the adapter is changed in place."""
         model = self.saved.model
-        if self._weights != weights:
-            check_weights(weights)
+        if self._weights != weights and not self.saved.exported:
+            check_weights(weights, self.saved.access.accept_changed)
         if self._classifier is None or not (model.lora.enabled or self._weights == weights):
-            backbone, n = self.saved.manifest["backbone_path"], self.saved.classes.n
-            self._classifier = load_trained(model.backbone, backbone, weights, model.lora.enabled, n)
+            backbone, n = self.saved.backbone, self.saved.classes.n
+            wanted = self.saved.access.precision
+            config = replace(model.backbone, precision="bf16") if wanted else model.backbone
+            loaded = load_trained(config, backbone, weights, model.lora.enabled, n)
+            alone = len(self.saved.weights) == 1
+            self._classifier = serve(loaded, config, wanted) if alone else loaded
         elif self._weights != weights:
             self._classifier.load(weights)
         self._weights = weights

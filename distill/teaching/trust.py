@@ -8,6 +8,7 @@ when their columns are exchanged.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from itertools import combinations, permutations
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import UserError
-from data.files import read_json, sha256_files, sha256_text, write_json
+from data.files import read_json, require_file, sha256_files, sha256_text, write_json
 from data.folds import Folds
 from data.ids import places
 from data.schema import Rows
@@ -24,8 +25,9 @@ from data.softlabels import OOF, SoftLabels, check_joinable, read_logits
 from data.softmax import softmax
 from ensemble.solvers.numbers import cross_entropy
 
+ACCEPT = "--accept-changed"
 TRAINED_ON = "trained_on.json"
-MAY_CHANGE = ("versions", "data", "backbone_path", "backbone_source", "truncated_share")
+MAY_CHANGE = ("versions", "data", "backbone_path", "backbone_beside", "backbone_source", "truncated_share")
 """Manifest fields that may differ when a run is continued: they do not change its numbers."""
 Z_REFUSED = 5.0
 """Standard errors from which a contradiction is no accident; a weak teacher's labels stay far below."""
@@ -40,13 +42,19 @@ def write_trained_on(
     row_ids: list[str],
     weights: Path | None = None,
     manifest: Mapping[str, Any] | None = None,
+    settings: Path | None = None,
 ) -> None:
-    """Record the rows that the model in ``directory`` is trained on, its weights' hash and its run's."""
+    """Record the rows that the model in ``directory`` is trained on, and hash what it is loaded from.
+
+    That is its weights with the adapter's configuration, the run's manifest, and its ``settings``.
+    """
     record: dict[str, Any] = {"n_rows": len(row_ids), "rows_hash": _hash(row_ids)}
     if weights is not None:
         record["weights_hash"] = sha256_files(_files(weights))
     if manifest is not None:
         record["run_hash"] = run_hash(manifest)
+    if settings is not None:
+        record["settings_hash"] = sha256_files([settings])
     write_json(directory / TRAINED_ON, record)
 
 
@@ -67,30 +75,56 @@ def read_record(directory: Path) -> dict[str, Any]:
     return found
 
 
-def check_manifest(weights: Path, manifest: Mapping[str, Any], where: Path) -> None:
-    """Refuse a manifest that is not the one under which ``weights`` were trained."""
-    stated = read_record(weights.parent).get("run_hash")
-    if stated is not None and stated != run_hash(manifest):
+def differs(what: str, accepted: bool) -> None:
+    """Refuse something that is not as it was recorded; warn where the command line accepts it.
+
+    Parameters
+    ----------
+    what : str
+        The file, and what is wrong with it.
+    accepted : bool
+        Whether ``--accept-changed`` was given.
+    """
+    if not accepted:
         raise UserError(
-            f"{where}: was changed or damaged after {weights.parent.name} was trained; restore it, or train "
-            "again"
+            f"{what}; restore it, or make it again, or give {ACCEPT} if it is what you want to use"
         )
+    logging.getLogger(__name__).warning("%s; it is used as it is", what)
 
 
-def check_weights(weights: Path) -> None:
+def check_manifest(weights: Path, manifest: Mapping[str, Any], where: Path, accepted: bool = False) -> None:
+    """Refuse a manifest that is not the one under which ``weights`` were trained; see :func:`differs`."""
+    _check(weights, "run_hash", run_hash(manifest), where, accepted)
+
+
+def check_settings(weights: Path, where: Path, accepted: bool = False) -> None:
+    """Refuse a run's configuration that is not the one of the training; see :func:`differs`."""
+    _check(weights, "settings_hash", sha256_files([require_file(where, "configuration")]), where, accepted)
+
+
+def check_weights(weights: Path, accepted: bool = False) -> None:
     """Refuse trained weights that are not as they were written, by the record beside them.
+
+    The adapter's configuration counts as one of its files.
 
     Raises
     ------
     UserError
-        A byte was changed, or a file is missing.
+        A byte was changed, a file is missing, or there is no record.
     """
-    stated = read_record(weights.parent).get("weights_hash")
-    if stated is not None and stated != sha256_files(_files(weights)):
-        raise UserError(
-            f"{weights}: these weights were changed or damaged after training; restore them, or delete "
-            f"{weights.parent} and start the training's command again"
+    _check(weights, "weights_hash", sha256_files(_files(weights)), weights, accepted)
+
+
+def _check(weights: Path, field: str, found: str, what: Path, accepted: bool) -> None:
+    stated = read_record(weights.parent).get(field)
+    if stated is None:
+        differs(
+            f"{weights.parent}: was made by an earlier version, or lost its {TRAINED_ON}: no record covers "
+            f"{what.name}",
+            accepted,
         )
+    elif stated != found:
+        differs(f"{what}: was changed or damaged after {weights.parent.name} was trained", accepted)
 
 
 def _files(weights: Path) -> list[Path]:

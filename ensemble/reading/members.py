@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.errors import UserError, brief, listing
-from data.files import read_json, read_table, sha256_text, table_columns
+from data.files import read_json, read_table, readable_parquet, sha256_text, table_columns
 from data.ids import id_column
 from data.schema import Classes
+from data.shards import KEY, key_of
 from ensemble.reading.arrays import read_array
 from ensemble.reading.columns import (
     check_probabilities,
@@ -169,13 +170,23 @@ def _stem(path: Path) -> str:
 def _read_parts(path: Path) -> pa.Table:
     """Join the parts that ``distill.predict`` left in a directory, in their order; all must be there."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     manifest = read_json(path / "manifest.json", "manifest of predictions")
-    n_rows = manifest.get("n_rows") if isinstance(manifest, dict) else None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path}: its manifest is damaged; predict into another directory")
+    n_rows, parts = manifest.get("n_rows"), sorted(path.glob(PARTS))
+    key = key_of(str(manifest.get("model_hash")), str(manifest.get("source_hash")))
+    for part in parts:
+        with readable_parquet(part):
+            found = (pq.read_metadata(part).metadata or {}).get(KEY)
+        if found != key.encode():
+            raise UserError(
+                f"{part}: is not of the model and rows that manifest.json names, or of an earlier "
+                "version; start the same distill.predict again to make it anew"
+            )
     try:
-        table = pa.concat_tables(
-            [read_table(part, "part of predictions") for part in sorted(path.glob(PARTS))]
-        )
+        table = pa.concat_tables([read_table(part, "part of predictions") for part in parts])
     except pa.ArrowException as error:
         raise UserError(
             f"{path}: its parts do not belong together ({brief(error)}); make it again"

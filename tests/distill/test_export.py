@@ -1,6 +1,8 @@
 """A deployed student is one plain model that predicts what the run predicts, in any process."""
 
+import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,9 +14,10 @@ import torch
 
 from data.errors import UserError
 from data.files import locked
+from data.prepare import main as prepare_main
 from data.schema import read_rows
 from data.softmax import softmax
-from distill import export, predict
+from distill import export, predict, teacher_oof
 from distill.prediction.merge import merged_model, plain_state
 from distill.runs.saved import predict_rows, read_saved
 
@@ -70,28 +73,39 @@ def test_a_plain_load_in_a_new_process_gives_the_runs_logits(trained, exported):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     alone, batch, first = json.loads(done.stdout)
+    wanted = wanted / json.loads((exported / "distillstack.json").read_text())["scores"]["folded"]
     np.testing.assert_allclose(alone, wanted, atol=1e-4)
     np.testing.assert_allclose(batch, wanted, atol=1e-4)
     assert np.abs(wanted).max() > 0.01
     assert first == "winner_model_a"
 
 
-def test_predict_applies_the_exported_temperature(trained, exported, tmp_path):
+def test_a_temperature_is_folded_into_the_head_where_it_helps_cross_fitted(trained, exported, tmp_path):
     rows = read_rows(trained)
-    settings = json.loads((exported / "distillstack.json").read_text())
-    assert settings["temperature"] != 1
+    scores = json.loads((exported / "distillstack.json").read_text())["scores"]
+    helps = scores["log_loss_tempered"] < scores["log_loss"]
+    assert scores["folded"] == (scores["temperature"] if helps else 1)
+    words = "is folded into its head" if helps else "is not applied"
+    assert words in (exported / "README.md").read_text()
     out = tmp_path / "student.csv"
     predict.main(["--model", str(exported), "--data", str(trained / "rows.parquet"), "--out", str(out)])
     table = pc.read_csv(out)
     probs = np.stack([table[name].to_numpy() for name in rows.classes.names], axis=1)
     logits = predict_rows(read_saved(trained / "student"), rows).mean(axis=1)
-    np.testing.assert_allclose(probs, softmax(logits / settings["temperature"]), atol=1e-4)
+    np.testing.assert_allclose(probs, softmax(logits / scores["folded"]), atol=1e-4)
 
 
 def test_the_card_says_what_the_model_rests_on(exported):
     card = (exported / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n")
-    for words in ("oof soft labels, standard leakage", "gemma2, llama", "95 % interval", "96 rows, 2 folds"):
+    for words in (
+        "both orders of a pair averaged",
+        "tags:\n- distillation\n- preference",
+        "oof soft labels, standard leakage",
+        "gemma2, llama",
+        "95 % interval",
+        "96 rows, 2 folds",
+    ):
         assert words in card
     scores = json.loads((exported / "distillstack.json").read_text())["scores"]
     low, high = scores["log_loss_ci95"]
@@ -166,15 +180,93 @@ def test_an_exported_model_is_a_backbone_whose_head_is_discarded(exported, n_cla
         ("distillstack.json", {"classes": ["a", "b", "c"]}, "name other classes"),
         ("distillstack.json", {"template": None}, "says nothing of template"),
         ("config.json", {"dtype": "int8"}, "which no export leaves"),
+        ("config.json", {"rms_norm_eps": 0.1}, "config.json: was changed or damaged after the export"),
+        ("distillstack.json", {"temperature": 0.1}, "distillstack.json: was changed or damaged after"),
+        ("distillstack.json", {"files": None}, "exported by an earlier version"),
+        ("tokenizer_config.json", {"bos_token": "a"}, "tokenizer_config.json: was changed"),
+        ("adapter_config.json", {}, "adapter_config.json: was added after the export"),
     ],
 )
 def test_an_exported_model_that_was_changed_is_refused(trained, exported, tmp_path, file, change, words):
     copy = tmp_path / "copy"
     shutil.copytree(exported, copy)
-    content = json.loads((copy / file).read_text()) | change
-    (copy / file).write_text(json.dumps(content))
+    before = json.loads((copy / file).read_text()) if (copy / file).exists() else {}
+    (copy / file).write_text(json.dumps(before | change))
     with pytest.raises(UserError, match=words):
         predict.main(["--model", str(copy), "--data", str(trained), "--out", str(tmp_path / "out.csv")])
+    assert not (tmp_path / "out.csv").exists()
+
+
+def probabilities(path, names):
+    table = pc.read_csv(path)
+    return np.stack([table[name].to_numpy() for name in names], axis=1)
+
+
+def test_an_edited_export_is_used_where_the_command_accepts_it(trained, exported, tmp_path, caplog):
+    copy, names = tmp_path / "copy", read_rows(trained).classes.names
+    shutil.copytree(exported, copy)
+    settings = json.loads((copy / "distillstack.json").read_text())
+    (copy / "distillstack.json").write_text(json.dumps(settings | {"temperature": 0.1}))
+    for model, out, more in ((exported, "as_was", []), (copy, "edited", ["--accept-changed"])):
+        out = str(tmp_path / f"{out}.csv")
+        predict.main(["--model", str(model), "--data", str(trained), "--out", out, *more])
+    assert "distillstack.json: was changed or damaged after the export; it is used as it is" in caplog.text
+    before, after = (probabilities(tmp_path / f"{name}.csv", names) for name in ("as_was", "edited"))
+    np.testing.assert_allclose(after, softmax(np.log(before) / 0.1), atol=1e-4)
+
+
+def assert_card_predicts(exported, tmp_path, rows_csv):
+    """The card's lines, in a process that cannot import any of this project, give what predict gives."""
+    rows = tmp_path / "rows.csv"
+    rows.write_text(rows_csv)
+    predict.main(["--model", str(exported), "--data", str(rows), "--out", str(tmp_path / "out.csv")])
+    card = (exported / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 13
+    lines = "import sys\nsys.modules.update(dict.fromkeys(['data', 'ensemble', 'distill']))\n"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", lines + code], cwd=exported, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = ast.literal_eval(done.stdout.strip().splitlines()[-1])
+    (wanted,) = probabilities(tmp_path / "out.csv", list(found))
+    np.testing.assert_allclose(list(found.values()), wanted, atol=1e-5)
+
+
+def test_the_cards_own_lines_give_predicts_probabilities_with_plain_transformers(exported, tmp_path):
+    row = 'id,prompt,response_a,response_b\n7,"[""Hi""]","[""Hello!""]","[""No.""]"\n'
+    assert_card_predicts(exported, tmp_path, row)
+
+
+def test_a_padded_decoder_of_plain_texts_is_exported_and_predicted_with(tmp_path, tiny_recipe):
+    source, data, out = tmp_path / "train.csv", tmp_path / "data", tmp_path / "mean"
+    lines = ["id,prompt,label", *(f"r{i},text number {i},c{i % 3}" for i in range(30))]
+    source.write_text("\n".join(lines) + "\n")
+    prepare_main(["--source", str(source), "--out", str(data), "--folds", "2", "--near", "off"])
+    recipe = ["--recipe", str(tiny_recipe), "teachers.llama.backbone.packed=false"]
+    recipe += ["teachers.llama.backbone.precision=fp32", "teachers.llama.train.epochs=1"]
+    teacher_oof.main([*recipe, "--data", str(data), "--only", "llama"])
+    export.main(["--model", str(data / "llama"), "--out", str(out), "--average"])
+    settings = json.loads((out / "distillstack.json").read_text())
+    assert settings["packed"] is False
+    card = (out / "README.md").read_text()
+    assert "pair" not in card
+    assert "preference" not in card
+    assert_card_predicts(out, tmp_path, "id,prompt\n7,Hi\n")
+
+
+def test_written_models_follow_the_umask_and_the_tokenizer_has_its_length(trained, exported):
+    umask = os.umask(0o022)
+    os.umask(umask)
+    for file in [*exported.iterdir(), *(trained / "student" / "final" / "adapter").iterdir()]:
+        assert file.stat().st_mode & 0o777 == 0o666 & ~umask, file
+    assert json.loads((exported / "tokenizer_config.json").read_text())["model_max_length"] == 192
+
+
+@pytest.mark.parametrize("licence", ["mit\nbase_model: a/b", "[x]", "", "a: b", "x" * 65])
+def test_a_licence_that_would_write_into_the_cards_head_is_refused(trained, tmp_path, licence):
+    with pytest.raises(UserError, match="no licence's identifier"):
+        export.main(["--model", str(trained / "student"), "--out", str(tmp_path / "x"), "--license", licence])
 
 
 def test_exported_weights_that_were_damaged_are_refused(exported, tmp_path):

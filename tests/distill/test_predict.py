@@ -148,7 +148,7 @@ def test_mistakes_are_named_and_nothing_is_written(trained, tmp_path):
     models = [str(trained / "llama"), str(trained / "gemma2")]
     with pytest.raises(UserError, match="directory"):
         predict.main(["--model", *models, "--data", rows, "--out", str(tmp_path / "x.csv")])
-    with pytest.raises(UserError, match="no such soft-label store"):
+    with pytest.raises(UserError, match="nothing: no such directory; give that of a finished run"):
         predict.main(["--model", str(tmp_path / "nothing"), "--data", rows, "--out", str(tmp_path / "x.csv")])
     assert list(tmp_path.iterdir()) == []
 
@@ -269,7 +269,7 @@ def test_an_output_that_is_a_directory_is_refused_before_anything_is_predicted(t
 @pytest.mark.parametrize(
     ("file", "old", "new", "words"),
     [
-        ("config.yaml", "max_length: 192", "max_length: 100", "disagree on truncation"),
+        ("config.yaml", "max_length: 192", "max_length: 100", "config.yaml: was changed or damaged"),
         ("manifest.json", '"winner_tie"', '"winner_ties"', "changed or damaged after fold-0"),
         ("manifest.json", '"template":', '"temp":', "says nothing of template"),
         ("fold-1/adapter/adapter_config.json", '"lora_alpha": 8', '"lora_alpha": 9', "changed or damaged"),
