@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import get_scheduler
 
 from data.errors import brief
-from distill.architectures import architecture, by_hub_name
+from distill.architectures import HEADS, architecture, by_hub_name
 from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.rehearsal import (
     STEPS,
@@ -186,11 +186,11 @@ def declared_precision(subject: Subject) -> Finding | None:
     family = family or architecture("")
     attention_for(family.name, backbone.attention)  # raises, with the reason, where the cap would be lost
     compute = backbone.compute if backbone.precision == "nf4" else backbone.precision
-    if family.overflows and compute == "fp16" and not backbone.packed:
+    if family.overflows and compute == "fp16" and not (backbone.packed and family.wide_residuals):
         return failed(
             "Gemma is declared to compute in fp16",
             "overflow to NaN (transformers #36822)",
-            "bf16, or packed: true, which keeps residuals in float32",
+            "bf16" + (", or packed: true, which keeps residuals in float32" if family.wide_residuals else ""),
         )
     return passed(f"{backbone.precision} computing in {compute}, attention {backbone.attention}")
 
@@ -216,7 +216,7 @@ def head_is_saved(subject: Subject) -> Finding | None:
     return failed(
         f"{len(names)} tensors, none of them the head's",
         "after a reload the head is random: log-loss at or above ln K",
-        'modules_to_save=["score"] (automatic for task_type SEQ_CLS); train again',
+        f'modules_to_save=["{HEADS[subject.is_encoder]}"] (automatic for task_type SEQ_CLS); train again',
     )
 
 
