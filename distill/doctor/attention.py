@@ -69,7 +69,9 @@ def attention_backend(subject: Subject) -> Finding | None:
     return failed(
         f"{used} differs from eager by {gap:.2f} of the logits{why}",
         "a different model; grows with attention logits",
-        "use eager, flex_attention, or FlashAttention with soft-capping",
+        "use eager, flex_attention, or FlashAttention with soft-capping"
+        if capped
+        else "use attention: eager",
     )
 
 
@@ -236,7 +238,8 @@ def activations_fit_dtype(subject: Subject) -> Finding | None:
         return failed(
             f"{subject.config.model_type} in fp16",
             "overflow to inf and NaN (transformers #36822)",
-            "precision or compute bf16; on cards without it fp32, or packed: true",
+            "precision or compute bf16; on cards without it fp32"
+            + (", or packed: true" if subject.family.wide_residuals else ""),
         )
     model = plain_model(subject)
     peaks: list[float] = []

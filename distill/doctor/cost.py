@@ -10,12 +10,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from scipy.special import log_softmax
 from scipy.stats import t
 
 from data.arena import ArenaConfig, simulate_arena
@@ -24,6 +22,7 @@ from data.encoding.encode import Encoded, Encoder, Truncation, pad_token_id
 from data.encoding.template import Template
 from data.folds import Folds, make_folds
 from data.schema import Rows
+from data.softmax import softmax
 from distill.config import TinyConfig
 from distill.doctor.faults import FAULT_ARMS, Arm, Edit, Fault, Marks
 from distill.losses import label_loss
@@ -32,6 +31,7 @@ from distill.model.tiny import tiny_backbone
 from distill.packing.examples import Examples
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
+from ensemble.solvers.numbers import cross_entropy
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,10 @@ class Bench:
             hidden_size=64, intermediate_size=128, layers=2, pretrain_steps=300, pretrain_lr=1e-2
         )
 
-    @cached_property
-    def _known(self) -> np.ndarray:
-        return np.isfinite(self.rows.targets).all(axis=1)
-
     @property
     def held_out(self) -> np.ndarray:
         """Indices of the rows that arms are compared on."""
-        return np.flatnonzero((self.folds.fold == 0) & self._known)
+        return np.flatnonzero((self.folds.fold == 0) & self.rows.labelled)
 
     def backbone(self, family: str) -> str:
         """Directory of the tiny backbone, made on first use."""
@@ -117,7 +113,7 @@ class Bench:
         arm.prepare(base)
         classifier = add_adapters(base, arm.config.lora, seed)
         arm.adapt(classifier)
-        train_rows = np.flatnonzero((self.folds.fold != 0) & self._known)
+        train_rows = np.flatnonzero((self.folds.fold != 0) & self.rows.labelled)
         with tempfile.TemporaryDirectory() as out:
             train(
                 classifier,
@@ -130,8 +126,8 @@ class Bench:
             )
         arm.after(classifier)
         logits = predict_logits(classifier, examples(arm.predict_edit), self.held_out, 64, "arm")
-        scores = (logits if arm.both_orders else logits[:, :1]).mean(axis=1).astype(np.float64)
-        return -(self.rows.targets[self.held_out] * log_softmax(scores, axis=1)).sum(axis=1)
+        scores = (logits if arm.both_orders else logits[:, :1]).mean(axis=1)
+        return cross_entropy(softmax(scores), self.rows.targets[self.held_out])
 
     def compare(self, fault: Fault, clean: np.ndarray, faulty: np.ndarray) -> Cost:
         """Compare an arm with its faultless twin: losses of shape (seeds, rows) each."""

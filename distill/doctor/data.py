@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 
 from data.arena import bayes_log_loss
 from data.errors import UserError, listing
 from data.files import read_parquet
 from data.folds import group_prompts
+from data.ids import places
 from data.softlabels import MANIFEST
+from data.softmax import softmax
 from distill.config import CONFIG
 from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.subject import Subject
 from distill.teaching.trust import check_manifest, check_settings, check_weights
+from ensemble.methods.temperature import TemperatureScaling
+from ensemble.solvers.numbers import cross_entropy
 
 RARE = 0.05
 SHIFT_WARN, SHIFT_FAIL = 0.1, 0.5
@@ -48,19 +50,13 @@ def prompts_stay_in_one_fold(subject: Subject) -> Finding | None:
 
     Source: AutoGluon #4104 and #5533: group leaks in the best tool of all.
     """
-    fold_of = dict(
-        zip(
-            subject.fold_table.column("row_id").to_pylist(),
-            subject.fold_table.column("fold").to_pylist(),
-            strict=True,
-        )
-    )
     ids = subject.row_table.column("row_id").to_pylist()
     groups = group_prompts([turns or [] for turns in subject.row_table.column("prompt").to_pylist()])
+    fold = subject.fold_table.column("fold").to_pylist()
     folds: dict[str, set[int]] = defaultdict(set)
-    for row_id, group in zip(ids, groups, strict=True):
-        if row_id in fold_of:
-            folds[group].add(fold_of[row_id])
+    for at, group in zip(places(ids, subject.fold_table.column("row_id").to_pylist()), groups, strict=True):
+        if at >= 0:
+            folds[group].add(fold[at])
     split = {group for group, where in folds.items() if len(where) > 1}
     if not split:
         return passed(f"{len(folds)} prompts, none in two folds")
@@ -166,7 +162,7 @@ def order_symmetry(subject: Subject) -> Finding | None:
     mean, error = float(shift.mean()), float(shift.std(ddof=1) / np.sqrt(len(shift)))
     cost = ""
     if subject.rows is not None:
-        one, both = (_loss(subject, x) for x in (logits[:, 0], logits.mean(axis=1)))
+        one, both = (_losses(subject, x)[2].mean() for x in (logits[:, 0], logits.mean(axis=1)))
         cost = f"one order alone costs {one - both:+.4f} log-loss on these rows"
     shown = f"the margin shifts by {mean:+.3f} ± {2 * error:.3f} logits"
     if abs(mean) <= SHIFT_WARN or abs(mean) < Z * error:
@@ -175,21 +171,19 @@ def order_symmetry(subject: Subject) -> Finding | None:
     return report(shown, cost or "about .015", "train both orders (train.both_orders), average both orders")
 
 
-def _loss(subject: Subject, logits: np.ndarray) -> float:
-    targets, found = _targets(subject, logits)
-    return float(-(targets * log_softmax(found, axis=-1)).sum(axis=1).mean())
-
-
-def _targets(subject: Subject, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Targets of the labelled rows, and the store's logits for them."""
+def _losses(subject: Subject, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the labelled rows the targets, the probabilities of the store's logits, and their losses."""
     assert subject.rows is not None
     assert subject.store is not None
-    position = {row_id: i for i, row_id in enumerate(subject.store.row_ids)}
-    known = [i for i, r in enumerate(subject.rows.row_ids) if r in position]
-    targets = subject.rows.targets[known]
-    logits = logits[[position[subject.rows.row_ids[i]] for i in known]]
-    labelled = np.isfinite(targets).all(axis=1)
-    return targets[labelled], logits[labelled]
+    at = places(subject.rows.row_ids, subject.store.row_ids)
+    known = (at >= 0) & subject.rows.labelled
+    targets, probs = subject.rows.targets[known], softmax(logits[at[known]])
+    return targets, probs, cross_entropy(probs, targets)
+
+
+def _errors(values: np.ndarray) -> float:
+    """How many of its standard errors a mean lies from zero."""
+    return float(values.mean() / max(values.std(ddof=1) / np.sqrt(len(values)), 1e-12))
 
 
 @check("data", "store", "rows")
@@ -208,34 +202,22 @@ def soft_labels_are_out_of_fold(subject: Subject) -> Finding | None:
     cost = "the student copies what the teacher memorised; every score on these rows is too good"
     if kind != "oof":
         return failed(f"label_kind is {kind}", cost, fix)
-    targets, logits = _targets(subject, subject.store.mean_logits.astype(np.float64))
+    targets, probs, losses = _losses(subject, subject.store.mean_logits)
     if not len(targets):
         return None
-    losses = -(targets * log_softmax(logits, axis=-1)).sum(axis=1)
     if "true_probs" in subject.rows.table.column_names and (subject.rows.labels >= 0).all():
         gap = losses - bayes_log_loss(subject.rows)[1]
-        z = gap.mean() / (gap.std(ddof=1) / np.sqrt(len(gap)))
-        if z < -Z:
+        if _errors(gap) < -Z:
             return failed(
                 f"log-loss {losses.mean():.4f} is below the true probabilities' own, by {-gap.mean():.4f}",
                 cost,
                 fix,
             )
-    temperature, gain = best_temperature(targets, logits)
+    scaling = TemperatureScaling().fit(probs, targets)
+    temperature, z = scaling.temperature_, _errors(losses - cross_entropy(scaling.transform(probs), targets))
     shown = f"log-loss {losses.mean():.4f}; best temperature {temperature:.2f}"
-    z = gain.mean() / max(gain.std(ddof=1) / np.sqrt(len(gain)), 1e-12)
     if temperature < SHARPEN_FAIL and z > Z:
         return failed(f"{shown}: right far more often than it says, as on rows it was trained on", cost, fix)
     if temperature < SHARPEN_WARN and z > Z:
         return warned(f"{shown}: under-confident", "in-sample labels, or an under-trained model", fix)
     return passed(shown)
-
-
-def best_temperature(targets: np.ndarray, logits: np.ndarray) -> tuple[float, np.ndarray]:
-    """The temperature of least log-loss, searched in log T, and what it gains a row."""
-
-    def losses(log_t: float) -> np.ndarray:
-        return -(targets * log_softmax(logits / np.exp(log_t), axis=-1)).sum(axis=1)
-
-    best = minimize_scalar(lambda t: losses(t).mean(), bounds=(np.log(0.05), np.log(20.0)), method="bounded")
-    return float(np.exp(best.x)), losses(0.0) - losses(float(best.x))

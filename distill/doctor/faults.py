@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -130,23 +131,15 @@ def _plain_rope(base: Any) -> None:
     rotary.inv_freq.copy_(rotary.inv_freq.new_tensor([theta ** (-i / n) for i in range(n)]))
 
 
-def _random_head(classifier: Classifier) -> None:
+def _random_head(classifier: Classifier, std: float = 0.02, frozen: bool = False) -> None:
     for name, parameter in classifier.named_parameters():
         if "score" in name and "original" not in name:
-            torch.nn.init.normal_(parameter.data, std=0.02)
+            torch.nn.init.normal_(parameter.data, std=std)
+            parameter.requires_grad_(parameter.requires_grad and not frozen)
 
 
-def _large_head(classifier: Classifier) -> None:
-    for name, parameter in classifier.named_parameters():
-        if "score" in name and parameter.requires_grad:
-            torch.nn.init.normal_(parameter.data, std=2.0)
-
-
-def _frozen_head(classifier: Classifier) -> None:
-    for name, parameter in classifier.named_parameters():
-        if "score" in name:
-            parameter.requires_grad_(False)
-    _random_head(classifier)
+_large_head = partial(_random_head, std=2.0)
+_frozen_head = partial(_random_head, frozen=True)
 
 
 def _head_only(classifier: Classifier) -> None:

@@ -99,13 +99,12 @@ def packed_rows_are_apart(subject: Subject) -> Finding | None:
     scale = float(torch.stack(alone).abs().max())
     wanted = torch.stack(alone) / scale
     gaps = {}
-    modes: list[tuple[str, bool, bool | None]] = [
+    for name, training, cache in (
         ("evaluating", False, False),
         ("training", True, False),
         ("checkpointed", True, False),
-    ]
-    modes.append(("library's cache default", False, None))
-    for name, training, cache in modes:
+        ("library's cache default", False, None),
+    ):
         if name == "checkpointed":
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         elif name.startswith("library"):

@@ -289,7 +289,12 @@ def open_subjects(name: str, scratch: Path, **options: Any) -> list[Subject]:
     if path.suffix in {".yaml", ".yml"} or (name in recipe_names() and not path.exists()):
         return _of_recipe(name, scratch, options)
     if not path.exists():
-        return [_of_hub(name, scratch, options)]
+        if not _cached(name):
+            raise UserError(
+                f"{name}: no such directory, no recipe of that name ({listing(recipe_names(), 20)}), and not "
+                "in the local hub cache; download it, or give its directory"
+            )
+        return [Subject(name, scratch, checkpoint=name, **options)]
     if not path.is_dir():
         raise UserError(f"{name}: is a file; give a checkpoint, a run or a data directory, or a recipe")
     if (path / "manifest.json").exists() and (path / "config.yaml").exists():
@@ -297,10 +302,10 @@ def open_subjects(name: str, scratch: Path, **options: Any) -> list[Subject]:
     if (path / "rows.parquet").exists():
         return [Subject(name, scratch, **{**options, "data": path})]
     if (path / "adapter_config.json").exists():
-        written = read_json(path / "adapter_config.json", "adapter").get("base_model_name_or_path")
-        base = options.get("backbone") or written
-        known = base and (Path(base).is_dir() or _cached(base))
-        return [Subject(name, scratch, checkpoint=base if known else None, adapter=path, **options)]
+        base = options.get("backbone") or read_json(path / "adapter_config.json", "adapter").get(
+            "base_model_name_or_path"
+        )
+        return [Subject(name, scratch, checkpoint=_at_hand(base), adapter=path, **options)]
     if any((path / n).exists() for n in ("config.json", "tokenizer.json", "tokenizer.model", "vocab.txt")):
         return [Subject(name, scratch, checkpoint=str(path), **options)]
     raise UserError(
@@ -316,13 +321,9 @@ def _cached(name: str) -> bool:
         return False
 
 
-def _of_hub(name: str, scratch: Path, options: dict[str, Any]) -> Subject:
-    if not _cached(name):
-        raise UserError(
-            f"{name}: no such directory, no recipe of that name ({listing(recipe_names(), 20)}), and not in "
-            "the local hub cache; download it, or give its directory"
-        )
-    return Subject(name, scratch, checkpoint=name, **options)
+def _at_hand(name: str | None) -> str | None:
+    """The checkpoint's name if it is a directory, or in the local cache of the hub."""
+    return name if name and (Path(name).is_dir() or _cached(name)) else None
 
 
 def _of_recipe(name: str, scratch: Path, options: dict[str, Any]) -> list[Subject]:
@@ -330,21 +331,17 @@ def _of_recipe(name: str, scratch: Path, options: dict[str, Any]) -> list[Subjec
     models: dict[str, ModelConfig] = dict(recipe.teachers)
     if recipe.student is not None:
         models["student"] = recipe.student
-    subjects = []
-    for key, model in models.items():
-        path = model.backbone.path
-        known = bool(path) and (Path(path).is_dir() or _cached(path))
-        subjects.append(
-            Subject(
-                f"{name}:{key}",
-                scratch / key,
-                checkpoint=path if known else None,
-                model=model,
-                declared=model,
-                **options,
-            )
+    return [
+        Subject(
+            f"{name}:{key}",
+            scratch / key,
+            checkpoint=_at_hand(model.backbone.path),
+            model=model,
+            declared=model,
+            **options,
         )
-    return subjects
+        for key, model in models.items()
+    ]
 
 
 def _of_run(name: str, path: Path, scratch: Path, options: dict[str, Any]) -> Subject:
@@ -355,12 +352,11 @@ def _of_run(name: str, path: Path, scratch: Path, options: dict[str, Any]) -> Su
     backbone = options.get("backbone")
     if backbone is None and manifest.get("backbone_path"):
         backbone = backbone_place(path, manifest)
-    known = backbone and (Path(backbone).is_dir() or _cached(backbone))
     adapters = sorted(path.glob("fold-*/adapter")) + sorted(path.glob("final/adapter"))
     return Subject(
         name,
         scratch,
-        checkpoint=backbone if known else None,
+        checkpoint=_at_hand(backbone),
         model=model,
         declared=model,
         adapter=adapters[0] if adapters else None,

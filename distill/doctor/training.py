@@ -1,159 +1,44 @@
-"""Checks of what is trained and at what rate, by a rehearsal: a few real steps on the shallow copy."""
+"""Checks of what is trained and at what rate, by a rehearsal on the shallow copy and by what was logged."""
 
 from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
+from peft import PeftModel
 from safetensors import safe_open
-from transformers import TrainerCallback, get_scheduler
+from transformers import get_scheduler
 
-from data.encoding.encode import Encoded
-from data.remote_code import remote_code_allowed
-from distill.architectures import architecture, by_hub_name
-from distill.config import BackboneConfig, LoraConfig, TrainConfig
+from data.errors import brief
+from distill.architectures import HEADS, architecture, by_hub_name
 from distill.doctor.finding import Finding, check, failed, passed, warned
-from distill.doctor.small import LENGTHS
+from distill.doctor.rehearsal import (
+    STEPS,
+    brief_config,
+    copy_of,
+    few_examples,
+    few_rows,
+    logits_of,
+    lora_of,
+    randomise,
+    rehearse,
+    small_classifier,
+)
+from distill.doctor.small import plain_model
 from distill.doctor.subject import Subject
 from distill.kernels.choice import attention_for
 from distill.losses import label_loss
 from distill.model.backbone import add_adapters, load_base
-from distill.model.classifier import Classifier
-from distill.packing.examples import Examples
 from distill.training.trainer import train
 
-STEPS = 4
-"""Before the last of them a zero head, then zero B matrices, have let gradient through to every adapter."""
-ROWS_A_STEP = 4
 RATES = (5e-6, 1e-3)
 """Effective adapter rates alpha/r x lr that published recipes stay within, at billions of parameters."""
 MANY_FROZEN = 0.25
-RELOAD = """
-import json, sys
-import torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
-
-base, adapter, n, trusted = sys.argv[1:5]
-model = AutoModelForSequenceClassification.from_pretrained(
-    base, num_labels=int(n), dtype=torch.float32, attn_implementation="eager",
-    trust_remote_code=trusted == "trusted")
-torch.nn.init.zeros_(model.score.weight)
-model = PeftModel.from_pretrained(model, adapter).eval()
-with torch.no_grad():
-    out = [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].tolist()
-           for ids in json.load(sys.stdin)]
-json.dump(out, sys.stdout)
-"""
-
-
-@dataclass
-class Rehearsal:
-    """What a few real training steps on the shallow copy showed.
-
-    Attributes
-    ----------
-    first_loss : float
-    rates : list of float
-        Every optimizer group's learning rate before the schedule.
-    frozen : list of str
-        Parameters that should be trained and are not trainable.
-    unmoved : list of str
-        Trainable parameters that the steps left as they were.
-    trainable, total : int
-        Parameters.
-    """
-
-    first_loss: float
-    rates: list[float]
-    frozen: list[str]
-    unmoved: list[str]
-    trainable: int
-    total: int
-
-
-def lora_of(subject: Subject) -> LoraConfig:
-    """The declared adapters, without dropout so that repeated passes compare."""
-    return replace(subject.model.lora, dropout=0.0)
-
-
-def few_examples(subject: Subject, n: int = STEPS * ROWS_A_STEP) -> Examples:
-    """Random token rows inside the shallow copy's vocabulary: one order, three classes."""
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(8, 24, size=n)
-    top = min(2000, json.loads((Path(subject.small) / "config.json").read_text())["vocab_size"])
-    ids = rng.integers(10, top, size=int(lengths.sum())).astype(np.int32)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    targets = np.eye(3)[rng.integers(3, size=n)]
-    return Examples(Encoded(ids, offsets, 1, 0), targets, [0, 1, 2], 0)
-
-
-def _copy(subject: Subject) -> BackboneConfig:
-    """The declared backbone, with the shallow copy in its place and a head of its own."""
-    declared = subject.model.backbone
-    return replace(declared, path=subject.small, tiny=None, revision=None, head="score", shard=False)
-
-
-def small_classifier(subject: Subject) -> Classifier:
-    """The shallow copy with the declared adapters and a zero head, in float32, whatever the declared head."""
-    backbone = replace(_copy(subject), precision="fp32", attention="auto", compile="auto")
-    return add_adapters(load_base(backbone, subject.small, 3), lora_of(subject), 0)
-
-
-def rehearse(subject: Subject) -> Rehearsal:
-    """Train the shallow copy for a few steps, by the real path, and record what moved."""
-    if hasattr(subject, "_rehearsal"):
-        return subject._rehearsal
-    classifier = small_classifier(subject)
-    named = dict(classifier.named_parameters())
-    wanted = {n for n in named if "lora_" in n or ("score" in n and "original" not in n)}
-    if not subject.model.lora.enabled:
-        wanted = set(named)
-    before = {n: p.detach().clone() for n, p in named.items() if p.requires_grad}
-    losses: list[float] = []
-    rates: list[float] = []
-
-    class Watch(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            groups = kwargs["optimizer"].param_groups
-            rates.extend(float(g.get("initial_lr", g["lr"])) for g in groups if len(g["params"]))
-
-    def loss(logits: Any, batch: dict[str, Any]) -> Any:
-        found = label_loss(logits, batch)
-        losses.append(float(found.detach().mean()))
-        return found
-
-    config = replace(_rehearsal_config(), lr=subject.model.train.lr, head_lr=subject.model.train.head_lr)
-    n = STEPS * ROWS_A_STEP
-    out = subject.scratch / "rehearsal"
-    train(
-        classifier, few_examples(subject), np.arange(n), config, loss, out, "rehearsal", callbacks=[Watch()]
-    )
-    unmoved = [n for n, old in before.items() if torch.equal(old, named[n].detach())]
-    found = Rehearsal(
-        losses[0],
-        rates,
-        sorted(n for n in wanted if n in named and not named[n].requires_grad),
-        unmoved,
-        sum(p.numel() for p in named.values() if p.requires_grad),
-        sum(p.numel() for p in named.values()),
-    )
-    subject._rehearsal = found  # type: ignore[attr-defined]
-    return found
-
-
-def _rehearsal_config() -> TrainConfig:
-    return TrainConfig(
-        epochs=1, rows_per_step=ROWS_A_STEP, micro_rows=ROWS_A_STEP, both_orders=False, warmup=0,
-        schedule="constant", log_steps=1, checkpoint_steps=0,
-    )  # fmt: skip
+WIDTH = 4096
+"""Of a backbone that is not at hand."""
 
 
 @check("training", "decoder")
@@ -226,7 +111,7 @@ def micro_batches_equal_a_batch(subject: Subject) -> Finding:
     moved = []
     for number, micro in enumerate((5, 4)):
         classifier = small_classifier(subject)
-        config = replace(_rehearsal_config(), optimizer="sgd", lr=0.5, rows_per_step=5, micro_rows=5)
+        config = replace(brief_config(), optimizer="sgd", lr=0.5, rows_per_step=5, micro_rows=5)
         config = replace(config, max_grad_norm=1e9)
         # one step of five rows, whole or four and one
         if micro == 4:
@@ -251,31 +136,17 @@ def micro_batches_equal_a_batch(subject: Subject) -> Finding:
     )
 
 
-@check("training", "declared", "config")
+@check("training", "declared")
 def effective_adapter_rate(subject: Subject) -> Finding | None:
     """alpha/r x lr, what an adapter really learns at, lies where published recipes lie.
 
     Source: the best alpha is 4 at lr 2e-4, 64 at 6e-5, 192 at 2e-5, for r 64 (discussion 527596); 1.4e-4 with
     r 64 diverged elsewhere.
     """
-    return _adapter_rate(subject, getattr(subject.config, "hidden_size", 0))
-
-
-@check("training", "declared")
-def effective_adapter_rate_of_recipe(subject: Subject) -> Finding | None:
-    """The same for a recipe whose backbone is not at hand.
-
-    Source: as for effective_adapter_rate.
-    """
-    if subject.config is not None or subject.model.backbone.tiny is not None:
-        return None
-    return _adapter_rate(subject, 4096)
-
-
-def _adapter_rate(subject: Subject, width: int) -> Finding | None:
     lora, lr = subject.model.lora, subject.model.train.lr
-    if not lora.enabled:
+    if not lora.enabled or (subject.config is None and subject.model.backbone.tiny is not None):
         return None
+    width = WIDTH if subject.config is None else getattr(subject.config, "hidden_size", 0)
     rate = lora.alpha / lora.r * lr
     shown = f"alpha/r x lr = {lora.alpha:g}/{lora.r} x {lr:g} = {rate:.1e}"
     if width < 1024 or RATES[0] <= rate <= RATES[1]:
@@ -315,11 +186,11 @@ def declared_precision(subject: Subject) -> Finding | None:
     family = family or architecture("")
     attention_for(family.name, backbone.attention)  # raises, with the reason, where the cap would be lost
     compute = backbone.compute if backbone.precision == "nf4" else backbone.precision
-    if family.overflows and compute == "fp16" and not backbone.packed:
+    if family.overflows and compute == "fp16" and not (backbone.packed and family.wide_residuals):
         return failed(
             "Gemma is declared to compute in fp16",
             "overflow to NaN (transformers #36822)",
-            "bf16, or packed: true, which keeps residuals in float32",
+            "bf16" + (", or packed: true, which keeps residuals in float32" if family.wide_residuals else ""),
         )
     return passed(f"{backbone.precision} computing in {compute}, attention {backbone.attention}")
 
@@ -345,7 +216,7 @@ def head_is_saved(subject: Subject) -> Finding | None:
     return failed(
         f"{len(names)} tensors, none of them the head's",
         "after a reload the head is random: log-loss at or above ln K",
-        'modules_to_save=["score"] (automatic for task_type SEQ_CLS); train again',
+        f'modules_to_save=["{HEADS[subject.is_encoder]}"] (automatic for task_type SEQ_CLS); train again',
     )
 
 
@@ -391,38 +262,28 @@ def scheduled_rate(subject: Subject, logged: list[dict[str, float]]) -> float:
 
 @check("training", "decoder", slow=True)
 def head_survives_reload(subject: Subject) -> Finding | None:
-    """Saved, and loaded by plain peft in a new process, the classifier gives the same logits.
+    """Saved, and loaded by plain peft around a base of another head, the classifier gives the same logits.
 
     Source: peft #602, #876.
     """
     if not subject.model.lora.enabled:
         return None
     classifier = small_classifier(subject)
-    _randomise(classifier)
-    rows = [r.tolist() for r in _rows_of(subject)]
-    with torch.no_grad():
-        mine = [_logits(classifier, r) for r in rows]
+    randomise(classifier)
     where = subject.scratch / "reload"
     classifier.save(where)
-    done = subprocess.run(
-        [
-            sys.executable, "-c", RELOAD, subject.small, str(where), "3",
-            "trusted" if remote_code_allowed() else "untrusted",
-        ],
-        input=json.dumps(rows), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1][:160]
-        return failed(f"a new process cannot load it: {reason}", "it cannot be served", "see the message")
-    gap = max(
-        abs(a - b)
-        for m, t in zip(mine, json.loads(done.stdout), strict=True)
-        for a, b in zip(m, t, strict=True)
-    )
+    try:
+        again = PeftModel.from_pretrained(plain_model(subject), where).eval()
+    except Exception as error:  # peft raises what its reader of the file liked
+        reason = brief(f"{type(error).__name__}: {error}", 160)
+        return failed(f"plain peft cannot load it: {reason}", "it cannot be served", "see the message")
+    with torch.no_grad():
+        theirs = [again(input_ids=row[None], use_cache=False).logits[0] for row in few_rows(subject)]
+    gap = float((logits_of(classifier, subject) - torch.stack(theirs)).abs().max())
     if gap < 1e-3:
-        return passed(f"logits differ by {gap:.0e} in a new process")
+        return passed(f"logits differ by {gap:.0e} as plain peft loads it")
     return failed(
-        f"logits differ by {gap:.2f} in a new process",
+        f"logits differ by {gap:.2f} as plain peft loads it",
         "the head is random after reload",
         'modules_to_save=["score"]',
     )
@@ -437,14 +298,12 @@ def merging_changes_little(subject: Subject) -> Finding | None:
     backbone = subject.model.backbone
     if not subject.model.lora.enabled or (backbone.precision == "nf4" and subject.config.hidden_size % 64):
         return None
-    loaded = load_base(_copy(subject), subject.small, 3)
+    loaded = load_base(copy_of(subject), subject.small, 3)
     classifier = add_adapters(loaded, lora_of(subject), 0)
-    _randomise(classifier, 0.1)
-    rows = [r.tolist() for r in _rows_of(subject)]
-    with torch.no_grad():
-        before = torch.tensor([_logits(classifier, r) for r in rows])
-        classifier.model = classifier.model.merge_and_unload()
-        after = torch.tensor([_logits(classifier, r) for r in rows])
+    randomise(classifier, 0.1)
+    before = logits_of(classifier, subject)
+    classifier.model = classifier.model.merge_and_unload()
+    after = logits_of(classifier, subject)
     gap = float((after - before).abs().max() / before.abs().max())
     shown = f"merged in {backbone.precision}, logits move by {gap:.1e} of their size"
     if gap < 1e-2:
@@ -454,24 +313,3 @@ def merging_changes_little(subject: Subject) -> Finding | None:
         "scores of the unmerged model are not those of the merged",
         "serve what was scored: do not merge, or merge into bf16",
     )
-
-
-def _rows_of(subject: Subject) -> list[Any]:
-    examples = few_examples(subject)
-    return [torch.from_numpy(examples.encoded[i].astype("int64")) for i in range(len(LENGTHS))]
-
-
-def _logits(classifier: Classifier, ids: list[int]) -> list[float]:
-    row = torch.tensor([ids], device=classifier.device)
-    return classifier(row, torch.ones_like(row), torch.tensor([len(ids) - 1], device=classifier.device))[
-        0
-    ].tolist()
-
-
-def _randomise(classifier: Classifier, adapters: float = 1.0) -> None:
-    """Give the head, and the adapters on a scale, values of a trained size, so that losing them shows."""
-    torch.manual_seed(1)
-    for name, parameter in classifier.named_parameters():
-        if parameter.requires_grad:
-            scale = adapters if "lora_B" in name else 1.0
-            torch.nn.init.normal_(parameter, std=scale * parameter.shape[-1] ** -0.5)

@@ -67,9 +67,9 @@ class Look:
         return self.high < 0 and self.forecast + self.forecast_half < 0
 
 
-def spent(share: np.ndarray | float, alpha: float, power: float = 1.0) -> np.ndarray | float:
-    """Alpha spent when a share of the budget is trained: alpha * share ** power (Kim and DeMets 1987)."""
-    return alpha * np.minimum(1.0, share) ** power
+def spent(share: float, alpha: float) -> float:
+    """Alpha spent when a share of the budget is trained: evenly (Kim and DeMets 1987, power 1)."""
+    return alpha * min(1.0, share)
 
 
 @cache
@@ -87,8 +87,6 @@ class Boundary:
     ----------
     alpha : float
         Chance, over all looks, that the statistic of a true zero crosses.
-    power : float
-        Of the spending function; 1 spends evenly, 3 late (close to O'Brien and Fleming).
     draws : int
         Simulated paths by which the critical values are found; the same for every boundary of the seed.
 
@@ -99,7 +97,6 @@ class Boundary:
     """
 
     alpha: float = 0.05
-    power: float = 1.0
     draws: int = DRAWS
     seed: int = 0
     criticals: list[float] = field(default_factory=list)
@@ -121,7 +118,7 @@ class Boundary:
         """
         noise = _noise(self.draws, self.seed, len(self.criticals) + 1)
         path = np.abs(correlation @ noise)
-        allowed = int(spent(share, self.alpha, self.power) * self.draws) - self._crossed
+        allowed = int(spent(share, self.alpha) * self.draws) - self._crossed
         still = np.sort(path[self._alive])
         allowed = max(0, min(allowed, len(still) - 1))
         critical = float(still[-1] * 1.5 if allowed == 0 else (still[-allowed] + still[-allowed - 1]) / 2)
@@ -146,16 +143,14 @@ class PairedLooks:
     ----------
     groups : ndarray of shape (n,), int
         Group of each row; rows of one group are not independent.
-    alpha, power : float
+    alpha : float
         See :class:`Boundary`.
     """
 
-    def __init__(
-        self, groups: np.ndarray, alpha: float = 0.05, power: float = 1.0, draws: int = DRAWS
-    ) -> None:
+    def __init__(self, groups: np.ndarray, alpha: float = 0.05, draws: int = DRAWS) -> None:
         self.groups = np.unique(groups, return_inverse=True)[1]
         self.looks: list[Look] = []
-        self._boundaries = [Boundary(alpha, power, draws, seed) for seed in (0, 1)]
+        self._boundaries = [Boundary(alpha, draws, seed) for seed in (0, 1)]
         self._centred: list[list[np.ndarray]] = [[], []]
         self._rows: list[np.ndarray] = []
         self._shares: list[float] = []

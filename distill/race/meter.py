@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 
 class Meter:
     """Peak memory and energy of a stretch of work: the GPU's where there is one, else the process's."""
 
     def __enter__(self) -> Meter:
         """Start."""
-        import torch
-
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self._joules = _joules()
@@ -24,8 +24,6 @@ class Meter:
 
     def readings(self) -> dict[str, Any]:
         """Peak memory in bytes, and joules where the card reports them."""
-        import torch
-
         if torch.cuda.is_available():
             peak = float(torch.cuda.max_memory_allocated())
         else:
@@ -38,8 +36,6 @@ class Meter:
 
 def _joules() -> float | None:
     """Energy the current card has used since its driver was loaded, or None."""
-    import torch
-
     if not torch.cuda.is_available():
         return None
     try:

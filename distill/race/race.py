@@ -21,6 +21,7 @@ from data.errors import UserError
 from data.files import read_json, read_parquet, write_json, write_parquet
 from data.folds import Folds
 from data.schema import Rows
+from data.softmax import softmax
 from distill.config import ModelConfig
 from distill.model.classifier import Classifier
 from distill.race.intervals import Look, PairedLooks
@@ -28,6 +29,7 @@ from distill.race.meter import Meter, parameters
 from distill.runs.crossfit import fit_part
 from distill.runs.run import Run
 from distill.training.trainer import predict_logits, train
+from ensemble.solvers.numbers import cross_entropy
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Race:
             )
         for contestant in contestants:
             train_config = contestant.run.model.train
-            n_rows = int(((folds.fold != rules.fold) & contestant.run.examples.labelled).sum())
+            n_rows = len(training_rows(contestant.run, rules.fold))
             steps = ceil(train_config.epochs * n_rows / train_config.rows_per_step)
             if steps < rules.looks:
                 raise UserError(
@@ -219,7 +221,7 @@ class Race:
         if contestant.classifier is None:
             contestant.classifier = run.untrained(seed)
         directory = run.out / f"fold-{self.rules.fold}"
-        train_rows = np.flatnonzero((self.folds.fold != self.rules.fold) & run.examples.labelled)
+        train_rows = training_rows(run, self.rules.fold)
         pause = Pause(share)
         with Meter() as meter:
             started = time.perf_counter()
@@ -268,9 +270,12 @@ class Race:
 
 def row_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Log-loss a row (n,) of logits (n, orders, K) averaged over orders."""
-    scores = logits.mean(axis=1).astype(np.float64)
-    scores -= scores.max(axis=1, keepdims=True)
-    return -(targets * (scores - np.log(np.exp(scores).sum(axis=1, keepdims=True)))).sum(axis=1)
+    return cross_entropy(softmax(logits.mean(axis=1)), targets)
+
+
+def training_rows(run: Run, fold: int) -> np.ndarray:
+    """Positions of the labelled rows outside the fold that is validated on."""
+    return np.flatnonzero((run.folds.fold != fold) & run.examples.labelled)
 
 
 def budget_tokens(run: Run, train_rows: np.ndarray) -> float:
@@ -283,10 +288,7 @@ def budget_tokens(run: Run, train_rows: np.ndarray) -> float:
 
 def share_tokens(runs: list[Run], fold: int) -> list[float]:
     """Epochs by which every run trains on as many tokens as the most frugal of them."""
-    totals = []
-    for run in runs:
-        rows = np.flatnonzero((run.folds.fold != fold) & run.examples.labelled)
-        totals.append(budget_tokens(run, rows))
+    totals = [budget_tokens(run, training_rows(run, fold)) for run in runs]
     return [run.model.train.epochs * min(totals) / total for run, total in zip(runs, totals, strict=True)]
 
 
@@ -296,7 +298,7 @@ def share_seconds(runs: list[Run], fold: int, seconds: float, scratch: Path, ste
     for run in runs:
         path = scratch / run.name / "pace.json"
         if not path.exists():
-            rows = np.flatnonzero((run.folds.fold != fold) & run.examples.labelled)
+            rows = training_rows(run, fold)
             classifier = run.untrained(seed=0)
             few = rows[: steps * run.model.train.rows_per_step]
             config = replace(run.model.train, epochs=1, checkpoint_steps=0)

@@ -208,13 +208,16 @@ def no_pad_token(healthy, out):
 
 @fault("special_tokens_in_text")
 def marker_not_flagged_special(healthy, out):
+    """To an encoder that goes by the flag alone."""
     from tokenizers import AddedToken
 
     target = copied(healthy.gemma2, out)
     tokenizer = tokenizer_of(target)
     tokenizer.add_tokens([AddedToken("<end_of_turn>", special=False)])
     tokenizer.save_pretrained(target)
-    yield target, {}
+    flagged = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    with mock.patch("data.encoding.encode.special_ids", return_value=flagged):
+        yield target, {}
 
 
 @fault("verdict_cue_kept")
@@ -414,16 +417,16 @@ def head_quantised(healthy, out):
 
 @contextmanager
 def other_adapters(change) -> Iterator[None]:
-    from distill.doctor import training as checks_training
+    from distill.doctor import rehearsal
 
-    real = checks_training.add_adapters
+    real = rehearsal.add_adapters
 
     def faulty(*args, **kwargs):
         classifier = real(*args, **kwargs)
         change(classifier)
         return classifier
 
-    with mock.patch.object(checks_training, "add_adapters", faulty):
+    with mock.patch.object(rehearsal, "add_adapters", faulty):
         yield
 
 
@@ -480,7 +483,7 @@ def micro_batch_means_averaged(healthy, out):
         yield healthy.llama, {}
 
 
-@fault("effective_adapter_rate_of_recipe", status="warn")
+@fault("effective_adapter_rate", status="warn")
 def adapter_rate_far_off(healthy, out):
     site = replace(healthy, llama=Path("nobody/has-this"))
     yield recipe_file(site, out, lora__alpha=512.0, lora__r=16), {}

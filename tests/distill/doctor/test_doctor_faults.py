@@ -63,13 +63,9 @@ def test_every_check_has_a_source_a_healthy_case_and_a_fault(healthy_results):
     for check in all_checks():
         assert "Source:" in (check.function.__doc__ or ""), check.name
     names = {check.name for check in all_checks()}
-    assert names - {f.check for f in FAULTS} == {"fast_tokenizer", "effective_adapter_rate"}
-    # healthy cases of these need a chat template, a quantised checkpoint, an absent backbone: tests below
-    assert names - seen_healthy == {
-        "chat_template_start",
-        "four_bit_settings",
-        "effective_adapter_rate_of_recipe",
-    }
+    assert names - {f.check for f in FAULTS} == {"fast_tokenizer"}
+    # healthy cases of these need a chat template, a quantised checkpoint: tests below
+    assert names - seen_healthy == {"chat_template_start", "four_bit_settings"}
 
 
 @pytest.mark.parametrize("family", ENCODERS)
@@ -145,10 +141,10 @@ def test_healthy_chat_templates_and_quantised_checkpoints_pass(healthy, tmp_path
 
 
 def test_adapter_rates_are_judged_at_full_width_only(tmp_path):
-    from distill.doctor.training import effective_adapter_rate, effective_adapter_rate_of_recipe
+    from distill.doctor.training import effective_adapter_rate
 
     for subject in open_subjects("lmsys", tmp_path):
-        assert effective_adapter_rate_of_recipe(subject).status == "pass"
+        assert effective_adapter_rate(subject).status == "pass"
 
     class Wide:
         hidden_size = 4096

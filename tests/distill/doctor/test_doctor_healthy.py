@@ -185,3 +185,15 @@ def test_real_checkpoints_are_healthy(name, tmp_path):
     if not home or not path.is_dir():
         pytest.skip("set DISTILLSTACK_MODELS to a directory of real checkpoints")
     assert not bad(found(path, tmp_path))
+
+
+def test_a_remedy_is_one_that_helps_its_family(tiny, tmp_path):
+    """Packs keep Gemma-2's residuals in float32, not Gemma's."""
+    for family, packs_help in (("gemma", False), ("gemma2", True)):
+        out = tmp_path / family
+        out.mkdir()
+        site = Site(llama=tiny(family), gemma2=tiny(family), run=out, data=out)
+        recipe = recipe_file(site, out, backbone__precision="fp16")
+        results = found(recipe, out, "declared_precision", "activations_fit_dtype")
+        assert (not bad(results)) == packs_help, results
+        assert "packed: true" not in "".join(r.fix for r in results.values())
