@@ -149,9 +149,9 @@ class LoraConfig:
 class EncodeConfig:
     """Truncation: see :class:`data.encoding.truncate.Truncation`."""
 
-    max_length: int = setting(1024, "tokens of a row at most")
-    prompt_share: float = setting(0.25, "of them for the prompt")
-    side: str = setting("middle", "where longer turns are cut")
+    max_length: int = setting(1024, "tokens of a row at most", least=16)
+    prompt_share: float = setting(0.25, "of them for the prompt", between=(0, 1))
+    side: str = setting("middle", "where longer turns are cut", choices=("left", "right", "middle"))
     turns: bool = setting(True, "cut turn by turn")
     marker: str = setting(" […] ", "stands where something was cut")
 
@@ -288,8 +288,8 @@ class StudentConfig(ModelConfig):
 class DataConfig:
     """The embedded simulated arena, used when no ``--data`` is given."""
 
-    rows: int = setting(1500, "rows of the arena")
-    folds: int = setting(3, "folds of the arena")
+    rows: int = setting(1500, "rows of the arena", above=0)
+    folds: int = setting(3, "folds of the arena", least=2)
     seed: int = setting(0, "of arena and folds", between=(0, MOST_SEED))
 
 

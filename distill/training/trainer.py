@@ -214,7 +214,7 @@ class ClassifierTrainer(Trainer):
         """Means of the loss's terms over the steps since the last log; none of a loss that has but one."""
         steps, own = max(1, self._steps_of_terms), {n: float(v) for n, v in self._terms.items()}
         self._terms, self._steps_of_terms = {}, 0
-        if not getattr(self.row_loss, "terms", {}):
+        if not hasattr(self.row_loss, "terms"):  # the same in every process, which all gather or none
             return {}
         parts = gathered(own)
         names = dict.fromkeys(name for part in parts for name in part)
