@@ -130,5 +130,5 @@ def refuse_particular(options: SourceOptions, where: str, name: str, takes: tupl
             raise UserError(f"{where}: --margin makes ties of UltraFeedback's ratings; leave it out here")
         raise UserError(
             f"{where}: is read as {name}, where --{option} has no meaning; leave it out, "
-            "or read the source as a plain table with --format table"
+            "or prepare the source as a plain table (data.prepare --format table)"
         )

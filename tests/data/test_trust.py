@@ -145,7 +145,9 @@ def test_a_mirrors_file_that_was_changed_is_fetched_again(temporary: Path) -> No
 def test_ids_and_paths_do_not_command_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = ["id,prompt,label"] + [f"r{i},same prompt {i % 7},{'ab'[i % 2]}\x1b[31m" for i in range(14)]
+    lines = ["id,prompt,label"] + [
+        f"r{i},{'same' * (i + 1)} prompt {i},{'ab'[i % 2]}\x1b[31m" for i in range(14)
+    ]
     (tmp_path / "t\x1b[2J.csv").write_text("\n".join(lines))
     with pytest.raises(UserError) as refused:
         main(["--source", str(tmp_path / "t\x1b[2J.csv"), "--out", str(tmp_path / "out"), "--folds", "2"])

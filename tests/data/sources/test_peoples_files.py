@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.dataset import load_prepared
+from data.dataset import columns_of, load_prepared
 from data.errors import UserError
 from data.folds import Folds
 from data.prepare import main
 from data.schema import Rows
+from data.sources.read import read_source
 from tests.helpers.source_files import write_csv, write_jsonl
 
 WORDS = "river stone candle harbor train engine garden silver apple forest paper monkey".split()
@@ -56,7 +57,7 @@ def test_named_classes_count_from_where_they_do(tmp_path: Path) -> None:
 
 
 def test_a_stray_label_is_refused_as_the_stack_refuses_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="row r7 has label '0', none of the 3 classes"):
+    with pytest.raises(UserError, match="row r7 has label 0, none of the 3 classes"):
         prepared(tmp_path, table(tmp_path, [*"1231231", "0", *"123"]), "--classes", "1,2,3")
 
 
@@ -147,6 +148,7 @@ def test_a_text_and_a_label_without_ids(tmp_path: Path, capsys: pytest.CaptureFi
     rows, _, manifest = prepared(tmp_path, source)
     assert rows.row_ids[:2] == ["0", "1"]
     assert manifest["columns"] == {"t.csv": {"prompt": "text", "label": "target"}}
+    assert columns_of(tmp_path / "out") == {"prompt": "text", "label": "target"}
     shown = capsys.readouterr().out
     assert "rows numbered from 0" in shown
     assert "column text read as prompt" in shown
@@ -161,6 +163,7 @@ def test_a_column_of_ids_is_known_by_its_name_where_none_repeats(
     rows = [[f"e{i if ids else i % 3}", words(i), "ab"[i % 2]] for i in range(12)]
     found, _, manifest = prepared(tmp_path, write_csv(tmp_path / "t.csv", [name, "prompt", "label"], rows))
     assert found.row_ids[1] == ("e1" if ids else "1")
+    assert read_source(str(tmp_path / "t.csv"))[0].id_name == (name if ids else "id")
     assert manifest["columns"]["t.csv"].get("row_id") == (name if ids else None)
 
 

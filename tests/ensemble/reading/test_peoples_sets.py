@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.helpers.stack_files import CLASSES, competition, write_csv
 
 from data.errors import UserError
 from ensemble.reading.load import load_members, load_problem
+from tests.helpers.stack_files import CLASSES, competition, write_csv
 
 N = 120
 IDS = [str(1000 + i) for i in range(N)]
