@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.command import format_table, run
 from data.errors import UserError, printable
+from data.files import refuse_impossible
 
 if TYPE_CHECKING:
     from data.encoding.encode import Encoder
@@ -50,7 +51,7 @@ def _prepare(args: argparse.Namespace) -> None:
     from data.folds import class_notes
     from data.groups import Near, largest_groups
 
-    out = Path(_required_out(args))
+    out = refuse_impossible(Path(_required_out(args)))
     encoder = _encoder(args)
     plan = _plan(args)
     near = None if plan.near is None else Near(plan.near)
@@ -103,7 +104,7 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("source", "out", "inspect", "tokenizer"):
         if getattr(args, name):
             raise UserError(f"--{name} has no meaning with --check; check first, then run the other command")
-    path = Path(args.check)
+    path = refuse_impossible(Path(args.check))
     rows, folds, manifest = check_prepared(path)
     _say(f"{path}: {len(rows):,} rows, {len(set(folds.group_ids)):,} prompt groups, {folds.n_folds} folds")
     _say(_fold_table(rows, folds))
@@ -127,7 +128,7 @@ def _inspect_prepared(args: argparse.Namespace) -> None:
             "nothing to do: give --source with --out, --check DIR, or --out DIR with --tokenizer and "
             "--inspect"
         )
-    out = Path(_required_out(args))
+    out = refuse_impossible(Path(_required_out(args)))
     encoder = _encoder(args)
     assert encoder is not None
     rows, _ = load_prepared(out)
@@ -313,7 +314,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     given = {name: value for name, value in given.items() if value is not None}
     if args.near is not None:
         try:
-            given["near"] = None if args.near == "off" else float(args.near)
+            given["near"] = None if args.near == "off" else float(args.near) or None
         except ValueError:
             raise UserError(f"--near {args.near}: give a similarity such as 0.8, or off") from None
     given["pin"] = list(args.pin)

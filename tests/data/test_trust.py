@@ -63,6 +63,10 @@ def test_names_too_long_and_places_that_cannot_be_are_named(tmp_path: Path) -> N
             refuse(long)
     with pytest.raises(UserError):
         main(["--source", str(long) + ".csv", "--out", str(tmp_path / "out")])
+    (tmp_path / "t.csv").write_text("id,prompt,label\n1,p,a\n2,q,b\n")
+    for options in (["--source", str(tmp_path / "t.csv"), "--out", str(long)], ["--check", str(long)]):
+        with pytest.raises(UserError, match="cannot be opened"):
+            main(options)
 
 
 def test_yaml_nested_too_deep_is_one_message(tmp_path: Path) -> None:
