@@ -126,6 +126,8 @@ def refuse_particular(options: SourceOptions, where: str, name: str, takes: tupl
     for option in PARTICULAR:
         if option in takes or getattr(options, option) == getattr(usual, option):
             continue
+        if option == "ids" and options.ids == "column":
+            continue  # which the others insist on in any case
         if option == "margin":
             raise UserError(f"{where}: --margin makes ties of UltraFeedback's ratings; leave it out here")
         raise UserError(

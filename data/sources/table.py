@@ -18,7 +18,7 @@ from data.schema import MAX_CLASSES, PREFERENCE, PREFERENCE_NO_TIE, Classes, Row
 from data.sources.clean import TEXT_TURNS
 from data.sources.formats import SourceOptions, source_format
 from data.sources.open import Columns, Table
-from data.sources.place import MODELS, TEXTS, Place, require
+from data.sources.place import MODELS, TEXTS, Place, are_unique, require
 from data.sources.votes import copy_labels, label_cells, soft_label_cells
 
 FIELDS = ("row_id", "prompt", "response_a", "response_b", "label", "label_probs", "model_a", "model_b")
@@ -70,7 +70,7 @@ class TableReader:
 
     def _find_ids(self, table: Table, where: str, options: SourceOptions) -> None:
         found = id_column([name for name in table.names if name not in self.chosen.values()])
-        if found is not None and _are_unique(table, found):
+        if found is not None and are_unique(table, found):
             self.chosen["row_id"] = found
         elif options.ids == "column":
             raise UserError(
@@ -117,19 +117,6 @@ def _vote_classes(table: Table) -> Classes:
     ties = {"tie", *BOTH_BAD}
     tied = any(cell_text(cell) in ties for batch in table.batches() for cell in batch["winner"])
     return PREFERENCE if tied else PREFERENCE_NO_TIE
-
-
-def _are_unique(table: Table, column: str) -> bool:
-    """Whether a column can be ids: a text or a whole number in every row, none twice."""
-    seen: set[str] = set()
-    for batch in table.batches():
-        cells = batch[column]
-        seen.update(map(str, cells))
-        if len(seen) < len(cells) or any(
-            isinstance(cell, (bool, float)) or cell in (None, "") for cell in cells
-        ):
-            return False
-    return len(seen) == sum(len(batch[column]) for batch in table.batches())
 
 
 def holds_turns(table: Table, column: str) -> bool:

@@ -223,6 +223,12 @@ def test_chosen_and_rejected_become_pairs_with_sides_by_lot(
     assert "which of them stands first by a hash of the row's id" in capsys.readouterr().out
 
 
+def test_ids_of_a_prompt_with_several_pairs_are_no_row_ids(tmp_path: Path) -> None:
+    records = [{"prompt_id": f"p{i % 6}", **CHOSEN["texts"](i % 6), "chosen": f"good {i}"} for i in range(12)]
+    rows, _, _ = prepared(tmp_path, write_jsonl(tmp_path / "t.jsonl", records))
+    assert rows.row_ids == [str(i) for i in range(12)]
+
+
 def test_conversations_written_as_one_text(tmp_path: Path) -> None:
     begin = "\n\nHuman: {}\n\nAssistant:"
     records = [
