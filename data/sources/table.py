@@ -26,7 +26,8 @@ USUAL = {
     "prompt": ("text", "sentence", "content", "question", "full_text", "body", "document", "comment_text"),
     "label": ("labels", "target", "class", "category"),
 }
-"""What the text and the label are often called; taken where a table has one of them and no field itself."""
+"""What the text and the label are often called; taken where a table has one of them, the label only beside the
+text alone."""
 
 
 @source_format("table", lambda table: False, takes=("columns", "classes", "swap", "ids"))  # where none fits
@@ -173,8 +174,12 @@ def _choose_columns(names: list[str], where: str, columns: Mapping[str, str]) ->
         chosen["row_id"] = "id"
     chosen.update(columns)
     for field, usual in USUAL.items():
-        there = [name for name in names if name.lower() in usual and name not in chosen.values()]
-        if field not in chosen and len(there) == 1 and not (field == "label" and _has_votes(names)):
+        rest = [name for name in names if name not in chosen.values() and name != id_column(names)]
+        there = [name for name in rest if name.lower() in usual]
+        alone = field == "prompt" or (
+            len(rest) == 1 and "response_a" not in chosen
+        )  # else it may be any fact
+        if field not in chosen and len(there) == 1 and alone:
             chosen[field] = there[0]
     for name, theirs in chosen.items():
         other = next((field for field in chosen if field != name and chosen[field] == theirs), None)
