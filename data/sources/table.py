@@ -26,8 +26,8 @@ USUAL = {
     "prompt": ("text", "sentence", "content", "question", "full_text", "body", "document", "comment_text"),
     "label": ("labels", "target", "class", "category"),
 }
-"""What the text and the label are often called; taken where a table has one of them, the label only beside the
-text alone."""
+"""What the text and the label are often called; taken where a table has one of them, the label only beside
+the text alone."""
 
 
 @source_format("table", lambda table: False, takes=("columns", "classes", "swap", "ids"))  # where none fits
