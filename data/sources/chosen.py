@@ -7,8 +7,8 @@ learn; which of the two becomes response A follows from a hash of the row's id.
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 from typing import Any
 
 from data.errors import UserError, brief, listing
@@ -74,7 +74,8 @@ class ChosenReader:
             pair = tuple(clean_text(text, place.cleaning, where) for text in (chosen, rejected))
             return [clean_text(prompt, place.cleaning, where)], (pair[0], pair[1])
         if texts and prompt is None:
-            shared = os.path.commonprefix([chosen, rejected])
+            alike = itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))
+            shared = "".join(character for character, _ in alike)
             at = max((shared.rfind(s) + len(s) for s in SPEAKERS if s in shared), default=0)
             if not at:
                 raise UserError(

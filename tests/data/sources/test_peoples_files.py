@@ -16,7 +16,20 @@ from data.schema import Rows
 from data.sources.read import read_source
 from tests.helpers.source_files import write_csv, write_jsonl
 
-WORDS = "river stone candle harbor train engine garden silver apple forest paper monkey".split()
+WORDS = [
+    "river",
+    "stone",
+    "candle",
+    "harbor",
+    "train",
+    "engine",
+    "garden",
+    "silver",
+    "apple",
+    "forest",
+    "paper",
+    "monkey",
+]
 
 
 def words(i: int, n: int = 9) -> str:
@@ -45,7 +58,7 @@ def pairs(tmp_path: Path, labels: list[str], as_lists: bool = False) -> str:
 @pytest.mark.parametrize("as_lists", [False, True])
 def test_labels_of_a_pair_that_count_from_1_are_refused(tmp_path: Path, as_lists: bool) -> None:
     source = pairs(tmp_path, ["1", "2"] * 6, as_lists)
-    with pytest.raises(UserError, match="none is 0.*--classes"):
+    with pytest.raises(UserError, match=r"none is 0.*--classes"):
         prepared(tmp_path, source)
     assert not (tmp_path / "out").exists()
 

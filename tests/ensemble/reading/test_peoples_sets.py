@@ -138,7 +138,7 @@ def test_labels_by_index_in_another_order_than_the_columns(tmp_path: Path) -> No
     order = [0, 2, 1]
     paths = [write_set(tmp_path / f"o{m}.csv", P[:, m][:, order], ["a", "tie", "b"]) for m in range(2)]
     lines = list(zip(IDS, y.tolist(), strict=True))
-    with pytest.raises(UserError, match="read as 0 = a, 1 = tie, 2 = b.*Give the labels as class names"):
+    with pytest.raises(UserError, match=r"read as 0 = a, 1 = tie, 2 = b.*Give the labels as class names"):
         load_problem(paths, write_csv(tmp_path / "y.csv", ["id", "label"], lines))
     named = write_csv(tmp_path / "n.csv", ["id", "label"], [[i, ("a", "b", "tie")[k]] for i, k in lines])
     assert not load_problem(paths, named).notes
