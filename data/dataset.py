@@ -268,6 +268,28 @@ def check_prepared(path: Path) -> tuple[Rows, Folds, dict[str, Any]]:
     return rows, folds, manifest
 
 
+def columns_of(path: Path, source: str | None = None) -> dict[str, str]:
+    """Return which column held each field where data were prepared from a plain table.
+
+    Rows to predict come in such a table too, and are read in the same way.
+
+    Parameters
+    ----------
+    path : Path
+        Directory of prepared data.
+    source : str, optional
+        Which of several sources; the first, by default.
+
+    Returns
+    -------
+    dict of str to str
+        Field to column, as ``SourceOptions.columns`` takes; empty where they were no plain table.
+    """
+    found = (_read_manifest(path) or {}).get("columns") or {}
+    columns = found.get(source or next(iter(found), ""), {}) if isinstance(found, dict) else {}
+    return {str(name): str(column) for name, column in columns.items()}
+
+
 def group_sizes(folds: Folds) -> dict[int, tuple[int, int]]:
     """Rows and groups of every fold, pinned rows under ``PINNED``."""
     rows = Counter(folds.fold.tolist())

@@ -31,7 +31,7 @@ MAX_EXPANSION = 100
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path; when the block succeeds, flush it and rename it to ``path``."""
-    _refuse_unreadable_name(path)
+    refuse_impossible(path)
     make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     held = None
@@ -78,7 +78,7 @@ def sweep(directory: Path) -> None:
 
 def make_directory(path: Path) -> None:
     """Make a directory and its parents, if they are not there."""
-    _refuse_unreadable_name(path)
+    refuse_impossible(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -87,12 +87,21 @@ def make_directory(path: Path) -> None:
         raise UserError(f"{path}: cannot be made a directory ({_reason(error)})") from error
 
 
-def _refuse_unreadable_name(path: Path) -> None:
-    """Refuse a name whose bytes are no text: Arrow cannot open it, nor can a manifest name it."""
+def refuse_impossible(path: Path) -> Path:
+    """Return ``path``, or refuse one that cannot be looked at: no text, too long, in a directory shut to us.
+
+    Arrow cannot open a name whose bytes are no text, nor can a manifest name it.
+    """
     try:
         str(path).encode("utf-8")
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
     except UnicodeEncodeError as error:
         raise UserError(f"{brief(path)}: its name is not UTF-8 text; rename it") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{brief(path)}: cannot be opened ({_reason(error)})") from error
+    return path
 
 
 @contextmanager
@@ -171,7 +180,7 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 def require_file(path: Path, what: str = "file") -> Path:
     """Return ``path`` if it is a file, else say which ``what`` is missing."""
-    _refuse_unreadable_name(path)
+    refuse_impossible(path)
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a directory where a {what} was expected")

@@ -122,7 +122,7 @@ def make_folds(
     if seed < 0:
         raise UserError(f"a seed of {seed} is negative; give 0 or more")
     to_pin = _rows_of(rows, pin)
-    groups = group_rows(rows, near, notes)
+    groups = group_rows(rows, near, True, notes)
     names, group_of_row = np.unique(np.array(groups), return_inverse=True)
     validated = np.bincount(group_of_row, weights=~to_pin, minlength=len(names)) > 0
     if validated.sum() < n_folds:
@@ -336,7 +336,7 @@ def check_folds(folds: Folds, rows: Rows, where: Path | str) -> Folds:
 
 def check_near(folds: Folds, rows: Rows, near: Near, where: Path | str) -> None:
     """Refuse folds, in the order of ``rows``, that split near-duplicate prompts."""
-    _refuse_split(group_rows(rows, near), folds, "near-duplicate group", where)
+    _refuse_split(group_rows(rows, near, True), folds, "near-duplicate group", where)
 
 
 def _refuse_split(groups: list[str], folds: Folds, what: str, where: Path | str) -> None:

@@ -94,7 +94,9 @@ def prompts_of(rows: Rows) -> Iterator[list[str]]:
         yield from batch.column(0).to_pylist()
 
 
-def group_rows(rows: Rows, near: Near | None = None, notes: list[str] | None = None) -> list[str]:
+def group_rows(
+    rows: Rows, near: Near | None = None, part: bool = False, notes: list[str] | None = None
+) -> list[str]:
     """Return a group id a row.
 
     Parameters
@@ -102,8 +104,10 @@ def group_rows(rows: Rows, near: Near | None = None, notes: list[str] | None = N
     rows : Rows
     near : Near, optional
         Unite near-duplicates too; the smallest id of the united groups becomes theirs.
+    part : bool
+        Part crowds that share a long text by the rest of theirs: :func:`part_by_rest`.
     notes : list of str, optional
-        Gets what the user should know of how they were united.
+        Gets what the user should know of that.
     """
     exact = group_prompts(progress(prompts_of(rows), "grouping prompts", len(rows), "row"))
     if near is None:
@@ -112,7 +116,8 @@ def group_rows(rows: Rows, near: Near | None = None, notes: list[str] | None = N
     for i, group in enumerate(exact):
         first.setdefault(group, i)
     names = list(first)
-    roots = part_by_rest(rows, np.fromiter(first.values(), np.int64, len(first)), near, notes)
+    index = np.fromiter(first.values(), np.int64, len(first))
+    roots = part_by_rest(rows, index, near, notes) if part else unite_near(rows, index, near)
     smallest: dict[int, str] = {}
     for name, root in zip(names, roots.tolist(), strict=True):
         smallest[root] = min(name, smallest.get(root, name))

@@ -78,9 +78,10 @@ class LabelReader:
             self.indices.add(k)
         if k is None:
             allowed = "" if None not in self._numbers else f" or an index from 0 to {self.classes.n - 1}"
+            shown = brief(value) if isinstance(value, (str, int, float)) else repr(brief(value))
             counted = number == self.classes.n and None in self._numbers
             raise UserError(
-                f"{self.where}: row {brief(row_id)} has label {brief(value)!r}, none of the {self.classes.n} "
+                f"{self.where}: row {brief(row_id)} has label {shown}, none of the {self.classes.n} "
                 f"classes; give a class name ({listing(self.classes.names)}){allowed}"
                 f"{'; do the labels count from 1? write them as names' if counted else ''}"
             )
@@ -118,5 +119,5 @@ def winner_index(value: object, n_classes: int, row_id: str, where: str) -> int 
 
 
 def _whole(text: str | None) -> int | None:
-    match = re.fullmatch(r"([+-]?\d{1,18})(\.0*)?", text or "")
+    match = re.fullmatch(r"([+-]?(?:0|[1-9]\d{0,17}))(\.0*)?", text or "")
     return int(match[1]) if match else None

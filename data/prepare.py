@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.command import format_table, parser_of, run
 from data.errors import UserError, printable
+from data.files import refuse_impossible
 
 if TYPE_CHECKING:
     from data.encoding.encode import Encoder
@@ -50,7 +51,7 @@ def _prepare(args: argparse.Namespace) -> None:
     from data.folds import class_notes
     from data.groups import Near, largest_groups
 
-    out = Path(_required_out(args))
+    out = refuse_impossible(Path(_required_out(args)))
     encoder = _encoder(args)
     plan = _plan(args)
     near = None if plan.near is None else Near(plan.near)
@@ -64,19 +65,16 @@ def _prepare(args: argparse.Namespace) -> None:
 
         groups = len(set(folds.group_ids))
         names = ", ".join(args.source)
-        print(
-            f"{printable(names)} -> {printable(str(out))}: {len(rows):,} rows, {groups:,} prompt groups, "
-            f"{folds.n_folds} folds"
-        )
-        print(_fold_table(rows, folds))
-        print("\n".join([*notes, *(f"note: {line}" for line in class_notes(rows, folds))]))
+        _say(f"{names} -> {out}: {len(rows):,} rows, {groups:,} prompt groups, {folds.n_folds} folds")
+        _say(_fold_table(rows, folds))
+        _say("\n".join([*notes, *(f"note: {line}" for line in class_notes(rows, folds))]))
         for group, n, prompt in largest_groups(rows, folds.group_ids):
-            print(f"group {group}: {n:,} rows, {prompt}")
+            _say(f"group {group}: {n:,} rows, {prompt}")
         if plan.pin:
             _report_pins(rows, folds, plan)
     if encoder is not None:  # the store has its own way with other commands: it waits for them
         _tokens(args, encoder, rows, out)
-    print(f"{out / 'folds.parquet'}: {'kept as it was' if folds_stood else 'written'}")
+    _say(f"{out / 'folds.parquet'}: {'kept as it was' if folds_stood else 'written'}")
 
 
 def _read(plan: Plan, scratch: Path) -> tuple[Rows, list[str], dict]:
@@ -106,19 +104,19 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("source", "out", "inspect", "tokenizer"):
         if getattr(args, name):
             raise UserError(f"--{name} has no meaning with --check; check first, then run the other command")
-    path = Path(args.check)
+    path = refuse_impossible(Path(args.check))
     rows, folds, manifest = check_prepared(path)
-    print(f"{path}: {len(rows):,} rows, {len(set(folds.group_ids)):,} prompt groups, {folds.n_folds} folds")
-    print(_fold_table(rows, folds))
+    _say(f"{path}: {len(rows):,} rows, {len(set(folds.group_ids)):,} prompt groups, {folds.n_folds} folds")
+    _say(_fold_table(rows, folds))
     how = "equal prompts"
     if manifest["near"]:
         how += f" and near-duplicates (similarity {manifest['near']['threshold']} and above)"
-    print(f"no group of {how} is split; every hash and count of the manifest holds")
+    _say(f"no group of {how} is split; every hash and count of the manifest holds")
     for store in sorted(path.glob("tokens-*")):
         wrong = check_store(store, {"rows_hash": manifest["rows_hash"], "n_rows": len(rows)})
         if wrong is not None:
             raise UserError(f"{store}: {wrong}; delete it, or build it again with --tokenizer")
-        print(f"{store}: every byte as it was written")
+        _say(f"{store}: every byte as it was written")
 
 
 def _inspect_prepared(args: argparse.Namespace) -> None:
@@ -130,7 +128,7 @@ def _inspect_prepared(args: argparse.Namespace) -> None:
             "nothing to do: give --source with --out, --check DIR, or --out DIR with --tokenizer and "
             "--inspect"
         )
-    out = Path(_required_out(args))
+    out = refuse_impossible(Path(_required_out(args)))
     encoder = _encoder(args)
     assert encoder is not None
     rows, _ = load_prepared(out)
@@ -144,7 +142,7 @@ def _tokens(args: argparse.Namespace, encoder: Encoder, rows: Rows, out: Path) -
 
     tokens, what = open_tokens(rows, encoder, out)
     lengths = measure(encoder, tokens, rows.classes.swap is not None)
-    print(
+    _say(
         f"tokens: {what}, {len(tokens.ids):,} in {len(tokens):,} rows; at max_length {args.max_length:,} "
         f"{(lengths.rows > args.max_length).mean():.1%} of rows are cut"
     )
@@ -164,13 +162,13 @@ def _tokens(args: argparse.Namespace, encoder: Encoder, rows: Rows, out: Path) -
     for row in shown.tolist():
         print(show_row(encoder, tokens, rows, row, colour))
     header = ["tokens", *(f"{p} %" if p < 100 else "longest" for p in PERCENTILES)]
-    print(format_table(header, [[n, *(f"{v:,.0f}" for v in vs)] for n, vs in lengths.percentiles()]))
+    _say(format_table(header, [[n, *(f"{v:,.0f}" for v in vs)] for n, vs in lengths.percentiles()]))
     shares = cuts(encoder, tokens, lengths, rows.classes.swap is not None)
     lines = [[f"{limit:,}", f"{cut:.1%}", f"{lost:.1%}"] for limit, cut, lost in shares]
-    print(format_table(["max_length", "rows cut", "tokens lost"], lines))
+    _say(format_table(["max_length", "rows cut", "tokens lost"], lines))
     title = f"{Path(args.tokenizer).name}, template {encoder.template.name}, {len(rows):,} rows"
     write_text(out / PLOT, plot(lengths, args.max_length, title))
-    print(f"{out / PLOT}: the distribution as a plot")
+    _say(f"{out / PLOT}: the distribution as a plot")
 
 
 @contextmanager
@@ -279,6 +277,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _say(text: str) -> None:
+    """Print lines, whatever text of rows and paths is in them: none commands the terminal."""
+    print("\n".join(printable(line) for line in text.split("\n")))
+
+
 def _required_out(args: argparse.Namespace) -> str:
     if not args.out:
         raise UserError("--out is missing; say which directory to write")
@@ -318,7 +321,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     given = {name: value for name, value in given.items() if value is not None}
     if args.near is not None:
         try:
-            given["near"] = None if args.near == "off" else float(args.near)
+            given["near"] = None if args.near == "off" else float(args.near) or None
         except ValueError:
             raise UserError(f"--near {args.near}: give a similarity such as 0.8, or off") from None
     given["pin"] = list(args.pin)
@@ -378,7 +381,7 @@ def _report_pins(rows: Rows, folds: Folds, plan: Plan) -> None:
     line = f"pinned to every training: {pinned:,} of the {wanted:,} rows of {', '.join(plan.pin)}"
     if pinned < wanted:
         line += f"; the other {wanted - pinned:,} share a prompt with validated rows and are dealt with them"
-    print(line)
+    _say(line)
 
 
 def _fold_table(rows: Rows, folds: Folds) -> str:
@@ -404,7 +407,7 @@ def _fold_table(rows: Rows, folds: Folds) -> str:
         lines.append(["pinned" if k == PINNED else str(k), f"{n:,}", f"{groups:,}", *shares])
     shares = [f"{np.mean(rows.labels == stratum):.3f}" for stratum in strata]
     lines.append(["all", f"{len(rows):,}", f"{len(set(folds.group_ids)):,}", *shares])
-    table = format_table(["fold", "rows", "groups", *(printable(name) for name in names)], lines)
+    table = format_table(["fold", "rows", "groups", *names], lines)
     rest = rows.classes.n - len([stratum for stratum in strata if stratum >= 0])
     return f"{table}\n{rest:,} rarer classes are not shown" if rest else table
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CLASSES_KEY = b"distillstack.classes"
 SWAP_KEY = b"distillstack.swap"
+ID_KEY = b"distillstack.id"
+"""In the metadata of rows just read: what their source calls its column of ids."""
 SUM_TOLERANCE = 5e-3
 """Probabilities rounded to a few digits may miss 1 by this; they are then normalised."""
 HASH_ROWS = 4096
@@ -125,6 +127,11 @@ class Rows:
     def row_ids(self) -> list[str]:
         """Row ids in table order."""
         return self.table.column("row_id").to_pylist()
+
+    @property
+    def id_name(self) -> str:
+        """What the source of rows just read calls its column of ids; ``id`` where it has none."""
+        return (self.table.schema.metadata or {}).get(ID_KEY, b"id").decode()
 
     @cached_property
     def labels(self) -> np.ndarray:

@@ -7,18 +7,18 @@ learn; which of the two becomes response A follows from a hash of the row's id.
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 from typing import Any
 
 from data.errors import UserError, brief, listing
 from data.ids import id_column
 from data.schema import PREFERENCE_NO_TIE, Rows, make_rows
 from data.sources.clean import DEALT, clean_text
-from data.sources.formats import source_format
+from data.sources.formats import SourceOptions, source_format
 from data.sources.messages import read_turns
 from data.sources.open import Columns, Table
-from data.sources.place import Place, is_turned
+from data.sources.place import Place, are_unique, is_turned
 
 SIDES = ("chosen", "rejected")
 SPEAKERS = ("\n\nAssistant:", "\n\nassistant:", "<|assistant|>", "<|im_start|>assistant")
@@ -30,13 +30,17 @@ def is_chosen(table: Table) -> bool:
     return set(SIDES) <= set(table.names) and "score_chosen" not in table.names
 
 
-@source_format("chosen", is_chosen)
+@source_format("chosen", is_chosen, takes=("ids",))
 class ChosenReader:
     """Reads pairs of a chosen and a rejected response; no ties."""
 
-    def __init__(self, table: Table, where: str, options: object) -> None:
+    def __init__(self, table: Table, where: str, options: SourceOptions) -> None:
         wanted = id_column([name for name in table.names if name not in ("prompt", *SIDES)])
-        self.id_column = wanted
+        if wanted is not None and wanted.lower() not in ("id", "row_id") and not are_unique(table, wanted):
+            wanted = None  # of a prompt that has several pairs
+        self.id_column = None if options.ids == "row-number" else wanted
+        if wanted is None and options.ids == "column":
+            raise UserError(f"{where}: no column row_id or id among {listing(table.names, 12)}; add one")
 
     def __call__(self, columns: Columns, place: Place) -> Rows:
         """Read one batch."""
@@ -70,7 +74,8 @@ class ChosenReader:
             pair = tuple(clean_text(text, place.cleaning, where) for text in (chosen, rejected))
             return [clean_text(prompt, place.cleaning, where)], (pair[0], pair[1])
         if texts and prompt is None:
-            shared = os.path.commonprefix([chosen, rejected])  # noqa: RUF071  of texts
+            alike = itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))
+            shared = "".join(character for character, _ in alike)
             at = max((shared.rfind(s) + len(s) for s in SPEAKERS if s in shared), default=0)
             if not at:
                 raise UserError(

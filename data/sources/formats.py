@@ -126,9 +126,11 @@ def refuse_particular(options: SourceOptions, where: str, name: str, takes: tupl
     for option in PARTICULAR:
         if option in takes or getattr(options, option) == getattr(usual, option):
             continue
+        if option == "ids" and options.ids == "column":
+            continue  # which the others insist on in any case
         if option == "margin":
             raise UserError(f"{where}: --margin makes ties of UltraFeedback's ratings; leave it out here")
         raise UserError(
             f"{where}: is read as {name}, where --{option} has no meaning; leave it out, "
-            "or read the source as a plain table with --format table"
+            "or prepare the source as a plain table (data.prepare --format table)"
         )

@@ -32,7 +32,9 @@ class LmsysReader:
     """
 
     def __init__(self, table: Table, where: str, options: SourceOptions) -> None:
-        self.lists = _are_lists(table)
+        first = next((batch for batch in table.batches() if batch["id"]), {})
+        cells = [cell for name in TEXTS for cell in first.get(name, [])[:1]]
+        self.lists = any(isinstance(cell, list) or str(cell).startswith("[") for cell in cells)
 
     def __call__(self, columns: Columns, place: Place) -> Rows:
         """Read one batch."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from data.errors import UserError, brief, listing
 from data.schema import Classes
 from data.sources.clean import Cleaning, clean_text, clean_turns, is_utf8
-from data.sources.open import Columns
+from data.sources.open import Columns, Table
 
 TEXTS = ("prompt", "response_a", "response_b")
 MODELS = {"model_a": "model_a", "model_b": "model_b"}
@@ -120,3 +120,16 @@ def require(columns: Columns | list[str], names: list[str], where: str) -> None:
     missing = [name for name in names if name not in columns]
     if missing:
         raise UserError(f"{where}: no column {listing(missing)}; it has {listing(columns, 12)}")
+
+
+def are_unique(table: Table, column: str) -> bool:
+    """Whether a column can be ids: a text or a whole number in every row, none twice."""
+    seen: set[str] = set()
+    for batch in table.batches():
+        cells = batch[column]
+        seen.update(map(str, cells))
+        if len(seen) < len(cells) or any(
+            isinstance(cell, (bool, float)) or cell in (None, "") for cell in cells
+        ):
+            return False
+    return len(seen) == sum(len(batch[column]) for batch in table.batches())

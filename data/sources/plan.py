@@ -18,7 +18,7 @@ from data.sources.formats import SourceOptions
 from data.sources.place import source_name
 
 REPEATS = ("drop", "keep")
-IDS = ("auto", "column", "row-number")
+IDS = ("column", "row-number", "auto")
 _SOURCE_KEYS = ("path", "pin", *(entry.name for entry in fields(SourceOptions)))
 
 

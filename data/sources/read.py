@@ -17,7 +17,7 @@ from data.errors import UserError
 from data.ids import refuse_repeated
 from data.labels import refuse_counting
 from data.progress import progress
-from data.schema import CLASSES_KEY, Rows, read_rows
+from data.schema import CLASSES_KEY, ID_KEY, Rows, read_rows
 from data.sources import chosen, lmarena, lmsys, pandalm, table, ultrafeedback, wsdm  # noqa: F401  they register
 from data.sources.clean import Cleaning, is_utf8
 from data.sources.formats import AUTO, FORMATS, Reader, SourceOptions, current_name, refuse_particular
@@ -95,6 +95,9 @@ def read_source(
     if place.perhaps_soft and rows.table.column("label_probs").null_count == len(rows):
         rows = Rows(rows.table.drop_columns(["label_probs"]), rows.classes)
     refuse_repeated(rows.row_ids, source)
+    if "row_id" in cleaning.columns:
+        named = {ID_KEY: cleaning.columns["row_id"].encode()}
+        rows = Rows(rows.table.replace_schema_metadata(named), rows.classes)
     return rows, cleaning
 
 

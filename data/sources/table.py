@@ -18,7 +18,7 @@ from data.schema import MAX_CLASSES, PREFERENCE, PREFERENCE_NO_TIE, Classes, Row
 from data.sources.clean import TEXT_TURNS
 from data.sources.formats import SourceOptions, source_format
 from data.sources.open import Columns, Table
-from data.sources.place import MODELS, TEXTS, Place, require
+from data.sources.place import MODELS, TEXTS, Place, are_unique, require
 from data.sources.votes import copy_labels, label_cells, soft_label_cells
 
 FIELDS = ("row_id", "prompt", "response_a", "response_b", "label", "label_probs", "model_a", "model_b")
@@ -26,7 +26,8 @@ USUAL = {
     "prompt": ("text", "sentence", "content", "question", "full_text", "body", "document", "comment_text"),
     "label": ("labels", "target", "class", "category"),
 }
-"""What the text and the label are often called; taken where a table has one of them and no field itself."""
+"""What the text and the label are often called; taken where a table has one of them, the label only beside
+the text alone."""
 
 
 @source_format("table", lambda table: False, takes=("columns", "classes", "swap", "ids"))  # where none fits
@@ -70,7 +71,7 @@ class TableReader:
 
     def _find_ids(self, table: Table, where: str, options: SourceOptions) -> None:
         found = id_column([name for name in table.names if name not in self.chosen.values()])
-        if found is not None and _are_unique(table, found):
+        if found is not None and are_unique(table, found):
             self.chosen["row_id"] = found
         elif options.ids == "column":
             raise UserError(
@@ -117,19 +118,6 @@ def _vote_classes(table: Table) -> Classes:
     ties = {"tie", *BOTH_BAD}
     tied = any(cell_text(cell) in ties for batch in table.batches() for cell in batch["winner"])
     return PREFERENCE if tied else PREFERENCE_NO_TIE
-
-
-def _are_unique(table: Table, column: str) -> bool:
-    """Whether a column can be ids: a text or a whole number in every row, none twice."""
-    seen: set[str] = set()
-    for batch in table.batches():
-        cells = batch[column]
-        seen.update(map(str, cells))
-        if len(seen) < len(cells) or any(
-            isinstance(cell, (bool, float)) or cell in (None, "") for cell in cells
-        ):
-            return False
-    return len(seen) == sum(len(batch[column]) for batch in table.batches())
 
 
 def holds_turns(table: Table, column: str) -> bool:
@@ -186,8 +174,12 @@ def _choose_columns(names: list[str], where: str, columns: Mapping[str, str]) ->
         chosen["row_id"] = "id"
     chosen.update(columns)
     for field, usual in USUAL.items():
-        there = [name for name in names if name.lower() in usual and name not in chosen.values()]
-        if field not in chosen and len(there) == 1 and not (field == "label" and _has_votes(names)):
+        rest = [name for name in names if name not in chosen.values() and name != id_column(names)]
+        there = [name for name in rest if name.lower() in usual]
+        alone = field == "prompt" or (
+            len(rest) == 1 and "response_a" not in chosen
+        )  # else it may be any fact
+        if field not in chosen and len(there) == 1 and alone:
             chosen[field] = there[0]
     for name, theirs in chosen.items():
         other = next((field for field in chosen if field != name and chosen[field] == theirs), None)

@@ -195,12 +195,13 @@ def rows_of(table: pa.Table, shard: Shard, saved: SavedModel) -> Rows:
         known = Rows(table, classes_of(table.schema, Path(shard.file), saved.classes))
         return validate(known, where)
     columns: Columns = table.to_pydict()
-    options = SourceOptions(classes=saved.classes.names, swap=saved.classes.swap)
+    # Numbers would begin anew in every shard.
+    options = SourceOptions(classes=saved.classes.names, swap=saved.classes.swap, ids="column")
     source = Table(table.column_names, lambda: iter([columns]))
     try:
         reader = choose_reader(source, where, options)
     except UserError:
-        reader = choose_reader(source, where, SourceOptions())
+        reader = choose_reader(source, where, SourceOptions(ids="column"))
     return reader(columns, Place(where, saved.name, Cleaning()))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.dataset import ROWS, load_prepared
 from data.errors import UserError, listing
+from data.files import refuse_impossible
 from data.folds import FOLDS, read_folds
 from data.schema import Classes
 from data.softlabels import check_joinable
@@ -43,6 +44,9 @@ def load_problem(
     seed : int
         Of new folds.
     """
+    for path in (labels, data, folds):
+        if path is not None:
+            refuse_impossible(path)
     members = load_members(oof)
     classes = members[0].classes
     if labels is not None and data is None and _has_folds(labels):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.errors import UserError, brief, listing
-from data.files import read_json, read_table, readable_parquet, sha256_text, table_columns
+from data.files import read_json, read_table, readable_parquet, refuse_impossible, sha256_text, table_columns
 from data.ids import id_column
 from data.schema import Classes
 from data.shards import KEY, key_of
@@ -91,15 +91,10 @@ class Member:
 
 def split_name(argument: str) -> tuple[str | None, Path]:
     """Split ``NAME=PATH`` into its parts; a plain path has no name of its own."""
-    try:
-        there = Path(argument).exists()
-    except OSError as error:  # a name too long, a directory that may not be entered
-        raise UserError(f"{brief(argument)}: cannot be opened ({error.strerror})") from error
-    if "=" in argument and not there:
-        name, _, path = argument.partition("=")
-        if name and "/" not in name:
-            return name, Path(path)
-    return None, Path(argument)
+    name, equals, path = argument.partition("=")
+    if equals and name and "/" not in name and not refuse_impossible(Path(argument)).exists():
+        return name, refuse_impossible(Path(path))
+    return None, refuse_impossible(Path(argument))
 
 
 def load_member(path: Path, classes: Classes | None = None, name: str | None = None) -> Member:

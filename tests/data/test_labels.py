@@ -30,9 +30,7 @@ def test_names_go_before_indices() -> None:
 
 @pytest.mark.parametrize(("names", "cell"), [(("1", "2", "3"), 0), (("a", "b"), 2), (("a", "b"), -1)])
 def test_a_stray_label_is_refused(names: tuple[str, ...], cell: object) -> None:
-    with pytest.raises(
-        UserError, match=f"f: row r has label {str(cell)!r}, none of the {len(names)} classes"
-    ):
+    with pytest.raises(UserError, match=f"f: row r has label {cell}, none of the {len(names)} classes"):
         LabelReader(Classes(names), "f")(cell, "r")
 
 

@@ -64,6 +64,10 @@ def test_names_too_long_and_places_that_cannot_be_are_named(tmp_path: Path) -> N
             refuse(long)
     with pytest.raises(UserError):
         main(["--source", str(long) + ".csv", "--out", str(tmp_path / "out")])
+    (tmp_path / "t.csv").write_text("id,prompt,label\n1,p,a\n2,q,b\n")
+    for options in (["--source", str(tmp_path / "t.csv"), "--out", str(long)], ["--check", str(long)]):
+        with pytest.raises(UserError, match="cannot be opened"):
+            main(options)
 
 
 def test_yaml_nested_too_deep_is_one_message(tmp_path: Path) -> None:
@@ -146,7 +150,9 @@ def test_a_mirrors_file_that_was_changed_is_fetched_again(temporary: Path) -> No
 def test_ids_and_paths_do_not_command_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = ["id,prompt,label"] + [f"r{i},same prompt {i % 7},{'ab'[i % 2]}\x1b[31m" for i in range(14)]
+    lines = ["id,prompt,label"] + [
+        f"r{i},{'same' * (i + 1)} prompt {i},{'ab'[i % 2]}\x1b[31m" for i in range(14)
+    ]
     (tmp_path / "t\x1b[2J.csv").write_text("\n".join(lines))
     with pytest.raises(UserError) as refused:
         main(["--source", str(tmp_path / "t\x1b[2J.csv"), "--out", str(tmp_path / "out"), "--folds", "2"])

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.dataset import load_prepared
+from data.dataset import columns_of, load_prepared
 from data.errors import UserError
 from data.folds import Folds
 from data.prepare import main
 from data.schema import Rows
+from data.sources.read import read_source
 from tests.helpers.source_files import write_csv, write_jsonl
 
 WORDS = [
@@ -69,7 +70,7 @@ def test_named_classes_count_from_where_they_do(tmp_path: Path) -> None:
 
 
 def test_a_stray_label_is_refused_as_the_stack_refuses_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="row r7 has label '0', none of the 3 classes"):
+    with pytest.raises(UserError, match="row r7 has label 0, none of the 3 classes"):
         prepared(tmp_path, table(tmp_path, [*"1231231", "0", *"123"]), "--classes", "1,2,3")
 
 
@@ -160,6 +161,7 @@ def test_a_text_and_a_label_without_ids(tmp_path: Path, capsys: pytest.CaptureFi
     rows, _, manifest = prepared(tmp_path, source)
     assert rows.row_ids[:2] == ["0", "1"]
     assert manifest["columns"] == {"t.csv": {"prompt": "text", "label": "target"}}
+    assert columns_of(tmp_path / "out") == {"prompt": "text", "label": "target"}
     shown = capsys.readouterr().out
     assert "rows numbered from 0" in shown
     assert "column text read as prompt" in shown
@@ -174,6 +176,7 @@ def test_a_column_of_ids_is_known_by_its_name_where_none_repeats(
     rows = [[f"e{i if ids else i % 3}", words(i), "ab"[i % 2]] for i in range(12)]
     found, _, manifest = prepared(tmp_path, write_csv(tmp_path / "t.csv", [name, "prompt", "label"], rows))
     assert found.row_ids[1] == ("e1" if ids else "1")
+    assert read_source(str(tmp_path / "t.csv"))[0].id_name == (name if ids else "id")
     assert manifest["columns"]["t.csv"].get("row_id") == (name if ids else None)
 
 
@@ -231,6 +234,12 @@ def test_chosen_and_rejected_become_pairs_with_sides_by_lot(
     assert rows.table.column("prompt").to_pylist() == [[words(i)] for i in range(40)]
     assert 8 < rows.labels.sum() < 32
     assert "which of them stands first by a hash of the row's id" in capsys.readouterr().out
+
+
+def test_ids_of_a_prompt_with_several_pairs_are_no_row_ids(tmp_path: Path) -> None:
+    records = [{"prompt_id": f"p{i % 6}", **CHOSEN["texts"](i % 6), "chosen": f"good {i}"} for i in range(12)]
+    rows, _, _ = prepared(tmp_path, write_jsonl(tmp_path / "t.jsonl", records))
+    assert rows.row_ids == [str(i) for i in range(12)]
 
 
 def test_conversations_written_as_one_text(tmp_path: Path) -> None:

@@ -96,8 +96,8 @@ def test_plain_text_classes(tmp_path: Path, labels: list, names: tuple[str, ...]
         ({"id": 1, "prompt": "p"}, {"columns": {"label": "y"}}, "no column y; it has id, prompt"),
         ({"id": 1, "prompt": "p"}, {"columns": {"labels": "y"}}, "no field labels in a row table"),
         ({"id": 1, "prompt": "p", "label": "u"}, {}, "labels show 1 classes, at least two"),
-        ({"id": 1, "prompt": "p", "label": "w"}, {"classes": ("u", "v")}, "label 'w', none of the 2 classes"),
-        ({"id": 1, "prompt": "p", "label": 2}, {"classes": ("u", "v")}, "label '2', .* count from 1"),
+        ({"id": 1, "prompt": "p", "label": "w"}, {"classes": ("u", "v")}, "label w, none of the 2 classes"),
+        ({"id": 1, "prompt": "p", "label": 2}, {"classes": ("u", "v")}, "label 2, .* count from 1"),
         ({"id": 1, "prompt": {"a": 1}}, {"classes": ("u", "v")}, "row 1, column prompt holds"),
         ({"id": 1, "prompt": "p"}, {"classes": ("u", "v"), "swap": (1, 0)}, "no two responses to swap"),
         (
