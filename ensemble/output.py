@@ -148,7 +148,7 @@ def _version(name: str) -> str | None:
 
 
 def write_result(out: Path, problem: Problem, result: Result) -> None:
-    """Write the nested predictions, the trees and, last, ``stack.json``."""
+    """Write the nested predictions, rows as in the file given first, the trees and, last, ``stack.json``."""
     import pyarrow as pa
 
     from data.files import write_parquet
@@ -159,5 +159,6 @@ def write_result(out: Path, problem: Problem, result: Result) -> None:
     }
     for k, name in enumerate(problem.classes.names):
         columns[name] = pa.array(result.probs[result.chosen][:, k])
-    write_parquet(out / PREDICTIONS, pa.table(columns))
+    table = pa.table(columns)
+    write_parquet(out / PREDICTIONS, table if problem.given is None else table.take(problem.given))
     save_stack(out, stack_content(problem, result), result.fitted[result.chosen])
