@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+FEW_CLASSES = 10
+
 
 def over_classes(operation: np.ufunc, values: np.ndarray) -> np.ndarray:
-    """Reduce the last axis class by class, which is 6 times as fast as NumPy's own way for three classes."""
+    """Reduce the last axis; class by class where they are few, 6 times as fast as NumPy's way for three."""
+    if values.shape[-1] > FEW_CLASSES:
+        return operation.reduce(values, axis=-1)
     found = values[..., 0].copy()
     for k in range(1, values.shape[-1]):
         operation(found, values[..., k], out=found)

@@ -147,7 +147,10 @@ def _version(name: str) -> str | None:
 
 
 def write_result(out: Path, problem: Problem, result: Result) -> None:
-    """Write the nested predictions, the trees and, last, ``stack.json``, which binds what is beside it."""
+    """Write the nested predictions, rows as in the file given first, the trees and, last, ``stack.json``.
+
+    It binds what is beside it.
+    """
     import pyarrow as pa
 
     from data.files import write_parquet
@@ -158,6 +161,7 @@ def write_result(out: Path, problem: Problem, result: Result) -> None:
     }
     for k, name in enumerate(problem.classes.names):
         columns[name] = pa.array(result.probs[result.chosen][:, k])
-    write_parquet(out / PREDICTIONS, pa.table(columns))
+    table = pa.table(columns)
+    write_parquet(out / PREDICTIONS, table if problem.given is None else table.take(problem.given))
     files = {name: sha256_files([out / name]) for name in BOUND if (out / name).exists()}
     save_stack(out, {**stack_content(problem, result), "files": files}, result.fitted[result.chosen])

@@ -12,7 +12,7 @@ from data.softmax import over_classes, softmax
 from ensemble.methods.base import Blender, Training
 from ensemble.methods.registry import register
 from ensemble.methods.temperature import TemperatureScaling
-from ensemble.solvers.designs import PoolDesign
+from ensemble.solvers.designs import Design, PoolDesign, SharedDesign
 from ensemble.solvers.evidence import FIXED, averaged, weigh
 from ensemble.solvers.newton import SoftmaxProblem
 from ensemble.solvers.numbers import as_weights, cross_entropy, log_probs, useful_floors
@@ -26,7 +26,9 @@ SPREADS = (300.0, 100.0, 30.0, 10.0, 3.0)
 BIASES = (300.0, 30.0, 3.0, 0.3)
 """Penalties of biases."""
 MANY_NUMBERS = 500_000
-"""Beyond so many probabilities every other penalty is left out: the rows then outweigh any."""
+"""Beyond so many probabilities every other penalty is left out, and the best few: the rows outweigh both."""
+MOST_BIASES = 100
+"""Classes up to which each may have a bias: fitting these takes the square of their number."""
 SURE_SCALE = 4.0
 """What draws the sum of the weights to 1: as if it were known to within a half."""
 LEAST_SHARE = 1e-3
@@ -58,6 +60,7 @@ class LogOpinionPool(Blender):
     ----------
     weights_ : ndarray of shape (members,)
     bias_ : ndarray of shape (K,)
+        Zero beyond :data:`MOST_BIASES` classes.
     floor_ : float
     departure_ : float
         What other pools than the simple one count for, from 0 to 1.
@@ -105,13 +108,13 @@ class LogOpinionPool(Blender):
         n, n_classes, n_members = rows.logs.shape
         equal = np.full(n_members, 1 / n_members)
         if self.strength is not None:
-            penalties = np.full((1, n_members + n_classes), self.strength)
+            penalties = np.full((1, n_members + _biases(n_classes)), self.strength)
             evidence = float(weigh(rows.problem(equal), penalties).evidence[0])
             return _Choice(equal, True, 1.0, evidence, ((equal, penalties, np.ones(1)),))
         penalties = _penalties(n, n_members, n_classes)
         starts = [(equal, penalties[1:], 0.0)]  # the first is the simple pool
         simple, tempered, alone = equal, True, rows.evidence_of_temperature(equal)
-        if n_members > 1:
+        if n_members > 1 and n * n_members * n_classes <= MANY_NUMBERS:
             few, warm, evidence = rows.best_few()
             starts.append((few, penalties, evidence - rows.evidence_of_temperature(few)))
             if evidence - float(np.log(ODDS_FEW)) > alone:
@@ -143,7 +146,8 @@ class LogOpinionPool(Blender):
         for centre, penalties, shares in choice.kept:
             theta = (choice.departure / total * shares) @ weigh(rows.problem(centre), penalties).thetas
             self.weights_ = self.weights_ + turned(centre) @ theta[:n_members]
-            self.bias_ += theta[n_members:]
+            if len(theta) > n_members:
+                self.bias_ += theta[n_members:]
 
     def predict_proba(self, P: np.ndarray) -> np.ndarray:
         """Return the pooled probabilities (n, K)."""
@@ -221,10 +225,11 @@ class _Rows:
 
     def problem(self, centre: np.ndarray) -> SoftmaxProblem:
         """The regression, in coordinates of which the first is along ``centre`` (members,)."""
-        n_members, n_classes = len(centre), self.logs.shape[1]
-        point = np.zeros(n_members + n_classes)
+        n_members, n_biases = len(centre), _biases(self.logs.shape[1])
+        point = np.zeros(n_members + n_biases)
         point[0] = float(np.linalg.norm(centre))
-        design = PoolDesign(np.ascontiguousarray(self.logs @ turned(centre)))
+        features = np.ascontiguousarray(self.logs @ turned(centre))
+        design: Design = PoolDesign(features) if n_biases else SharedDesign(features)
         return SoftmaxProblem(design, self.targets, self.weights, np.ones_like(point), point)
 
     def _loss(self, probs: np.ndarray) -> float:
@@ -240,19 +245,25 @@ def turned(centre: np.ndarray) -> np.ndarray:
     return basis * np.sign(basis[:, 0] @ centre)
 
 
+def _biases(n_classes: int) -> int:
+    """How many biases are fitted."""
+    return n_classes if n_classes <= MOST_BIASES else 0
+
+
 def _penalties(n: int, n_members: int, n_classes: int) -> np.ndarray:
     """Penalties of all parameters to try, one line each; under the first only the temperature moves."""
     step = 2 if n * n_members * n_classes > MANY_NUMBERS else 1
+    n_biases = _biases(n_classes)
     spreads = (FIXED, *SPREADS[::step]) if n_members > 1 else (FIXED,)
     lines = [
         np.concatenate(
             [
                 np.full(1, SURE_SCALE * n_members),
                 np.full(n_members - 1, spread),
-                np.full(n_classes, bias),
+                np.full(n_biases, bias),
             ]
         )
-        for bias in (FIXED, *BIASES[::step])
+        for bias in ((FIXED, *BIASES[::step]) if n_biases else (FIXED,))
         for spread in spreads
     ]
     return np.array(lines)

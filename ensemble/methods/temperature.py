@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -12,8 +13,9 @@ from data.softmax import over_classes, softmax
 from ensemble.methods.base import Estimator
 from ensemble.solvers.numbers import as_targets, as_weights, log_probs
 
-LOG_T_BRACKET = (math.log(0.05), math.log(20.0))
+LEAST_T, MOST_T = 0.05, 20.0
 """Where the temperature is sought; an unbounded search once returned T = -1242 (AutoGluon PR #4396)."""
+_TOLERANCE, _FLAT, _MOST_STEPS = 1e-10, 1e-12, 100
 
 
 @dataclass
@@ -23,45 +25,59 @@ class TemperatureScaling(Estimator):
     Attributes
     ----------
     temperature_ : float
-        Above 1 softens over-confident predictions; within ``exp`` of :data:`LOG_T_BRACKET`.
+        Above 1 softens over-confident predictions; from :data:`LEAST_T` to :data:`MOST_T`.
 
     Notes
     -----
     Guo, Pleiss, Sun and Weinberger, *On calibration of modern neural networks* (ICML 2017). The loss is
-    convex in 1/T, so its derivative has one root; Brent's method finds it in log T.
+    convex in 1/T, so its derivative has one root; Newton's steps find it, inside a bracket.
     """
 
     fitted: ClassVar[tuple[str, ...]] = ("temperature_",)
 
     def fit(self, probs: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> Self:
         """Fit on probabilities (n, K) and labels (n,) or target distributions (n, K)."""
-        from scipy.optimize import brentq
-
         logs = log_probs(probs)
         targets, weights = as_targets(y, probs.shape[1]), as_weights(sample_weight, len(probs))
         wanted = float(weights @ over_classes(np.add, targets * logs))
 
-        def slope(log_t: float) -> float:
-            """Derivative of the loss with respect to 1/T."""
-            expected = over_classes(np.add, softmax(logs * math.exp(-log_t)) * logs)
-            return float(weights @ expected) - wanted
+        def slope(scale: float) -> tuple[float, float]:
+            """First and second derivative of the loss with respect to 1/T."""
+            probs = softmax(logs * scale)
+            probs *= logs
+            mean = over_classes(np.add, probs)
+            probs *= logs
+            return float(weights @ mean) - wanted, float(weights @ (over_classes(np.add, probs) - mean**2))
 
-        low, high = LOG_T_BRACKET
-        at_low, at_high = slope(low), slope(high)
-        if abs(at_low - at_high) < 1e-12:  # every row is uniform: any temperature is the same
-            log_t = 0.0
-        elif at_high >= 0:  # even the smallest 1/T is too sharp
-            log_t = high
-        elif at_low <= 0:
-            log_t = low
-        else:
-            log_t = float(brentq(slope, low, high, xtol=1e-12))
-        self.temperature_ = math.exp(log_t)
+        self.temperature_ = 1 / _root(slope, 1 / MOST_T, 1 / LEAST_T)
         return self
 
     def transform(self, probs: np.ndarray) -> np.ndarray:
         """Return the probabilities (n, K) at the fitted temperature."""
         return softmax(log_probs(probs) / self.temperature_)
+
+
+def _root(slope: Callable[[float], tuple[float, float]], low: float, high: float) -> float:
+    """Where a rising function, given with its derivative, is zero, by Newton's steps inside a bracket.
+
+    One end of the bracket where it has the same sign in all of it; 1 where it is flat.
+    """
+    ends, at = {low, high}, 1.0
+    for _ in range(_MOST_STEPS):
+        value, rise = slope(at)
+        if abs(value) < _FLAT and rise < _FLAT:  # everywhere, or towards one end alone
+            return at if at == 1 else low if value > 0 else high
+        nearer = at - value / rise if rise > 0 else math.nan
+        if abs(nearer - at) <= _TOLERANCE * at:
+            return nearer
+        low, high = (low, at) if value > 0 else (at, high)
+        if not low < nearer < high:
+            end = low if value > 0 else high
+            if end in ends and slope(end)[0] * math.copysign(1, value) > -_FLAT:
+                return end
+            nearer = math.sqrt(low * high)
+        at = nearer
+    return at
 
 
 def held_out_scaling(

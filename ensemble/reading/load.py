@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from data.dataset import ROWS, load_prepared
 from data.errors import UserError, listing
 from data.files import refuse_impossible
 from data.folds import FOLDS, read_folds
+from data.ids import places
 from data.schema import Classes
 from data.softlabels import check_joinable
 from ensemble.reading.columns import infer_classes
@@ -68,7 +71,9 @@ def load_problem(
         raise UserError("no labels to score against; give --labels FILE or --data DIR")
     if folds is not None:
         fold_file = read_folds(folds)
-    return join_members(members, truth, fold_file, rows, str(folds or place), seed)
+    problem = join_members(members, truth, fold_file, rows, str(folds or place), seed)
+    first = next(member for member in members if member.path == split_name(oof[0])[1])
+    return replace(problem, given=np.argsort(places(problem.row_ids, first.row_ids)))
 
 
 def _has_folds(labels: Path) -> bool:

@@ -46,6 +46,8 @@ class Problem:
         What each row counts for, in fits and in losses, with mean 1; ``None`` where all count alike.
     features : ndarray of shape (n, d) or None
         Of the rows themselves, where the row table is known; see :mod:`ensemble.reading.features`.
+    given : ndarray of shape (n,) or None
+        Positions of the rows in the order of the file given first, in which they are written.
     """
 
     row_ids: list[str]
@@ -62,6 +64,7 @@ class Problem:
     hashes: dict[str, str] = field(default_factory=dict)
     weight: np.ndarray | None = None
     features: np.ndarray | None = None
+    given: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.row_ids)

@@ -13,6 +13,7 @@ PROB_FLOOR = 1e-7
 """Probabilities below this are taken as this where a logarithm becomes a feature."""
 FLOORS = (1e-3, 1e-2)
 """Higher floors for logarithms, tried inside the training rows; see :func:`useful_floors`."""
+NEAR_AVERAGE = 0.3
 LOSS_FLOOR = 1e-15
 """Probabilities below this are taken as this in a log-loss, which stays finite (as scikit-learn's did)."""
 
@@ -26,10 +27,11 @@ def useful_floors(P: np.ndarray) -> tuple[float, ...]:
     """The floors worth trying on ``P``: the lowest, and each that at least one row in a thousand is under.
 
     A member that says 0 where it means "seldom" (a forest, neighbours) makes an outlier of its
-    logarithm, which a linear method pays for; where to floor is chosen like any other penalty.
+    logarithm, which a linear method pays for; where to floor is chosen like any other penalty. A floor near
+    what a class has on average would cut what is meant.
     """
-    lowest = P.min(axis=(1, 2))
-    return (PROB_FLOOR, *(floor for floor in FLOORS if np.mean(lowest < floor) > 1e-3))
+    lowest, most = P.min(axis=(1, 2)), NEAR_AVERAGE / P.shape[2]
+    return (PROB_FLOOR, *(floor for floor in FLOORS if floor < most and np.mean(lowest < floor) > 1e-3))
 
 
 def as_targets(y: np.ndarray, n_classes: int) -> np.ndarray:

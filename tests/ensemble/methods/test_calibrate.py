@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 from data.softmax import softmax
 from ensemble.methods.blend import EqualMean
 from ensemble.methods.calibrate import Calibrated
-from ensemble.methods.temperature import LOG_T_BRACKET, TemperatureScaling
+from ensemble.methods.temperature import LEAST_T, MOST_T, TemperatureScaling
 from ensemble.solvers.numbers import cross_entropy, log_probs
 
 
@@ -43,7 +43,8 @@ def test_no_temperature_in_the_bracket_is_better(seed: int, k: int, temperature:
     def loss(log_t: float) -> float:
         return float(cross_entropy(softmax(logs / math.exp(log_t)), targets).mean())
 
-    best = minimize_scalar(loss, bounds=LOG_T_BRACKET, method="bounded", options={"xatol": 1e-10})
+    bracket = math.log(LEAST_T), math.log(MOST_T)
+    best = minimize_scalar(loss, bounds=bracket, method="bounded", options={"xatol": 1e-10})
     assert loss(math.log(found.temperature_)) <= best.fun + 1e-9
 
 
@@ -51,7 +52,7 @@ def test_stays_in_its_bracket_on_perfect_useless_and_reversed_predictions() -> N
     y = np.arange(30) % 3
     perfect = np.full((30, 3), 0.1) + 0.7 * np.eye(3)[y]
     reversed_ = perfect[:, [1, 2, 0]]
-    low, high = (math.exp(end) for end in LOG_T_BRACKET)
+    low, high = LEAST_T, MOST_T
     assert TemperatureScaling().fit(perfect, y).temperature_ == pytest.approx(low)
     assert TemperatureScaling().fit(reversed_, y).temperature_ == pytest.approx(high)
     assert TemperatureScaling().fit(np.full((30, 3), 1 / 3), y).temperature_ == 1.0

@@ -66,3 +66,14 @@ def test_the_reading_of_indices_is_told(tmp_path: Path) -> None:
     paths, labels = write_sets(tmp_path)
     notes = load_problem(paths, Path(labels)).notes
     assert any(note.startswith("labels are numbers, read as 0 = ") for note in notes)
+
+
+def test_rows_follow_the_file_given_first(tmp_path: Path) -> None:
+    paths, labels = write_sets(tmp_path)
+    header, *lines = Path(paths[1]).read_text(encoding="utf-8").splitlines()
+    Path(paths[1]).write_text("\n".join([header, *reversed(lines)]) + "\n", encoding="utf-8")
+    problem = load_problem([paths[1], paths[0]], Path(labels))
+    assert problem.given is not None
+    written = [problem.row_ids[i] for i in problem.given]
+    assert written == [line.split(",")[0] for line in reversed(lines)]
+    assert written != problem.row_ids
