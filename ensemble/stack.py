@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = instead(result, args.method, "asked for with --method")
         else:
             raise UserError(f"--method {args.method}: was not tried here; {'; '.join(result.notes)}")
-        commands = next_commands(problem, result, out)
-        write_report(out / REPORT, problem, result, commands)
+        write_report(out / REPORT, problem, result)
         write_result(out, problem, result)
+    commands = next_commands(problem, result, out)
     told = [*score_table(result).splitlines(), ""] if args.all else []
     told += summary(problem, result).splitlines()
     told += [f"note: {note}" for note in (*problem.notes, *result.notes)]
