@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.command import parser_of, run
-from data.errors import UserError, listing
+from data.errors import UserError, listing, printable
 from data.ids import places
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows = load_rows(args.data, ids, classes_of(content), read_column_map(args.columns))
             P, ids = P[places(rows.row_ids, ids)], rows.row_ids
         write_predictions(args.out, ids, apply_stack(args.stack, method, P, rows), classes_of(content).names)
-    print(f"{len(ids)} rows by {content['chosen']} of {listing(content['members'])}: {args.out}")
+    told = f"{len(ids)} rows by {content['chosen']} of {listing(content['members'])}: {args.out}"
+    print(printable(told))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -141,7 +141,6 @@ def load_stack(path: Path) -> tuple[dict[str, Any], Blender]:
         method = from_dict(_map_trees(content["fitted"], get))
         if not isinstance(method, Blender):
             raise TypeError(f"{type(method).__name__} is no method")
-        classes_of(content)
     except UserError:
         raise
     except (ArithmeticError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
@@ -149,6 +148,10 @@ def load_stack(path: Path) -> tuple[dict[str, Any], Blender]:
             f"{path / STACK}: holds no method that can be rebuilt ({brief(repr(error))}); make the stack "
             "again"
         ) from error
+    try:
+        classes_of(content)
+    except UserError as mistake:
+        raise UserError(f"{path / STACK}: {mistake}; make the stack again") from mistake
     return content, method
 
 
@@ -184,7 +187,9 @@ def apply_stack(path: Path, method: Blender, P: np.ndarray, rows: Rows | None) -
         X = row_features(rows) if needs_rows and rows is not None else None
         with np.errstate(all="ignore"):
             probs = np.asarray(method.predict(P, X), dtype=np.float64)
-        sound = probs.shape == (len(P), P.shape[2]) and np.allclose(probs.sum(axis=1), 1, atol=1e-6)
+            sound = probs.shape == (len(P), P.shape[2]) and bool(
+                (probs >= 0).all() and np.allclose(probs.sum(axis=1), 1, atol=1e-6)
+            )
     except UserError:
         raise
     except Exception as error:  # a stack.json may hold any JSON, and what it leads to is anybody's guess

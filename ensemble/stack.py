@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.command import parser_of, run
-from data.errors import UserError
+from data.errors import UserError, printable
 
 DEMO = Path("runs/demo")
 MOST_REPEATS = 100
@@ -60,16 +60,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = instead(result, args.method, "asked for with --method")
         else:
             raise UserError(f"--method {args.method}: was not tried here; {'; '.join(result.notes)}")
-        commands = next_commands(problem, result, out)
-        write_report(out / REPORT, problem, result, commands)
+        write_report(out / REPORT, problem, result)
         write_result(out, problem, result)
-    if args.all:
-        print(score_table(result) + "\n")
-    print(summary(problem, result))
-    for note in (*problem.notes, *result.notes):
-        print(f"note: {note}")
-    print(f"page: {out / REPORT}")
-    print("next: " + "\n      ".join(commands))
+    commands = next_commands(problem, result, out)
+    told = [*score_table(result).splitlines(), ""] if args.all else []
+    told += summary(problem, result).splitlines()
+    told += [f"note: {note}" for note in (*problem.notes, *result.notes)]
+    told += [f"page: {out / REPORT}", f"next: {commands[0]}", *(f"      {line}" for line in commands[1:])]
+    for line in told:
+        print(printable(line))
 
 
 def build_parser() -> argparse.ArgumentParser:

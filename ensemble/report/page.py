@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from ensemble.reading.problem import Problem
 from ensemble.report.charts import Whisker, Whiskers
 from ensemble.report.frame import SCRIPT, SCRIPT_HASH, fixed, render, signed, span
 from ensemble.report.panels import calibration, confusions, explorer, member_worth, slices, worst_rows
-from ensemble.report.summary import by_score
+from ensemble.report.summary import by_score, next_commands
 from ensemble.scoring.results import Result, Score, shown_weights
 from ensemble.scoring.verdict import verdict
 
@@ -30,21 +29,13 @@ CONTENTS = {
 """Sections by their id."""
 
 
-def write_report(path: Path, problem: Problem, result: Result, commands: Sequence[str] = ()) -> None:
+def write_report(path: Path, problem: Problem, result: Result) -> None:
     """Write the page, atomically."""
-    write_text(path, render_report(problem, result, commands))
+    write_text(path, render_report(problem, result))
 
 
-def render_report(problem: Problem, result: Result, commands: Sequence[str] = ()) -> str:
-    """Return the page as text.
-
-    Parameters
-    ----------
-    problem : Problem
-    result : Result
-    commands : sequence of str
-        What to type next, as :func:`ensemble.report.summary.next_commands` has it.
-    """
+def render_report(problem: Problem, result: Result) -> str:
+    """Return the page as text, which is the same wherever the stack stands."""
     weights_of, weights = shown_weights(result)
     scores = by_score(result.all_scores)
     return render(
@@ -56,8 +47,8 @@ def render_report(problem: Problem, result: Result, commands: Sequence[str] = ()
         notes=[*problem.notes, *result.notes],
         tiles=_tiles(result),
         verdict=verdict(problem, result).sentence,
-        commands=commands,
-        contents=[entry for entry in CONTENTS.items() if commands or entry[0] != "next"],
+        commands=next_commands(problem, result, Path("DIR")),
+        contents=CONTENTS,
         to_the_mean=Whiskers(
             [_to_the_mean(score, result) for score in scores],
             zero=0.0,

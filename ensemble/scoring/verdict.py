@@ -72,7 +72,8 @@ def verdict(problem: Problem, result: Result) -> Verdict:
         gain += ", which may be noise"
     if simplest == chosen.name:
         return Verdict(simplest, f"{gain}; no simpler method is within noise of it")
-    return Verdict(simplest, f"{gain}; the simplest method within noise of it is {simplest}")
+    said = simplest.replace("best single", f"the best single model, {result.best_single}")
+    return Verdict(simplest, f"{gain}; the simplest method within noise of it is {said}")
 
 
 def _simplest_within_noise(problem: Problem, result: Result) -> str:

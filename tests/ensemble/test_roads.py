@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable
@@ -171,6 +172,18 @@ def test_two_commands_do_not_write_one_prediction_set(looking: Path) -> None:
     ):
         predict.main([*USUAL, "test.csv", "--out", "a.csv"])
     predict.main([*USUAL, "test.csv", "--out", "a.csv"])
+
+
+def test_names_do_not_command_the_terminal_and_modes_are_the_users(
+    looking: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = os.umask(0o027)
+    try:
+        predict.main([*USUAL, "test.csv", "--out", "a\x1b[31m.csv"])
+    finally:
+        os.umask(before)
+    assert "\x1b" not in capsys.readouterr().out
+    assert Path("a\x1b[31m.csv").stat().st_mode & 0o777 == 0o640
 
 
 def test_an_unknown_method_is_refused_with_the_list(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,8 @@ def test_a_gain_beyond_noise_is_kept_and_told(solved: tuple[Problem, Result]) ->
     told = verdict(problem, found)
     assert told.sentence.startswith("the blend gains .0173 (.0089 to .0256) on the mean; ")
     assert told.simplest in METHODS[: METHODS.index("logit") + 1]
-    assert told.simplest == "logit" or told.sentence.endswith(f"within noise of it is {told.simplest}")
+    named = told.simplest.replace("best single", f"the best single model, {result.best_single}")
+    assert told.simplest == "logit" or told.sentence.endswith(f"within noise of it is {named}")
 
 
 @pytest.mark.parametrize("high", [0.0, 0.0040])
