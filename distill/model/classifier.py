@@ -16,7 +16,7 @@ from torch import nn
 from distill.kernels.choice import REGISTERED
 from distill.kernels.linear import fuse
 from distill.model.decoder import Plan, wide_residuals
-from distill.model.files import weight_files
+from distill.model.files import refuse_modules, weight_files
 from distill.model.graphs import Graphs, is_small
 from distill.packing.pack import Pack
 
@@ -149,6 +149,7 @@ class Classifier(nn.Module):
         elif (directory / "adapter_config.json").exists():
             from peft import PeftModel
 
+            refuse_modules(directory / "adapter_config.json")
             self.model = PeftModel.from_pretrained(self.model, str(directory), is_trainable=trainable)
             fuse(self.model, self._compute)
             self.graphs.forget()

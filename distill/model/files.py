@@ -38,6 +38,15 @@ def shards_of(index: Path) -> list[str]:
     return names
 
 
+def refuse_modules(adapter_config: Path) -> None:
+    """Refuse an adapter whose configuration names a Python module, which PEFT would import."""
+    if read_json(adapter_config, "adapter's configuration").get("megatron_config"):
+        raise UserError(
+            f"{adapter_config}: has a megatron_config, by which a module of its choice would be imported; "
+            "adapters of this kind are not read"
+        )
+
+
 def weight_files(directory: Path) -> list[str]:
     """Return the names of the files that hold a local checkpoint's weights, by its index where it has one."""
     return shards_of(directory / INDEX) if (directory / INDEX).exists() else [SINGLE]

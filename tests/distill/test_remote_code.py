@@ -161,3 +161,14 @@ def test_recipes_and_runs_give_no_permission(trained, tmp_path):
     config.write_text(text.replace("backbone:\n", "backbone:\n  trust_remote_code: true\n", 1))
     with pytest.raises(UserError, match="a file gives no permission"):
         read_config(config, StudentConfig)
+
+
+def test_an_adapter_that_names_a_module_to_import_is_refused(trained, tmp_path):
+    run = tmp_path / "student"
+    shutil.copytree(trained / "student", run)
+    file = run / "final" / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"megatron_config": {"a": 1}, "megatron_core": "planted"}
+    file.write_text(json.dumps(config))
+    out = ["--out", str(tmp_path / "out.csv"), "--accept-changed"]
+    with pytest.raises(UserError, match="a module of its choice would be imported"):
+        predict.main(["--model", str(run), "--data", str(trained), *out])
