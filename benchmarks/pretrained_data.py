@@ -1,10 +1,11 @@
 """The real rows that the pretrained models are run on, by the roads that ``data.prepare`` takes.
 
-UKPConvArg1 (Habernal and Gurevych, ACL 2016, CC-BY 4.0) comes as JSON lines with counts of votes; a row table
-has shares, so they are written beside the counts first, and the rest is a column map, as a user would give it::
+UKPConvArg1 (Habernal and Gurevych, ACL 2016, CC-BY 4.0) comes as JSON lines with counts of votes; a row
+table has shares, so they are written beside the counts first, and the rest is a column map, as a user would
+give it::
 
-    python -m data.prepare --source ukp.jsonl --format table --classes a,b,tie --near off --folds 4 --out DIR \
-        --columns label_probs=share_a,share_b,share_tie
+    python -m data.prepare --source ukp.jsonl --format table --classes a,b,tie --near off --folds 4 \
+        --columns label_probs=share_a,share_b,share_tie --out DIR
 
 Rows of a debate have its title as prompt, so folds by prompt are folds by debate.
 """
@@ -40,7 +41,7 @@ def ukp_rows(shared: Path, votes: bool = False) -> tuple[Rows, np.ndarray]:
     rows : Rows
         Labelled a, b or tie by the set's own aggregation of the votes.
     strict : ndarray of bool, shape (n,)
-        The cleaned subset that published accuracies are of. Two of its rows are ties; they are not in it here.
+        The cleaned subset that published accuracies are of, without two rows of it that are ties.
     """
     with gzip.open(shared / UKP, "rt", encoding="utf-8") as lines:
         pairs = [json.loads(line) for line in lines]

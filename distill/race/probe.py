@@ -1,10 +1,10 @@
 """Which backbone is likely to be better, in minutes and without training: a probe of its frozen states.
 
-Each text is read once by the frozen model. What is kept is the mean and the last of its hidden states after the
-last layer's norm; a pair's features are the difference of its two responses' states, and their lengths.
+Each text is read once by the frozen model. What is kept is the mean and the last of its hidden states after
+the last layer's norm; a pair's features are the difference of its two responses' states, and their lengths.
 A multinomial logistic regression, its penalty chosen inside the training folds, predicts each fold from the
-others, in both orders, as a teacher would. All backbones see the same rows and folds, so that their losses are
-compared row by row, with intervals by prompt group.
+others, in both orders, as a teacher would. All backbones see the same rows and folds, so that their losses
+are compared row by row, with intervals by prompt group.
 
 Alain and Bengio, *Understanding intermediate layers using linear classifier probes*, arXiv 1610.01644. What
 a probe finds is what training need not teach; whether its order of backbones is that of the trained ones is
@@ -73,8 +73,9 @@ def frozen_states(model: Any, tokenizer: Any, texts: Sequence[tuple[str, str]], 
         A bare model (``AutoModel``) in evaluation mode, whose output has ``last_hidden_state``.
     tokenizer : PreTrainedTokenizer
     texts : sequence of (str, str)
-        What stands before a text, and the text. States are taken over the text alone; it is cut on the right at
-        :data:`MOST_TOKENS`, what stands before it on the left, to a quarter of them.
+        What stands before a text, and the text. States are taken over the text alone. Of
+        :data:`MOST_TOKENS` what stands before has a quarter, cut on the left, the text the rest, cut on
+        the right.
     what : str
         Name of the model, for the progress bar.
 
@@ -116,6 +117,7 @@ def frozen_states(model: Any, tokenizer: Any, texts: Sequence[tuple[str, str]], 
 def _batches(order: np.ndarray, heads: list[list[int]], tails: list[list[int]]) -> list[list[int]]:
     """Texts of like length together, the longest first, at most :data:`BATCH_TOKENS` with their padding."""
     batches: list[list[int]] = []
+    width = 0
     for i in order.tolist():
         if batches and (len(batches[-1]) + 1) * width <= BATCH_TOKENS:
             batches[-1].append(i)
