@@ -98,12 +98,7 @@ def baselines(name: str, shared: Path, features: Path, n_folds: int, out: Path) 
     found = {"class shares": cross_fitted_prior(rows.targets, folds.fold)}
     found["lengths"] = probe(length_features(rows), rows, folds)
     if name == "ukp":
-        found["TF-IDF, lengths"] = np.full((len(rows), rows.classes.n), np.nan)
-        for fold in range(folds.n_folds):
-            held = folds.fold == fold
-            found["TF-IDF, lengths"][held] = probe(word_features(rows, folds, fold), rows, folds, [fold])[
-                held
-            ]
+        found["TF-IDF, lengths"] = words(rows, folds)
     texts = texts_of(rows_of(name, shared))
     place = {row_id: i for i, row_id in enumerate(rows_of(name, shared).row_ids)}
     texts = replace(texts, sides=texts.sides[[place[row_id] for row_id in rows.row_ids]])
