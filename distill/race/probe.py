@@ -199,8 +199,8 @@ def _fitted(features: np.ndarray, rows: Rows, index: np.ndarray, penalty: float)
     permutation = rows.classes.permutation
     known = index[np.isfinite(rows.targets[index]).all(axis=1)]
     X = np.concatenate([part[known] for part in features])
-    scale = np.sqrt(np.square(X, dtype=np.float64).mean(axis=0) - X.mean(axis=0, dtype=np.float64) ** 2)
-    centre, scale = X.mean(axis=0), np.maximum(scale, 1e-6).astype(np.float32)
+    centre = X.mean(axis=0)
+    scale = np.maximum(X.std(axis=0), 1e-6)
     orders = [rows.targets[known], rows.targets[known][:, permutation]][: len(features)]
     targets = np.concatenate(orders)
     # A soft label is a row of each class, weighted; of hard labels that leaves one.
