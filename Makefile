@@ -4,14 +4,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOG := $(VENV)/install.log
 
 .PHONY: demo test lint clean
 
 # The embedded main job: teachers, student, stack, report.
 demo: $(STAMP)
-	$(BIN)/python -m distill.teacher_oof
-	$(BIN)/python -m distill.student
-	$(BIN)/python -m ensemble.stack
+	@echo "1 of 3: two teachers, tiny Llama and Gemma-2 in NF4 with LoRA, predict every row out of fold"
+	@$(BIN)/python -m distill.teacher_oof
+	@echo "2 of 3: their soft labels teach a smaller student"
+	@$(BIN)/python -m distill.student
+	@echo "3 of 3: a stack blends them, and is scored on folds it was not fitted on"
+	@$(BIN)/python -m ensemble.stack
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --dist loadgroup
@@ -21,11 +25,14 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What the installer has to say stands in a log, and is shown where it fails.
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,notebooks]"
-	touch $@
+	@echo "installing into $(VENV) (a few minutes once; log: $(LOG))"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@{ $(BIN)/python -m pip install --upgrade pip && \
+	   $(BIN)/python -m pip install -c constraints.txt -e ".[dev,notebooks]"; } >$(LOG) 2>&1 \
+	   || { tail -n 25 $(LOG); echo "installation failed; all of it: $(LOG)"; exit 1; }
+	@touch $@
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -12,13 +12,17 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from benchmarks.ensemble import as_problem
-from ensemble.methods.base import Blender, softmax
+from data.softmax import softmax
+from ensemble.methods.base import Blender, Training
 from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
 from ensemble.methods.calibrate import Calibrated
-from ensemble.scoring.crossfit import average, bootstrap, choice_included, cross_fit, log_loss, near_best
+from ensemble.scoring.bootstrap import bootstrap
+from ensemble.scoring.choice import average, choice_included, near_best
+from ensemble.scoring.crossfit import cross_fit
+from ensemble.solvers.numbers import log_loss
+from ensemble.solvers.threads import one_blas_thread
 
 FRESH = 20_000
 FOLDS = 10
@@ -35,8 +39,8 @@ def fit(P: np.ndarray, y: np.ndarray, groups: np.ndarray) -> dict[str, Blender]:
         "simplex": SimplexBlend().fit(P, y),
         "log-pool": pool,
     }
-    methods |= {f"{name}+temperature": Calibrated(m).fit_after(P, y) for name, m in list(methods.items())}
-    return methods
+    data = Training.of(P, y)
+    return methods | {f"{name}+temperature": Calibrated(m).fit_after(data) for name, m in methods.items()}
 
 
 def competition(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +109,7 @@ def main() -> None:
     parser.add_argument("--competitions", type=int, default=240)
     parser.add_argument("--svg", type=Path, metavar="FILE", help="where the picture goes")
     args = parser.parse_args()
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         found = np.array([judge(seed) for seed in range(args.competitions)])
     fresh, nested, inside, held = found.T
     print(f"\n### Believability, {len(found)} simulated competitions of 500 rows\n")

@@ -40,6 +40,7 @@ from benchmarks.distillation_plan import (
     chosen_jobs,
     teacher_key,
 )
+from distill.losses import label_loss
 
 GRACE = 8.0
 """Seconds that trainings already begun may take longer than planned."""
@@ -184,13 +185,6 @@ def train_config(bench: Bench, who: str, seed: int, rate: list[float] | None = N
     )  # fmt: skip
 
 
-def hard_loss(logits: Any, batch: dict[str, Any]) -> Any:
-    """Cross-entropy on the labels."""
-    from distill.teaching.losses import cross_entropy
-
-    return cross_entropy(logits, batch["targets"])
-
-
 def run_job(job: Job) -> dict[str, Any]:
     """Run one job in a worker; return its line of ``results.jsonl``."""
     gc.freeze()  # every training collects garbage; what all jobs share need not be looked at again
@@ -212,7 +206,7 @@ def run_warm(bench: Bench, job: Job) -> dict[str, Any]:
     """Import what trainings need and wake the GPU, while others make the backbones."""
     import torch
 
-    from distill.teaching.teachers import StudentLoss
+    from distill.teaching.lessons import StudentLoss
     from distill.training.trainer import train
 
     assert StudentLoss
@@ -234,7 +228,7 @@ def run_tune(bench: Bench, job: Job) -> dict[str, Any]:
     name = "a" if job.spec["who"] == "teacher" else STUDENT
     config = train_config(bench, job.spec["who"], 1000, job.spec["rate"])
     inside = fold == FOLDS - 1
-    model = fit(bench, name, mine[~inside], config, hard_loss, {}, job.key)
+    model = fit(bench, name, mine[~inside], config, label_loss, {}, job.key)
     logits = predict(bench, name, model, mine[inside])
     return {"log_loss": float(row_losses(logits, bench.rows.targets[mine[inside]]).mean())}
 
@@ -245,7 +239,7 @@ def run_teacher(bench: Bench, job: Job) -> dict[str, Any]:
     name = job.spec["teacher"]
     out = np.isin(fold, job.spec["without"])
     number = job.seed * 100 + sum(10 * f + 1 for f in job.spec["without"])
-    model = fit(bench, name, mine[~out], train_config(bench, "teacher", number), hard_loss, {}, job.key)
+    model = fit(bench, name, mine[~out], train_config(bench, "teacher", number), label_loss, {}, job.key)
     logits = np.full((len(bench.rows), 3), np.nan, dtype=np.float32)
     whole = len(job.spec["without"]) == 1  # the strict part's teachers only label their seed's rows
     for part in (mine, test) if whole else (mine,):
@@ -284,7 +278,7 @@ def soft_labels(bench: Bench, job: Job, name: str, fold: np.ndarray) -> np.ndarr
 def run_student(bench: Bench, job: Job) -> dict[str, Any]:
     """Train a student on a seed's rows; keep its test logits."""
     from distill.config import DistillConfig
-    from distill.teaching.teachers import StudentLoss, row_weights
+    from distill.teaching.lessons import StudentLoss, row_weights
 
     mine, fold, test = bench.places(job.seed)
     config = DistillConfig(**job.spec.get("distill", {}))

@@ -22,9 +22,9 @@ from benchmarks.distillation import row_losses
 from benchmarks.distillation_pictures import Difference, heat_map, whiskers
 from benchmarks.distillation_plan import FOLDS, STUDENT, TEACHERS
 from data.files import write_text
-from data.softlabels import softmax
+from data.softmax import softmax
 from ensemble.methods.calibrate import TemperatureScaling
-from ensemble.scoring.crossfit import bootstrap
+from ensemble.scoring.bootstrap import bootstrap
 
 DRAWS = 1000
 QUESTIONS = {

@@ -19,8 +19,9 @@ from data.encoding.template import Template
 from data.files import write_text
 from distill import teacher_oof
 from distill.config import TinyConfig
-from distill.doctor.cost import FAULT_ARMS, Cost, measure, open_bench
-from distill.doctor.finding import examine
+from distill.doctor.cost import Cost, measure, open_bench
+from distill.doctor.examine import examine
+from distill.doctor.faults import FAULT_ARMS
 from distill.doctor.subject import open_subjects
 from distill.model.tiny import tiny_backbone
 from distill.quiet import quiet_transformers

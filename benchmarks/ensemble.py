@@ -18,20 +18,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from benchmarks.ensemble_peers import autogluon_greedy, likelihoods_of, nested, slsqp
+from benchmarks.greedy import greedy_weights
 from data.schema import Classes
-from ensemble.methods.base import Blender, softmax
+from data.softmax import softmax
+from ensemble.methods.base import Blender
 from ensemble.methods.blend import EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
 from ensemble.methods.catalogue import family
-from ensemble.methods.greedy import GreedySelection
 from ensemble.methods.scalings import KINDS, LinearScaling
 from ensemble.methods.temperature import TemperatureScaling
-from ensemble.reading.problem import Problem, load_problem
-from ensemble.scoring.crossfit import choice_included, cross_fit, log_loss
+from ensemble.reading.load import load_problem
+from ensemble.reading.problem import Problem
+from ensemble.scoring.choice import choice_included
+from ensemble.scoring.crossfit import cross_fit
 from ensemble.solvers.folds import group_folds
+from ensemble.solvers.numbers import log_loss
 from ensemble.solvers.simplex import solve_simplex
+from ensemble.solvers.threads import one_blas_thread
 
 
 def members(n: int, m: int, k: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +113,7 @@ def time_simplex(rows: int, m: int, autogluon: Path | None, kind: str) -> None:
         "ours": lambda: solve_simplex(likelihoods, even).weights,
         "SLSQP with gradient, tolerance 1e-10": lambda: slsqp(likelihoods),
         "SLSQP with gradient, tolerance 1e-15": lambda: slsqp(likelihoods, 1e-15),
-        "greedy, 100 picks, ours": lambda: GreedySelection().fit(P, y).weights_,
+        "greedy, 100 picks, ours": lambda: greedy_weights(P, y),
     }
     found = {}
     for name, solve in solvers.items():
@@ -233,7 +237,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="the command on a million rows too, 20 minutes")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         if args.only in (None, "solver"):
             for kind in ("correlated", "independent"):
                 time_simplex(args.rows, 20, args.autogluon, kind)

@@ -19,7 +19,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ensemble.methods.greedy import GreedySelection
+from benchmarks.greedy import greedy_weights
 from ensemble.methods.logit import stack_features
 from ensemble.reading.problem import Problem
 
@@ -182,7 +182,7 @@ def fits(autogluon: Path | None = None) -> dict[str, Fit]:
     found: dict[str, Fit] = {
         "equal mean": lambda P, y: _mix(np.full(P.shape[1], 1 / P.shape[1])),
         "SLSQP blend": lambda P, y: _mix(slsqp(likelihoods_of(P, y))),
-        "greedy selection, 100 picks": lambda P, y: _mix(GreedySelection().fit(P, y).weights_),
+        "greedy selection, 100 picks": lambda P, y: _mix(greedy_weights(P, y)),
         "LogisticRegressionCV on log-probabilities": _of_features(logit),
         "LightGBM, defaults": _of_features(lightgbm.LGBMClassifier(num_threads=1, verbosity=-1)),
         "LightGBM, small trees": _of_features(small),

@@ -18,7 +18,7 @@ from transformers import Gemma2Config, LlamaConfig, TrainerCallback
 
 from data.encoding.encode import Encoded
 from distill.config import BackboneConfig, LoraConfig
-from distill.kernels.attention import attention_for, registered
+from distill.kernels.choice import attention_for, registered
 from distill.model.backbone import add_adapters, compute_dtype, prepared
 from distill.model.quantised import build
 from distill.packing.examples import Examples

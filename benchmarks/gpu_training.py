@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import distill.kernels.attention
+import distill.kernels.flex
 import distill.training.predict
 from benchmarks.gpu_model import (
     CUDA,
@@ -48,9 +48,11 @@ from benchmarks.gpu_stock import measure_padded
 from data.command import format_table
 from distill.config import TrainConfig
 from distill.kernels.linear import merge_adapters
+from distill.losses import label_loss
+from distill.packing.cutting import Cutter, Static, static_shape
 from distill.packing.examples import Examples
-from distill.packing.pack import Cutter, Static, Step, pack, plan_steps, static_shape, targets_of
-from distill.teaching.losses import cross_entropy
+from distill.packing.pack import pack
+from distill.packing.steps import Step, plan_steps, targets_of
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
 
@@ -129,11 +131,8 @@ def measure_training(
     reset()
     clock = Clock()
 
-    def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return cross_entropy(logits, batch["targets"])
-
     with tempfile.TemporaryDirectory() as out:
-        train(classifier, examples, everything, settings, loss, Path(out), measure, callbacks=[clock])
+        train(classifier, examples, everything, settings, label_loss, Path(out), measure, callbacks=[clock])
         logged = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
     seconds = clock.seconds(WARM - 1, n_steps - 1)
     timed = np.concatenate([examples.encoded.lengths[s.sequences(2)] for s in steps[WARM:]])
@@ -337,7 +336,7 @@ def main() -> None:
         wanted[name] = measures.split(",") if measures else PHASES[name]
     if args.flex:
         tiles = dict(zip(FLEX_KEYS, FLEX[args.flex], strict=True))
-        distill.kernels.attention.KERNELS.update(dict.fromkeys(distill.kernels.attention.KERNELS, tiles))
+        distill.kernels.flex.KERNELS.update(dict.fromkeys(distill.kernels.flex.KERNELS, tiles))
     if args.inside:
         ((phase, measures),) = wanted.items()
         run_phase(phase, measures, args)

@@ -12,8 +12,9 @@ import argparse
 
 import numpy as np
 
-from ensemble.methods.base import cross_entropy, softmax
+from data.softmax import softmax
 from ensemble.reading.lint import in_sample_suspects
+from ensemble.solvers.numbers import cross_entropy
 
 STRENGTHS = {"like the others": 1.0, "half the noise": 0.5, "a fifth of the noise": 0.2, "no noise": 0.0}
 REMEMBERED = (0.5, 0.7, 0.8, 0.9, 0.97)

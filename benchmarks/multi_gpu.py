@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 
-import distill.packing.pack
 import distill.training.predict
 import distill.training.trainer
 from benchmarks import gpu_model as one
 from data.command import format_table
 from distill.config import TrainConfig
 from distill.kernels.linear import merge_adapters
-from distill.packing.pack import Cutter, cost, cut, plan_steps
+from distill.losses import label_loss
+from distill.packing.cutting import Cutter, cost, cut
+from distill.packing.steps import plan_steps
 from distill.processes import gathered, join_others, process
-from distill.teaching.losses import cross_entropy
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
 
@@ -96,11 +96,8 @@ def measure_training(
     watch = Watch(warm)
     distill.training.trainer.sum_gradients = watch.sum_gradients
 
-    def loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return cross_entropy(logits, batch["targets"])
-
     with tempfile.TemporaryDirectory() as out:
-        train(classifier, examples, everything, settings, loss, Path(out), "train", callbacks=[watch])
+        train(classifier, examples, everything, settings, label_loss, Path(out), "train", callbacks=[watch])
         file = Path(out) / "metrics.jsonl"
         logged = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     distill.training.trainer.sum_gradients = original_sum
@@ -142,7 +139,7 @@ def exchange(classifier: Any, step: float) -> dict[str, Any]:
 
 def gathering(classifier: Any, step: float) -> dict[str, Any]:
     """Time to gather a layer, and all of them twice as a share of the step that they are gathered beside."""
-    shards = classifier.inner.get_decoder().shards
+    shards = classifier.inner.get_decoder().cut_layers
 
     def gather() -> None:
         shards.held = [-1, -1]

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from data.command import format_table
 from data.dataset import load_prepared
 from data.softlabels import is_store, read_manifest, read_store
-from ensemble.scoring.crossfit import bootstrap
+from ensemble.scoring.bootstrap import bootstrap
 
 
 def predictions(home: Path, row_ids: list[str], classes: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks import gpu_model as one
 from data.arena import ArenaConfig, simulate_arena
@@ -26,25 +25,20 @@ from data.command import format_table
 from data.encoding.encode import Encoder, Truncation, pad_token_id
 from data.encoding.template import Template
 from data.folds import make_folds
-from data.softlabels import softmax
+from data.softmax import softmax
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
 from distill.kernels.linear import merge_adapters
+from distill.losses import label_loss
 from distill.model.backbone import add_adapters, load_base, load_tokenizer, load_trained
 from distill.model.tiny import tiny_backbone
 from distill.packing.examples import Examples
-from distill.teaching.losses import cross_entropy
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
-from ensemble.scoring.crossfit import log_loss
+from ensemble.solvers.numbers import log_loss
 
 PRECISIONS = ("bf16", "int8", "fp8", "nf4")
 ALLOWED = 0.0005
 TRAINING = TrainConfig(epochs=5, lr=2e-3, rows_per_step=16)
-
-
-def row_loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The teachers' loss."""
-    return cross_entropy(logits, batch["targets"])
 
 
 def compared(logits: np.ndarray, wanted: np.ndarray, targets: np.ndarray | None) -> dict[str, float]:
@@ -76,7 +70,7 @@ def small(out: Path, n_rows: int, seeds: int) -> list[dict[str, Any]]:
     def fitted(backbone: BackboneConfig, name: str, seed: int = 0) -> Path:
         base = load_base(backbone, path, rows.classes.n)
         classifier = add_adapters(base, LoraConfig(r=16, alpha=32), seed)
-        train(classifier, examples, others, replace(TRAINING, seed=seed), row_loss, out / name, name)
+        train(classifier, examples, others, replace(TRAINING, seed=seed), label_loss, out / name, name)
         classifier.save(out / name / "adapter")
         return out / name / "adapter"
 

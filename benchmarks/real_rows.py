@@ -28,7 +28,8 @@ from data.softlabels import read_store
 from data.sources.read import read_source
 from distill import student, teacher_oof
 from distill.quiet import quiet_transformers
-from ensemble.scoring.crossfit import bootstrap, log_loss
+from ensemble.scoring.bootstrap import bootstrap
+from ensemble.solvers.numbers import log_loss
 
 HERE = Path(__file__).parent
 SETS = {"LMSYS": "lmsys/preferences.csv", "PandaLM": "pandalm/testset-v1.json"}

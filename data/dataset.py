@@ -175,8 +175,7 @@ def _refuse_other_folds(
     if wrong.size:
         raise UserError(
             f"{where}: {wrong.size} rows, e.g. {folds.row_ids[wrong[0]]}, are pinned to every training "
-            "there and "
-            f"not by this command's --pin, or the reverse, {remedy}"
+            f"there and not by this command's --pin, or the reverse, {remedy}"
         )
     manifest = _read_manifest(where.parent)
     stated = None if manifest is None else _stated_near(manifest, where.parent / MANIFEST)
@@ -257,9 +256,8 @@ def check_prepared(path: Path) -> tuple[Rows, Folds, dict[str, Any]]:
     for name, value in found.items():
         if manifest.get(name) != value:
             raise UserError(
-                f"{path / MANIFEST}: {name} is {brief(manifest.get(name), 60)} there and "
-                f"{brief(value, 60)} in the "
-                "files; they do not belong together, prepare the data again"
+                f"{path / MANIFEST}: {name} is {brief(manifest.get(name), 60)} there and {brief(value, 60)} "
+                "in the files; they do not belong together, prepare the data again"
             )
     for name, stated in _stated_files(manifest).items():
         if stated != _file_hashes(path).get(name):

@@ -7,18 +7,23 @@ missing or damaged file raises into a :class:`~data.errors.UserError` that names
 from __future__ import annotations
 
 import fcntl
+import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from data.errors import UserError, brief, listing
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+MAX_EXPANSION = 100
+"""A gzip file may hold this many times its own size; beyond that it is taken for a bomb."""
 
 
 @contextmanager
@@ -173,6 +178,41 @@ def read_parquet(path: Path, what: str = "file") -> pa.Table:
         ) from error
 
 
+@contextmanager
+def readable_parquet(path: Path | str) -> Iterator[None]:
+    """Turn what Arrow raises of a file that is not its own, or is cut short, into a message naming it."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path}: not a readable Parquet file ({brief(error)}); it may be truncated, make it again"
+        ) from error
+
+
+def unpacked(path: Path) -> IO[bytes]:
+    """Open a file of bytes, through gzip where its name says so."""
+    return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+
+
+def refuse_bomb(path: Path) -> None:
+    """Unpack to nowhere first: a file that would fill the memory is refused before anything is read."""
+    limit = MAX_EXPANSION * max(path.stat().st_size, 1 << 16)
+    size = 0
+    try:
+        with gzip.open(path) as handle:
+            while chunk := handle.read(1 << 20):
+                size += len(chunk)
+                if size > limit:
+                    raise UserError(
+                        f"{path}: unpacks to more than {MAX_EXPANSION} times its size; if that is no "
+                        "mistake, unpack it yourself and give the file"
+                    )
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be unpacked as gzip ({error}); is it damaged or cut off?") from error
+
+
 def read_table(path: Path, what: str = "file", as_text: bool = False) -> pa.Table:
     """Read a CSV (plain or packed by gzip), Parquet or JSON-lines file, by its extension.
 
@@ -196,8 +236,6 @@ def read_table(path: Path, what: str = "file", as_text: bool = False) -> pa.Tabl
     if suffix in {".parquet", ".pq"}:
         return read_parquet(path, what)
     if path.name.lower().endswith((".csv.gz", ".tsv.gz")):  # Arrow unpacks by the name
-        from data.sources.text_files import refuse_bomb
-
         refuse_bomb(path)
         suffix = path.name.lower()[-7:-3]
     try:

@@ -8,7 +8,6 @@ file, not the seed, is the truth; everything downstream reads it and records its
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ import numpy as np
 from data.errors import UserError, listing
 from data.files import read_parquet, require_columns, sha256_text, write_parquet
 from data.groups import Near, group_prompts, group_rows, prompts_of
+from data.ids import places, refuse_repeated
 from data.schema import Rows
 
 FOLDS = "folds.parquet"
@@ -72,23 +72,19 @@ class Folds:
         UserError
             A row has no fold.
         """
-        position = {row_id: i for i, row_id in enumerate(self.row_ids)}
-        missing = [row_id for row_id in row_ids if row_id not in position]
-        if missing:
+        index = places(row_ids, self.row_ids)
+        missing = np.flatnonzero(index < 0)
+        if missing.size:
             raise UserError(
-                f"the fold file has no fold for {len(missing)} of {len(row_ids)} rows: {listing(missing)}; "
+                f"the fold file has no fold for {missing.size} of {len(row_ids)} rows: "
+                f"{listing(row_ids[i] for i in missing)}; "
                 "rows and folds must come from the same prepared data"
             )
-        index = np.array([position[row_id] for row_id in row_ids], dtype=np.int64)
         return Folds(list(row_ids), [self.group_ids[i] for i in index], self.fold[index])
 
 
 def make_folds(
-    rows: Rows,
-    n_folds: int = 5,
-    seed: int = 0,
-    near: Near | None = None,
-    pin: Collection[str] = (),
+    rows: Rows, n_folds: int = 5, seed: int = 0, near: Near | None = None, pin: Collection[str] = ()
 ) -> Folds:
     """Deal the prompt groups into folds of like size and like shares of labels and sources.
 
@@ -233,9 +229,7 @@ def read_folds(path: Path) -> Folds:
         [str(value) for value in table.column("group_id").to_pylist()],
         table.column("fold").to_numpy(zero_copy_only=False).astype(np.int64),
     )
-    repeated = [key for key, count in Counter(folds.row_ids).items() if count > 1]
-    if repeated:
-        raise UserError(f"{file}: {len(repeated)} rows appear more than once: {listing(repeated)}")
+    refuse_repeated(folds.row_ids, str(file), "rows")
     return folds
 
 
@@ -251,14 +245,12 @@ def check_folds(folds: Folds, rows: Rows, where: Path | str) -> Folds:
         A row without a fold or a fold without a row, a row twice, fold numbers with a gap, a group or
         a prompt in two folds.
     """
-    repeated = [key for key, count in Counter(folds.row_ids).items() if count > 1]
-    if repeated:
-        raise UserError(f"{where}: {len(repeated)} rows appear more than once: {listing(repeated)}")
-    known = set(rows.row_ids)
-    unknown = [row_id for row_id in folds.row_ids if row_id not in known]
-    if unknown:
+    refuse_repeated(folds.row_ids, str(where), "rows")
+    unknown = np.flatnonzero(places(folds.row_ids, rows.row_ids) < 0)
+    if unknown.size:
         raise UserError(
-            f"{where}: {len(unknown)} rows of the fold file are not in the row table: {listing(unknown)}; "
+            f"{where}: {unknown.size} rows of the fold file are not in the row table: "
+            f"{listing(folds.row_ids[i] for i in unknown)}; "
             "rows and folds must come from the same prepared data"
         )
     try:
@@ -293,13 +285,11 @@ def _refuse_split(groups: list[str], folds: Folds, what: str, where: Path | str)
             pinned, held = (two, one) if own == PINNED else (one, two)
             raise UserError(
                 f"{where}: {what} {group} holds row {pinned}, pinned to every training, and row {held}, "
-                "which "
-                "is validated: that leaks; make the folds again with python -m data.prepare"
+                "which is validated: that leaks; make the folds again with python -m data.prepare"
             )
         raise UserError(
-            f"{where}: {what} {group} is split over folds {fold[other]} and {own} "
-            f"(rows {one} and {two}); rows that share a prompt must share "
-            "a fold, make the folds again with python -m data.prepare"
+            f"{where}: {what} {group} is split over folds {fold[other]} and {own} (rows {one} and {two}); "
+            "rows that share a prompt must share a fold, make the folds again with python -m data.prepare"
         )
 
 

@@ -237,6 +237,5 @@ def _prompts_at(rows: Rows, index: np.ndarray) -> Iterator[list[str]]:
 def largest_groups(rows: Rows, groups: Sequence[str], limit: int = 5) -> list[tuple[str, int, str]]:
     """The largest groups of several rows: id, rows, and the beginning of a prompt of each."""
     found = [(group, n) for group, n in Counter(groups).most_common(limit) if n > 1]
-    place = {group: i for i, group in reversed(list(enumerate(groups)))} if found else {}
     prompts = rows.table.column("prompt")
-    return [(group, n, brief(" / ".join(prompts[place[group]].as_py()), 60)) for group, n in found]
+    return [(group, n, brief(" / ".join(prompts[groups.index(group)].as_py()), 60)) for group, n in found]

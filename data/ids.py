@@ -1,10 +1,15 @@
-"""Whether ids repeat, for more ids than memory holds: their hashes wait in buckets on disk."""
+"""Ids of rows: where one list's stand in another, and whether any repeats.
+
+Everything that joins two tables joins them here, by id and never by position. Ids that memory does not hold
+are looked through with their hashes in buckets on disk.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,8 +20,65 @@ from data.errors import UserError, listing
 BUCKETS = 64
 
 
-def refuse_repeated(batches: Callable[[], Iterable[list[str]]], where: str) -> None:
-    """Refuse ids that appear more than once.
+def places(ids: Sequence[str], onto: Sequence[str]) -> np.ndarray:
+    """Return the position of each of ``ids`` in ``onto``, int64 of shape (len(ids),); -1 where it is absent.
+
+    Of an id that ``onto`` repeats, the last.
+    """
+    position = {row_id: i for i, row_id in enumerate(onto)}
+    return np.fromiter((position.get(row_id, -1) for row_id in ids), np.int64, len(ids))
+
+
+def align(ids: Sequence[str], onto: Sequence[str], what: str) -> np.ndarray:
+    """Return the position of each of ``ids`` in ``onto``: ``onto[align(ids, onto, what)[i]] == ids[i]``.
+
+    Parameters
+    ----------
+    ids : sequence of str
+        What to look for; may repeat.
+    onto : sequence of str
+        Where to look; each once.
+    what : str
+        What ``onto`` belongs to, for messages: a file, a store.
+
+    Returns
+    -------
+    ndarray of shape (len(ids),), int64
+
+    Raises
+    ------
+    UserError
+        ``onto`` lacks one of ``ids``, or holds an id twice.
+    """
+    refuse_repeated(onto, what)
+    found = places(ids, onto)
+    absent = np.flatnonzero(found < 0)
+    if absent.size:
+        raise UserError(
+            f"{what}: lacks {absent.size} of {len(ids)} rows: {listing(ids[i] for i in absent.tolist())}; "
+            "both must come from the same prepared data"
+        )
+    return found
+
+
+def refuse_repeated(ids: Sequence[str], where: str, what: str = "row ids", remedy: str = "") -> None:
+    """Refuse ids that appear more than once, naming them.
+
+    Parameters
+    ----------
+    ids : sequence of str
+    where, what : str
+        Their source, and what they are called there, for the message.
+    remedy : str
+        What to do, where there is more to say than that.
+    """
+    if len(set(ids)) < len(ids):
+        repeated = [row_id for row_id, count in Counter(ids).items() if count > 1]
+        raise UserError(f"{where}: {len(repeated)} {what} appear more than once: {listing(repeated)}{remedy}")
+
+
+def refuse_repeated_batches(batches: Callable[[], Iterable[list[str]]], where: str) -> None:
+    """Refuse ids that appear more than once, without holding them in memory.
 
     Parameters
     ----------

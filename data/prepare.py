@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from data.encoding.encode import Encoder
     from data.folds import Folds
     from data.schema import Rows
+    from data.sources.formats import SourceOptions
     from data.sources.plan import Plan
-    from data.sources.read import SourceOptions
 
 ARENA = "arena"
 SCRATCH = ".scratch"
@@ -76,15 +76,13 @@ def _prepare(args: argparse.Namespace) -> None:
 def _read(plan: Plan, scratch: Path) -> tuple[Rows, list[str], dict]:
     """Read and combine the sources; return rows, what was changed, and what the manifest says of it."""
     from data.sources.combine import combine
-    from data.sources.layouts import source_name
     from data.sources.read import read_source
 
     parts, notes = [], []
     for source in plan.sources:
         rows, cleaning = read_source(source.path, source.options, scratch)
-        name = source.options.name or source_name(source.path)
-        parts.append((name, rows))
-        of = f" {name}" if len(plan.sources) > 1 else ""
+        parts.append((source.name, rows))
+        of = f" {source.name}" if len(plan.sources) > 1 else ""
         notes += [f"cleaning{of}: {line}" for line in cleaning.lines()]
     rows, repeats = combine(parts, plan.repeats == "keep", plan.prefix_ids)
     notes += [f"repeats: {line}" for line in repeats.lines()]
@@ -192,6 +190,9 @@ def _nothing_left_behind(out: Path) -> Iterator[Path]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    from data.sources.formats import AUTO, EARLIER_NAMES
+    from data.sources.read import FORMATS  # with every format in it
+
     parser = argparse.ArgumentParser(
         prog="python -m data.prepare",
         description="Read sources into rows.parquet, folds.parquet and manifest.json, and tokens on request.",
@@ -209,8 +210,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add = sources.add_argument
     add(
         "--format",
-        default="auto",
-        choices=["auto", "lmsys", "arena", "wsdm", "ultrafeedback", "pandalm", "table"],
+        default=AUTO,
+        type=lambda name: EARLIER_NAMES.get(name, name),
+        choices=[AUTO, *FORMATS],
         help="layout of the source",
     )
     add(
@@ -310,17 +312,8 @@ def _simulate(args: argparse.Namespace) -> Rows:
     from data.arena import ArenaConfig, simulate_arena
 
     usual = {"format": "auto", "ids": "column", "split": "train"}
-    for name in (
-        *usual,
-        "columns",
-        "classes",
-        "swap",
-        "limit",
-        "streaming",
-        "margin",
-        "repeats",
-        "prefix_ids",
-    ):
+    others = ("columns", "classes", "swap", "limit", "streaming", "margin", "repeats", "prefix_ids")
+    for name in (*usual, *others):
         value = getattr(args, name)
         if value and value != usual.get(name):
             raise UserError(f"--{name.replace('_', '-')} has no meaning with --source {ARENA}; leave it out")
@@ -331,8 +324,8 @@ def _simulate(args: argparse.Namespace) -> Rows:
 
 
 def _source_options(args: argparse.Namespace) -> SourceOptions:
+    from data.sources.formats import SourceOptions
     from data.sources.plan import read_column_map
-    from data.sources.read import SourceOptions
 
     if args.rows is not None:
         raise UserError(f"--rows sizes the simulated arena (--source {ARENA}); for other sources use --limit")

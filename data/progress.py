@@ -16,6 +16,17 @@ def is_terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
 
 
+def in_words(seconds: float | None) -> str:
+    """Return a duration as people say it."""
+    if seconds is None:
+        return "–"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
 def progress(items: Iterable[Item], what: str, total: int | None = None, unit: str = "it") -> Iterator[Item]:
     """Iterate over ``items`` behind a progress bar named ``what``."""
     from tqdm import tqdm

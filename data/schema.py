@@ -9,7 +9,6 @@ of classes under a swap of the two responses, travel in the Parquet file's metad
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,14 +18,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.errors import UserError, brief, listing
-from data.files import TextDigest, read_parquet, require_columns, write_parquet
+from data.files import TextDigest, read_parquet, readable_parquet, require_columns, write_parquet
+from data.ids import refuse_repeated
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 CLASSES_KEY = b"distillstack.classes"
 SWAP_KEY = b"distillstack.swap"
-PROB_SUM_TOLERANCE = 1e-3
+SUM_TOLERANCE = 5e-3
+"""Probabilities rounded to a few digits may miss 1 by this; they are then normalised."""
 HASH_ROWS = 4096
 MAX_CLASSES = 127
 """A label is an int8."""
@@ -126,6 +127,11 @@ class Rows:
             probs, given = soft_labels(self.table, self.classes.n)
             targets[given] = probs[given] / probs[given].sum(axis=1, keepdims=True)
         return targets
+
+    @cached_property
+    def labelled(self) -> np.ndarray:
+        """Which rows have a target, shape (n,), bool."""
+        return np.isfinite(self.targets).all(axis=1)
 
     @cached_property
     def content_hash(self) -> str:
@@ -261,9 +267,7 @@ def validate(rows: Rows, where: str | Path) -> Rows:
     missing = [i for i, row_id in enumerate(ids) if not row_id]
     if missing:
         raise UserError(f"{where}: row {missing[0]} (counted from 0) has no row_id")
-    repeated = [key for key, count in Counter(ids).items() if count > 1]
-    if repeated:
-        raise UserError(f"{where}: {len(repeated)} row ids appear more than once: {listing(repeated)}")
+    refuse_repeated(ids, str(where))
     bad = np.flatnonzero((rows.labels < -1) | (rows.labels >= rows.classes.n))
     if bad.size:
         raise UserError(
@@ -321,7 +325,7 @@ def _validate_soft_labels(rows: Rows, where: str | Path) -> None:
         sound = (
             np.isfinite(probs).all(axis=1)
             & (probs >= 0).all(axis=1)
-            & (np.abs(probs.sum(axis=1) - 1) <= PROB_SUM_TOLERANCE)
+            & (np.abs(probs.sum(axis=1) - 1) <= SUM_TOLERANCE)
         )
     bad = np.flatnonzero(given & ~sound)
     if bad.size:
@@ -372,18 +376,12 @@ def classes_of(schema: pa.Schema, where: Path, otherwise: Classes = PREFERENCE) 
 
 def describe_file(path: Path) -> tuple[Classes, int, str]:
     """Return classes, number of rows and content hash of a table on disk, without holding it in memory."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            require_columns(file.schema_arrow, HASHED, path)
-            classes = classes_of(file.schema_arrow, path)
-            columns = [*HASHED, *(["label_probs"] if "label_probs" in names else [])]
-            content = hash_rows(classes, columns, lambda name: file.iter_batches(HASH_ROWS, columns=[name]))
-            return classes, file.metadata.num_rows, content
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path}: not a readable Parquet file ({brief(error)}); it may be truncated, make it again"
-        ) from error
+    with readable_parquet(path), pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        require_columns(file.schema_arrow, HASHED, path)
+        classes = classes_of(file.schema_arrow, path)
+        columns = [*HASHED, *(["label_probs"] if "label_probs" in names else [])]
+        content = hash_rows(classes, columns, lambda name: file.iter_batches(HASH_ROWS, columns=[name]))
+        return classes, file.metadata.num_rows, content

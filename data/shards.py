@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from data.errors import UserError, brief
-from data.files import write_parquet, write_text
+from data.files import readable_parquet, write_parquet, write_text
 from data.storage import address_of, is_address, named, open_storage
 
 if TYPE_CHECKING:
@@ -117,16 +117,11 @@ def open_file(file: str) -> IO[bytes]:
 
 def open_parquet(file: str) -> Any:
     """Open a Parquet file so that reading it takes little memory, whatever the size of its row groups."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with readable_parquet(file):
         source = open_file(file) if is_address(file) else file  # see data.files.read_parquet
         return pq.ParquetFile(source, buffer_size=READ_BUFFER, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{file}: not a readable Parquet file ({brief(error)}); it may be truncated, make it again"
-        ) from error
 
 
 def plan_shards(source: str, shard_rows: int) -> ShardPlan:

@@ -16,7 +16,9 @@ import numpy as np
 
 from data.errors import UserError, brief, listing
 from data.files import read_json, read_parquet, require_columns, write_parquet
+from data.ids import places
 from data.schema import Classes
+from data.softmax import softmax
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,14 +71,6 @@ class SoftLabels:
         return softmax(self.mean_logits)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, in float64."""
-    shifted = np.asarray(logits, dtype=np.float64)
-    shifted = shifted - shifted.max(axis=-1, keepdims=True)
-    exp = np.exp(shifted)
-    return exp / exp.sum(axis=-1, keepdims=True)
-
-
 def logit_columns(classes: Classes) -> list[str]:
     """Column names of the logits, in class order."""
     return [f"logit_{name}" for name in classes.names]
@@ -123,15 +117,14 @@ def read_logits(path: Path, classes: Classes) -> tuple[list[str], np.ndarray, np
     if bad.size:
         raise UserError(f"{path}: row {ids[bad[0]]} has a logit that is not finite")
 
-    order_of = {row_id: i for i, row_id in enumerate(dict.fromkeys(ids))}
-    index = np.array([order_of[row_id] for row_id in ids], dtype=np.int64)
-    n, orders = len(order_of), len(classes.orders)
+    unique = list(dict.fromkeys(ids))
+    index = places(ids, unique)
+    n, orders = len(unique), len(classes.orders)
     counts = np.zeros((n, 2), dtype=np.int64)
     np.add.at(counts, (index, swap), 1)
     wrong = np.flatnonzero((counts[:, :orders] != 1).any(axis=1) | (counts[:, orders:] != 0).any(axis=1))
     if wrong.size:
-        row_id = list(order_of)[wrong[0]]
-        raise UserError(f"{path}: row {row_id} must appear once for each of {orders} order(s)")
+        raise UserError(f"{path}: row {unique[wrong[0]]} must appear once for each of {orders} order(s)")
     logits = np.empty((n, orders, classes.n), dtype=np.float32)
     logits[index, swap] = values
     row_fold = np.empty(n, dtype=np.int64)
@@ -141,7 +134,7 @@ def read_logits(path: Path, classes: Classes) -> tuple[list[str], np.ndarray, np
         raise UserError(
             f"{path}: row {ids[parted[0]]} is in two folds; one model predicts both orders of a row"
         )
-    return list(order_of), row_fold, logits
+    return unique, row_fold, logits
 
 
 def _check_types(table: pa.Table, logits: list[str], path: Path) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from data.errors import UserError
+from data.ids import align
 from data.storage import address_of, fetch, local_path, shown
+from ensemble.solvers.numbers import cross_entropy
 
 if TYPE_CHECKING:
     from data.folds import Folds
@@ -109,12 +109,9 @@ def check_tracker(name: str) -> None:
 
 def score_line(name: str, store: SoftLabels, rows: Rows) -> list[str]:
     """One table line: a store's out-of-fold log-loss and accuracy on the labelled rows."""
-    order = {row_id: i for i, row_id in enumerate(rows.row_ids)}
-    targets = rows.targets[
-        [order[row_id] for row_id in store.row_ids]
-    ]  # rows pinned to training have no line
-    probs = store.probs
-    known = np.isfinite(targets).all(axis=1)
-    loss = -(targets[known] * np.log(np.clip(probs[known], 1e-15, None))).sum(axis=1).mean()
-    hits = (probs[known].argmax(axis=1) == targets[known].argmax(axis=1)).mean()
-    return [name, str(int(known.sum())), f"{loss:.4f}", f"{hits:.3f}", shown(store.path)]
+    at = align(store.row_ids, rows.row_ids, "the rows")  # rows pinned to training have no line
+    known = rows.labelled[at]
+    probs, targets = store.probs[known], rows.targets[at[known]]
+    loss = cross_entropy(probs, targets).mean()
+    hits = (probs.argmax(axis=1) == targets.argmax(axis=1)).mean()
+    return [name, str(len(probs)), f"{loss:.4f}", f"{hits:.3f}", shown(store.path)]

@@ -1,210 +1,272 @@
-"""Recipes: what to train on what, as dataclasses filled from YAML and dotted overrides.
+"""Configuration: what to train on what, as dataclasses, each field with its meaning and limits beside it.
 
-OmegaConf checks types and unknown keys against these classes; :mod:`distill.recipe` checks what types
-cannot say. The resolved recipe is saved beside every run.
+:mod:`distill.recipe` fills them from YAML and dotted overrides and checks them against these limits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from data.errors import UserError, listing
-from data.files import require_file
+from distill.losses import LOSSES
 
-RECIPES = Path(__file__).parent / "recipes"
 QUANTISED = ("nf4", "int8", "fp8")
 CONFIG = "config.yaml"
 """In a run's directory: its model's resolved configuration."""
 CHECKPOINTING = {"auto": "auto", "true": "all", "false": "none"}
+SWITCHES = ("auto", "true", "false")
+"""Choices in any case, since YAML's true arrives as True."""
+SCHEDULES = (
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+    "inverse_sqrt",
+)  # fmt: skip
+"""Those of ``transformers`` that need no further arguments and no evaluation."""
+OPTIMIZERS = (
+    "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit",
+    "paged_adamw_32bit", "ademamix", "ademamix_8bit", "paged_ademamix_8bit", "paged_ademamix_32bit",
+    "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit", "adafactor", "adagrad", "rmsprop",
+    "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "sgd",
+)  # fmt: skip
+"""Those of ``transformers`` that need no further package, and take groups of parameters as they are."""
+MOST_EPOCHS = 1000
+MOST_SEED = 4_000_000
+"""A model's seed is a thousand times this and its fold's number, and NumPy's end at 2 ** 32."""
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    between: tuple[float, float] | None = None,
+    choices: tuple[str, ...] = (),
+    only_if: str = "",
+) -> Any:
+    """A field of a configuration, with its meaning and limits in its metadata.
+
+    Parameters
+    ----------
+    default : Any
+        Or a callable that makes one.
+    above, least : float, optional
+        What a number must exceed, or at least be.
+    between : tuple of float and float, optional
+        Both ends are allowed.
+    choices : tuple of str
+    only_if : str
+        A field of the same class; where it is false, the limits do not matter.
+    """
+    limits = {"above": above, "least": least, "between": between, "choices": choices, "only_if": only_if}
+    if callable(default):
+        return field(default_factory=default, metadata={"help": help, **limits})
+    return field(default=default, metadata={"help": help, **limits})
 
 
 @dataclass
 class TinyConfig:
-    """A small model of a true architecture, made locally instead of downloaded.
+    """A small model of a true architecture, made locally instead of downloaded, and cached."""
 
-    ``pretrain_steps`` steps of next-token training on the rows' text (never their labels) stand in for
-    pretraining; the result is cached.
-    """
-
-    family: str = "llama"
-    hidden_size: int = 96
-    intermediate_size: int = 256
-    layers: int = 3
-    heads: int = 4
-    kv_heads: int = 2
-    vocab_size: int = 1024
-    pretrain_steps: int = 200
-    pretrain_lr: float = 3e-3
+    family: str = setting("llama", "its architecture", choices=("llama", "gemma2", "bert"))
+    hidden_size: int = setting(96, "width of the layers", above=0)
+    intermediate_size: int = setting(256, "width inside the feed-forward layers", above=0)
+    layers: int = setting(3, "how many layers", above=0)
+    heads: int = setting(4, "attention heads", above=0)
+    kv_heads: int = setting(2, "heads of keys and values", above=0)
+    vocab_size: int = setting(1024, "tokens of its own tokenizer", above=0)
+    pretrain_steps: int = setting(
+        200, "steps of next-token training on the rows' text, never their labels, as pretraining", least=0
+    )
+    pretrain_lr: float = setting(3e-3, "learning rate of that", above=0)
 
 
 @dataclass
 class BackboneConfig:
-    """Which pretrained model, and how it is loaded.
+    """Which pretrained model, and how it is loaded: ``path``, or a ``tiny`` one made instead."""
 
-    ``path`` is a Hugging Face name or a local checkpoint; ``tiny`` makes one instead. ``first_layers`` takes
-    a copy of it cut down to so many layers (:mod:`distill.model.shallow`). ``precision`` of the frozen base:
-    nf4 (QLoRA), int8, fp8 (row-wise, products in FP8 on Hopper and later), bf16, fp16 or fp32. ``compute``
-    is the matmul dtype of a quantised base: ``auto`` is bfloat16 on cards that have it, float16 on those
-    that do not, float32 on the CPU.
-    ``attention``: auto, varlen, flex_attention, sdpa, eager or flash_attention_2/3/4; see
-    :mod:`distill.kernels.attention`. ``packed: false`` runs a decoder in padded batches through the
-    library's own forward, as encoders always are: see :mod:`distill.model.padded`. ``compile`` compiles the
-    decoder layers: true, false, or auto, which does on CUDA. ``shard`` cuts a frozen decoder over the GPUs
-    of several processes (:mod:`distill.model.sharding`), for bases that do not fit into one.
-
-    ``head``: score is a fresh linear layer over the last hidden state; tokens reads the language model's own
-    logits of the words ``verdicts``, one a class (A, B, C and so on where none are named):
-    :mod:`distill.model.verdict`.
-    """
-
-    path: str = ""
-    revision: str | None = None
-    tiny: TinyConfig | None = None
-    first_layers: int | None = None
-    precision: str = "nf4"
-    double_quant: bool = False
-    compute: str = "auto"
-    attention: str = "auto"
-    compile: str = "auto"
-    packed: bool = True
-    shard: bool = False
-    head: str = "score"
-    verdicts: list[str] = field(default_factory=list)
-    trust_remote_code: bool = False
+    path: str = setting("", "a Hugging Face name or a local checkpoint")
+    revision: str | None = setting(None, "of the Hugging Face name")
+    tiny: TinyConfig | None = setting(None, "makes a small model instead")
+    first_layers: int | None = setting(
+        None, "takes a copy cut down to so many layers (distill.model.shallow)", above=0
+    )
+    precision: str = setting(
+        "nf4",
+        "of the frozen base: nf4 is QLoRA; fp8 is row-wise, its products in FP8 on Hopper and later",
+        choices=(*QUANTISED, "bf16", "fp16", "fp32"),
+    )
+    double_quant: bool = setting(False, "quantise nf4's scales, too")
+    compute: str = setting(
+        "auto",
+        "matmul dtype of a quantised base; auto is bfloat16 on cards that have it, float16 on those that do "
+        "not, float32 on the CPU",
+        choices=("auto", "bf16", "fp16", "fp32"),
+    )
+    attention: str = setting(
+        "auto",
+        "auto, varlen, flex_attention, sdpa, eager or flash_attention_2/3/4 (distill.kernels.attention)",
+    )
+    compile: str = setting("auto", "compile the decoder layers; auto does on CUDA", choices=SWITCHES)
+    packed: bool = setting(
+        True,
+        "false runs a decoder in padded batches through the library's own forward, as encoders always are "
+        "(distill.model.padded)",
+    )
+    shard: bool = setting(
+        False,
+        "cut a frozen decoder over the GPUs of several processes, for bases that do not fit into one "
+        "(distill.model.sharding)",
+    )
+    head: str = setting(
+        "score",
+        "score is a fresh linear layer over the last hidden state; tokens reads the language model's own "
+        "logits of the verdicts (distill.model.verdict)",
+        choices=("score", "tokens"),
+    )
+    verdicts: list[str] = setting(list, "words, one a class; A, B, C and so on where none are named")
+    trust_remote_code: bool = setting(False, "run code that comes with the checkpoint")
 
 
 @dataclass
 class LoraConfig:
-    """Adapters; ``enabled: false`` trains the full weights (needs bf16 or fp32).
+    """Adapters, or the full weights."""
 
-    ``targets`` names linear layers, or is ``[all-linear]``. Layers below the fraction ``first_layer``
-    of the depth stay frozen: a fraction, because a fixed index freezes 38 % of one backbone and 50 % of
-    another.
-    """
-
-    enabled: bool = True
-    r: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    targets: list[str] = field(default_factory=lambda: ["all-linear"])
-    first_layer: float = 0.0
+    enabled: bool = setting(True, "false trains the full weights, which needs bf16 or fp32")
+    r: int = setting(16, "rank", above=0, only_if="enabled")
+    alpha: float = setting(32.0, "scale; the product counts alpha / r times", above=0, only_if="enabled")
+    dropout: float = setting(0.0, "of the adapters' input", between=(0, 0.999), only_if="enabled")
+    targets: list[str] = setting(lambda: ["all-linear"], "names of linear layers, or [all-linear]")
+    first_layer: float = setting(
+        0.0,
+        "layers below this fraction of the depth stay frozen: a fraction, because a fixed index freezes 38 % "
+        "of one backbone and 50 % of another",
+        between=(0, 0.999),
+    )
 
 
 @dataclass
 class EncodeConfig:
     """Truncation: see :class:`data.encoding.truncate.Truncation`."""
 
-    max_length: int = 1024
-    prompt_share: float = 0.25
-    side: str = "middle"
-    turns: bool = True
-    marker: str = " […] "
+    max_length: int = setting(1024, "tokens of a row at most")
+    prompt_share: float = setting(0.25, "of them for the prompt")
+    side: str = setting("middle", "where longer turns are cut")
+    turns: bool = setting(True, "cut turn by turn")
+    marker: str = setting(" […] ", "stands where something was cut")
 
 
 @dataclass
 class TrainConfig:
     """Optimisation.
 
-    ``rows_per_step`` rows make one optimiser step; with ``both_orders`` each row of a pair is in its step
-    twice, once in each order; without, once, in an order drawn by lot each epoch or, with ``random_order``
-    false, always as given. A step is cut into packs of at most ``pack_tokens`` tokens and ``micro_rows``
-    rows (0: any number); prediction packs hold at most ``predict_rows`` sequences.
-    ``gradient_checkpointing`` computes activations again in the backward pass: true, false, or auto, for as
-    many layers as memory needs. ``checkpoint_steps`` is how often a resumable checkpoint is written
-    (0: never).
-
-    ``select_share`` of the training's prompt groups is held back to keep the moment of least log-loss after
-    temperature scaling (:mod:`distill.training.keep_best`); it is looked at every ``select_steps`` (0: ten
-    times), and the training stops after ``patience`` looks without improvement (0: never).
+    A step is cut into packs. With ``select_share`` part of the training's prompt groups is held back to keep
+    the moment of least log-loss after temperature scaling (:mod:`distill.training.keep_best`).
     """
 
-    epochs: float = 1.0
-    lr: float = 2e-4
-    head_lr: float | None = None
-    rows_per_step: int = 16
-    micro_rows: int = 0
-    pack_tokens: int = 16384
-    predict_rows: int = 0
-    both_orders: bool = True
-    random_order: bool = True
-    warmup: float = 0.05
-    schedule: str = "cosine"
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    optimizer: str = "adamw_torch"
-    gradient_checkpointing: str = "auto"
-    checkpoint_steps: int = 0
-    log_steps: int = 10
-    select_share: float = 0.0
-    select_steps: int = 0
-    patience: int = 0
-    seed: int = 0
+    epochs: float = setting(1.0, "passes over the rows", above=0, between=(0, MOST_EPOCHS))
+    lr: float = setting(2e-4, "learning rate", above=0)
+    head_lr: float | None = setting(None, "learning rate of the head; null takes lr", above=0)
+    rows_per_step: int = setting(16, "rows of one optimiser step", above=0)
+    micro_rows: int = setting(0, "rows of a pack at most (0: any number)", least=0)
+    pack_tokens: int = setting(16384, "tokens of a pack at most", above=0)
+    predict_rows: int = setting(0, "sequences of a prediction's pack at most (0: any number)", least=0)
+    both_orders: bool = setting(
+        True, "each row of a pair is in its step twice, once in each order; false: once, in one order"
+    )
+    random_order: bool = setting(True, "that one order is drawn by lot each epoch; false: always as given")
+    warmup: float = setting(0.05, "share of the steps", between=(0, 1))
+    schedule: str = setting("cosine", "of the learning rate", choices=SCHEDULES)
+    weight_decay: float = setting(0.0, "of the optimiser", least=0)
+    max_grad_norm: float = setting(1.0, "longer gradients are shortened to it", least=0)
+    optimizer: str = setting("adamw_torch", "as transformers names it", choices=OPTIMIZERS)
+    gradient_checkpointing: str = setting(
+        "auto",
+        "compute activations again in the backward pass; auto: for as many layers as memory needs",
+        choices=SWITCHES,
+    )
+    checkpoint_steps: int = setting(0, "how often a resumable checkpoint is written (0: never)", least=0)
+    log_steps: int = setting(10, "how often the loss is logged", above=0)
+    select_share: float = setting(0.0, "of the prompt groups, held back to select by", between=(0, 0.9))
+    select_steps: int = setting(0, "how often they are looked at (0: ten times)", least=0)
+    patience: int = setting(0, "looks without improvement that end the training (0: never)", least=0)
+    seed: int = setting(0, "of head, adapters, order and dropout", between=(0, MOST_SEED))
 
 
 @dataclass
 class DistillConfig:
-    """What the student learns from whom.
+    """What the student learns from whom: its loss, its soft labels, and the weights of several teachers."""
 
-    Loss: ``loss`` is one of :data:`distill.teaching.losses.LOSSES`; ``weight`` and ``temperature`` are those
-    of ``(1 - weight) * CE + weight * T**2 * KL``, ``smoothing`` that of label smoothing. ``consistency``
-    adds so much of the divergence between a pair's two orders; it needs ``train.both_orders``.
-
-    Soft labels: ``labels`` is oof, in_sample, fold_mean, or human (the rows' own ``label_probs``).
-    ``leakage`` says whom a fold's student learns from, which decides what its score is worth: standard, the
-    same labels as the final student, whose makers saw the scored fold; apart, the teachers' models of that
-    fold, which did not; strict, models that saw neither that fold nor the rows they label.
-    ``pseudo_labels`` also trains on unlabelled rows whose teachers' mean gives one class at least this
-    probability; null leaves them out.
-
-    Several teachers: ``weighting`` is equal, fitted (simplex blend on the student's training folds), or
-    confidence (a row's share falls with the teacher's entropy); ``teacher_weights`` maps names to weights
-    instead. ``mixing`` is separate (a term a teacher), probability or log (one mixed teacher).
-    """
-
-    loss: str = "kl"
-    weight: float = 0.7
-    temperature: float = 1.0
-    smoothing: float = 0.1
-    consistency: float = 0.0
-    labels: str = "oof"
-    leakage: str = "standard"
-    pseudo_labels: float | None = None
-    weighting: str = "equal"
-    teacher_weights: dict[str, float] = field(default_factory=dict)
-    mixing: str = "separate"
+    loss: str = setting("kl", "one of distill.losses", choices=tuple(LOSSES))
+    weight: float = setting(0.7, "share of the soft labels: (1 - weight) CE + weight T**2 KL", between=(0, 1))
+    temperature: float = setting(1.0, "that T", above=0)
+    smoothing: float = setting(0.1, "of label smoothing", between=(0, 1))
+    consistency: float = setting(
+        0.0, "adds so much of the divergence between a pair's two orders; needs train.both_orders", least=0
+    )
+    labels: str = setting(
+        "oof",
+        "which soft labels; human are the rows' own label_probs",
+        choices=("oof", "in_sample", "fold_mean", "human"),
+    )
+    leakage: str = setting(
+        "standard",
+        "whom a fold's student learns from, which decides what its score is worth. standard: the same labels "
+        "as the final student, whose makers saw the scored fold; apart: the teachers' models of that fold, "
+        "which did not; strict: models that saw neither that fold nor the rows they label",
+        choices=("standard", "apart", "strict"),
+    )
+    pseudo_labels: float | None = setting(
+        None,
+        "also train on unlabelled rows whose teachers' mean gives one class at least this probability; null "
+        "leaves them out",
+        between=(0, 1),
+    )
+    weighting: str = setting(
+        "equal",
+        "of several teachers: fitted is the simplex blend on the student's training folds; by confidence a "
+        "row's share falls with the teacher's entropy",
+        choices=("equal", "fitted", "confidence"),
+    )
+    teacher_weights: dict[str, float] = setting(dict, "weights by the teachers' names, instead")
+    mixing: str = setting(
+        "separate",
+        "separate is a term a teacher; probability and log one teacher, the mean of all",
+        choices=("separate", "probability", "log"),
+    )
 
 
 @dataclass
 class ResourcesConfig:
-    """What one unit of this model, a fold or the final training, asks of a cluster (``--launcher ray``).
+    """What one unit of this model, a fold or the final training, asks of a cluster (``--launcher ray``)."""
 
-    ``processes`` above 1 share a unit's steps, on one machine or several; the rest is what each of them asks
-    for. ``gpus`` is 1, or a fraction, when units share a card; null asks for one where the cluster has any.
-    ``cpus`` are also the threads; null asks for four beside a GPU, else for as many as this process uses.
-    ``memory_gb`` is main memory; null reserves none. ``tokens_per_second``, measured by you in training, is
-    what ``--dry-run`` reckons with instead of its own table.
-    """
-
-    processes: int = 1
-    gpus: float | None = None
-    cpus: int | None = None
-    memory_gb: float | None = None
-    tokens_per_second: float | None = None
+    processes: int = setting(
+        1, "share a unit's steps, on one machine or several; the rest is what each of them asks for", above=0
+    )
+    gpus: float | None = setting(
+        None,
+        "1, or a fraction when units share a card; null asks for one where the cluster has any",
+        least=0,
+    )
+    cpus: int | None = setting(
+        None,
+        "also the threads; null asks for four beside a GPU, else for as many as this process uses",
+        above=0,
+    )
+    memory_gb: float | None = setting(None, "main memory; null reserves none", above=0)
+    tokens_per_second: float | None = setting(
+        None,
+        "measured by you in training: what --dry-run reckons with instead of its own table",
+        above=0,
+    )
 
 
 @dataclass
 class ModelConfig:
-    """One model: backbone, adapters, input and optimisation.
-
-    ``template`` is the name of a template of :mod:`data.encoding.template` or a ``.jinja`` file.
-    """
+    """One model: backbone, adapters, input and optimisation."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
-    template: str = "pair"
+    template: str = setting("pair", "name of a template of data.encoding.template, or a .jinja file")
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
@@ -221,9 +283,9 @@ class StudentConfig(ModelConfig):
 class DataConfig:
     """The embedded simulated arena, used when no ``--data`` is given."""
 
-    rows: int = 1500
-    folds: int = 3
-    seed: int = 0
+    rows: int = setting(1500, "rows of the arena")
+    folds: int = setting(3, "folds of the arena")
+    seed: int = setting(0, "of arena and folds", between=(0, MOST_SEED))
 
 
 @dataclass
@@ -233,80 +295,3 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     teachers: dict[str, ModelConfig] = field(default_factory=dict)
     student: StudentConfig | None = None
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by its name or file and apply ``key.sub=value`` overrides.
-
-    Raises
-    ------
-    UserError
-        No such recipe, an unknown key, a value of the wrong type, or one that cannot work.
-    """
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    from distill.recipe import check_recipe
-
-    path = Path(name_or_file)
-    if path.suffix not in {".yaml", ".yml"}:
-        path = RECIPES / f"{name_or_file}.yaml"
-    if not path.exists():
-        raise UserError(
-            f"{name_or_file}: no such recipe; give a .yaml file or one of {listing(recipe_names(), 20)}"
-        )
-    for override in overrides:
-        if "=" not in override or override.startswith("-"):
-            raise UserError(f"{override}: not understood; an override reads key.sub=value")
-    where = str(require_file(path, "recipe"))
-    try:
-        given = OmegaConf.load(path)
-        if not isinstance(given, DictConfig):
-            raise UserError(f"{path}: bad recipe: a list where data, teachers and student were expected")
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), given)
-        known = list(merged.teachers)
-        where = "command line"
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
-        added = [name for name in merged.teachers if name not in known]
-        if added:
-            raise UserError(
-                f"command line: recipe {name_or_file} has no teacher {listing(added)}; "
-                f"it has {listing(known) or 'none'}"
-            )
-        where = f"{path} with the command line" if overrides else str(path)
-        recipe = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError) as error:
-        key = getattr(error, "full_key", None)
-        at = f" at {key}" if key else ""
-        raise UserError(f"{where}: bad recipe{at}: {_reason(error)}") from error
-    assert isinstance(recipe, Recipe)
-    check_recipe(recipe)
-    return recipe
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong in a recipe's file, with the line where the library knows it."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return str(error).strip().splitlines()[0]
-    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', None) or error}"
-
-
-def save_resolved(path: Path, config: object) -> None:
-    """Write a resolved configuration as YAML, atomically."""
-    from omegaconf import OmegaConf
-
-    from data.files import write_text
-
-    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
-
-
-def as_plain(config: Any) -> dict[str, Any]:
-    """Return a configuration dataclass as plain JSON-ready values."""
-    return asdict(config)

@@ -78,22 +78,19 @@ def export(
     from data.dataset import load_prepared
     from data.encoding.encode import pad_token_id, tokenizer_hash
     from data.files import sha256_files, write_json, write_text
-    from data.softlabels import check_joinable, read_store
+    from data.softlabels import read_store
     from distill.prediction.card import model_card, scores
     from distill.prediction.merge import merged_model
     from distill.quiet import quiet_transformers
+    from distill.runs.run_directory import RunDirectory
     from distill.runs.saved import EXPORTED, checked_tokenizer
+    from distill.teaching.trust import check_made_from
 
     manifest, model = saved.manifest, saved.model
     home = data or Path(os.path.normpath(saved.path / manifest["data"]))
     rows, folds = load_prepared(home)
-    ours = {
-        "classes": list(rows.classes.names),
-        "rows_hash": rows.content_hash,
-        "folds_hash": folds.content_hash,
-    }
-    check_joinable(ours, manifest, str(home), str(saved.path))
-    weights = sorted(saved.path.glob("fold-*/adapter")) if average else saved.weights
+    check_made_from(rows, folds, str(home), manifest, saved.path)
+    weights = RunDirectory(saved.path).weights(average=True) if average else saved.weights
     if average and len(weights) != manifest["n_folds"]:
         raise UserError(f"{saved.path}: has {len(weights)} of {manifest['n_folds']} fold models to average")
     if not average and len(weights) != 1:

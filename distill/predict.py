@@ -5,14 +5,15 @@ A student predicts with its final model, a teacher with the average of its fold 
 several give a directory of them, named so that ``ensemble.predict`` finds each member.
 
 Parquet files with a directory as ``--out`` are predicted shard by shard, of any number of rows, here or on a
-Ray cluster, and what is finished is not done again: see :mod:`distill.prediction.shards`.
+Ray cluster, and what is finished is not done again: see :mod:`distill.prediction.labelling`.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from data.schema import Rows
-    from data.shards import Shard, ShardPlan
-    from distill.prediction.shards import Ended, Job
     from distill.runs.saved import SavedModel
 
 SUFFIXES = (".csv", ".parquet")
@@ -90,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     args.data = args.data.removeprefix("file://")
     sharded = in_shards(args)
     targets = [] if sharded else output_files(args.out, args.model or args.cascade[:1])
-    from data.softlabels import softmax
+    from data.softmax import softmax
     from data.sources.plan import read_column_map
     from distill.processes import held, join_others, on_first
     from distill.runs.saved import predict_rows, read_saved, rows_for
@@ -126,13 +125,13 @@ def main(argv: Sequence[str]) -> int:
         print(f"{models[0].name}: {len(rows)} rows, {found.routed} of them also {dear}: {shown(targets[0])}")
         return 0
     for model, out in zip(models, targets, strict=True):
-        shards = out.with_name(f".{out.name}.predicting")
-        with held(shards):
-            probs = softmax(predict_rows(model, rows, shards).mean(axis=1) / model.temperature)
+        waiting = out.with_name(f".{out.name}.predicting")
+        with held(waiting):
+            probs = softmax(predict_rows(model, rows, waiting).mean(axis=1) / model.temperature)
             check_finite(model, rows, probs)
             on_first(partial(write_predictions, out, rows.row_ids, probs, rows.classes.names))
             on_first(partial(publish, out))
-            on_first(partial(shutil.rmtree, shards, ignore_errors=True))
+            on_first(partial(shutil.rmtree, waiting, ignore_errors=True))
         print(f"{model.name}: {len(rows)} rows, {len(model.weights)} model(s) averaged: {shown(out)}")
     return 0
 
@@ -175,53 +174,30 @@ def in_shards(args: argparse.Namespace) -> bool:
 
 
 def label_shards(args: argparse.Namespace, models: Sequence[SavedModel]) -> int:
-    """Label the input with each model, in turn; return 1 if a shard failed."""
+    """Label the input with each model, in turn, behind a bar of rows; return 1 if a shard failed."""
+    from tqdm import tqdm
+
+    from data.progress import is_terminal
     from data.shards import place_of
-    from distill.prediction.shards import label_here, open_job
+    from distill.cluster.labelling import label_on_cluster
+    from distill.prediction.labelling import label_here, open_job
 
     failed = False
     for model in models:
         out = place_of(args.out if len(models) == 1 else args.out / model.name)
         job, plan = open_job(model, args.data, out, args.shard_rows)
-        if args.launcher == "ray":
-            ended = on_cluster(args, model, job, plan)
-        else:
-            ended = label_here(job, plan, watched(model.name, plan.rows))
+        asked = model.model.resources
+        asked = asked if args.gpus is None else replace(asked, gpus=args.gpus)
+        with tqdm(total=plan.rows, desc=f"{model.name} labels", unit="row", disable=not is_terminal()) as bar:
+            if args.launcher == "ray":
+                ended = label_on_cluster(job, plan, asked, args.workers, bar.update)
+            else:
+                ended = label_here(job, plan, bar.update)
         lines = [f"{model.name}: {ended.rows} rows labelled, {ended.kept} had been before: {out}"]
         lines += [f"failed: shard {number}: {why}" for number, why in sorted(ended.errors.items())]
         print("\n".join(lines))
         failed = failed or bool(ended.errors)
     return int(failed)
-
-
-def on_cluster(args: argparse.Namespace, model: SavedModel, job: Job, plan: ShardPlan) -> Ended:
-    """Have a Ray cluster label the shards, behind a progress bar of rows."""
-    from dataclasses import replace
-
-    from tqdm import tqdm
-
-    from data.progress import is_terminal
-    from distill.cluster.labelling import label_on_cluster
-
-    asked = model.model.resources if args.gpus is None else replace(model.model.resources, gpus=args.gpus)
-    with tqdm(total=plan.rows, desc=f"{model.name} labels", unit="row", disable=not is_terminal()) as bar:
-        return label_on_cluster(job, plan, asked, args.workers, bar.update)
-
-
-def watched(name: str, total: int) -> Callable[[Iterable[Shard], int], Iterator[Shard]]:
-    """Return what shows shards going by as a progress bar of rows."""
-    from tqdm import tqdm
-
-    from data.progress import is_terminal
-
-    def watch(shards: Iterable[Shard], kept: int) -> Iterator[Shard]:
-        options = {"total": total, "initial": kept, "unit": "row", "disable": not is_terminal()}
-        with tqdm(desc=f"{name} labels", **options) as bar:
-            for shard in shards:
-                yield shard
-                bar.update(shard.rows)
-
-    return watch
 
 
 def output_files(out: Path, models: Sequence[Path]) -> list[Path]:

@@ -2,7 +2,7 @@
 
 Every process runs the same code on the same rows. What is decided or written is decided and written by the
 first alone (:func:`on_first`), so that no two ever disagree; steps and predictions are shared out
-(:func:`distill.packing.pack.share_out`). In one process all of this does nothing.
+(:func:`distill.packing.cutting.share_out`). In one process all of this does nothing.
 """
 
 from __future__ import annotations

@@ -1,79 +1,166 @@
-"""What a recipe's types cannot say: which values can work at all, checked before anything is read or made.
+"""Recipes: read from YAML with dotted overrides, checked before anything is read or made, and saved.
 
-Every number has a range here, so that a slip ends in one message and not in a library's traceback an hour
-into a run, nor, worse, in a training that quietly means something else.
+OmegaConf checks types and unknown keys; the limits that stand beside each field of :mod:`distill.config` are
+checked here by one walk over all of them, and what fields mean for each other by a function each. So a slip
+ends in one message and not in a library's traceback an hour into a run, nor, worse, in a training that
+quietly means something else.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
 
 from data.errors import UserError, brief, listing
-from distill.config import QUANTISED, DistillConfig, ModelConfig, Recipe, StudentConfig, TinyConfig
+from data.files import require_file, write_text
+from distill.config import QUANTISED, SWITCHES, ModelConfig, Recipe, StudentConfig, TinyConfig
 
-PRECISIONS = (*QUANTISED, "bf16", "fp16", "fp32")
-COMPUTES = ("auto", "bf16", "fp16", "fp32")
-HEADS = ("score", "tokens")
-SWITCHES = ("auto", "true", "false")
-FAMILIES = ("llama", "gemma2", "bert")
-LOSS_NAMES = ("kl", "blackpearl", "wsdm1", "wsdm3", "mse", "smoothing", "hard")
-"""The keys of :data:`distill.teaching.losses.LOSSES`, which is not imported here to spare commands torch."""
-LABELS = ("oof", "in_sample", "fold_mean", "human")
-LEAKAGES = ("standard", "apart", "strict")
-WEIGHTINGS = ("equal", "fitted", "confidence")
-MIXINGS = ("separate", "probability", "log")
-SCHEDULES = (
-    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
-    "inverse_sqrt",
-)  # fmt: skip
-"""Those of ``transformers`` that need no further arguments and no evaluation."""
-OPTIMIZERS = (
-    "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit",
-    "paged_adamw_32bit", "ademamix", "ademamix_8bit", "paged_ademamix_8bit", "paged_ademamix_32bit",
-    "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit", "adafactor", "adagrad", "rmsprop",
-    "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "sgd",
-)  # fmt: skip
-"""Those of ``transformers`` that need no further package, and take groups of parameters as they are."""
+RECIPES = Path(__file__).parent / "recipes"
 NF4_BLOCK = 64
 """Weights that share one NF4 scale; bitsandbytes' CPU kernels want rows of whole blocks."""
-MOST_EPOCHS = 1000
-MOST_SEED = 4_000_000
-"""A model's seed is a thousand times this and its fold's number, and NumPy's end at 2 ** 32."""
 TEACHER_NAME = re.compile(r"\w[\w .+-]{0,99}")
 TAKEN = ("student", "backbones", "units", "race", "stack", "rows.parquet", "folds.parquet", "manifest.json")
 """What else lies in the directory of the teachers' stores."""
-DERIVED = ("-in_sample", "-fold_mean")
+FURTHER = ("-in_sample", "-fold_mean")
 """How the stores of a teacher's further labels are named."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by its name or file and apply ``key.sub=value`` overrides.
+
+    Raises
+    ------
+    UserError
+        No such recipe, an unknown key, a value of the wrong type, or one that cannot work.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    path = Path(name_or_file)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = RECIPES / f"{name_or_file}.yaml"
+    if not path.exists():
+        raise UserError(
+            f"{name_or_file}: no such recipe; give a .yaml file or one of {listing(recipe_names(), 20)}"
+        )
+    for override in overrides:
+        if "=" not in override or override.startswith("-"):
+            raise UserError(f"{override}: not understood; an override reads key.sub=value")
+    where = str(require_file(path, "recipe"))
+    try:
+        given = OmegaConf.load(path)
+        if not isinstance(given, DictConfig):
+            raise UserError(f"{path}: bad recipe: a list where data, teachers and student were expected")
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), given)
+        known = list(merged.teachers)
+        where = "command line"
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
+        added = [name for name in merged.teachers if name not in known]
+        if added:
+            raise UserError(
+                f"command line: recipe {name_or_file} has no teacher {listing(added)}; "
+                f"it has {listing(known) or 'none'}"
+            )
+        where = f"{path} with the command line" if overrides else str(path)
+        recipe = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError) as error:
+        key = getattr(error, "full_key", None)
+        at = f" at {key}" if key else ""
+        raise UserError(f"{where}: bad recipe{at}: {_reason(error)}") from error
+    assert isinstance(recipe, Recipe)
+    check_recipe(recipe)
+    return recipe
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in a recipe's file, with the line where the library knows it."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return str(error).strip().splitlines()[0]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', None) or error}"
+
+
+def save_resolved(path: Path, config: object) -> None:
+    """Write a resolved configuration as YAML, atomically."""
+    from omegaconf import OmegaConf
+
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def read_config(path: Path, kind: type[ModelConfig]) -> ModelConfig:
+    """Read the resolved configuration saved with a run."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(kind), OmegaConf.load(require_file(path, "configuration"))
+        )
+        config = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError) as error:
+        raise UserError(f"{path}: not a saved configuration ({str(error).splitlines()[0]})") from error
+    assert isinstance(config, ModelConfig)
+    return config
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise :class:`UserError` naming the first value of a recipe that cannot work."""
-    for key, value in _numbers(recipe):
-        if not math.isfinite(value):
-            raise UserError(f"recipe: {key} is {value}; it must be a finite number")
-    _in_range("data.seed", recipe.data.seed, 0, MOST_SEED)
-    for name, model in recipe.teachers.items():
+    for name in recipe.teachers:
         _check_name(name)
+    for key, value, limits in settings_of(recipe):
+        if why := refusal(value, limits):
+            raise UserError(f"recipe: {key} is {why}")
+    for name, model in recipe.teachers.items():
         _check_model(f"teachers.{name}", model)
     if recipe.student is not None:
         _check_distill(recipe.student)
         _check_model("student", recipe.student)
 
 
-def _numbers(value: object, at: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in a configuration, by its dotted key."""
-    if isinstance(value, int | float):
-        yield at, value
-        return
+def settings_of(
+    value: object, at: str = "", limits: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, object, Mapping[str, Any]]]:
+    """Every value in a configuration that is set: its dotted key, itself, and the limits beside its field."""
     if is_dataclass(value):
-        parts = {field.name: getattr(value, field.name) for field in fields(value)}
-    else:
-        parts = value if isinstance(value, dict) else {}
-    for key, part in parts.items():
-        yield from _numbers(part, f"{at}.{key}" if at else str(key))
+        for field in fields(value):
+            needed = field.metadata.get("only_if")
+            asked = field.metadata if not needed or getattr(value, needed) else {}
+            yield from settings_of(getattr(value, field.name), f"{at}.{field.name}".lstrip("."), asked)
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from settings_of(part, f"{at}.{key}")
+    elif value is not None:
+        yield at, value, limits or {}
+
+
+def refusal(value: object, limits: Mapping[str, Any]) -> str:
+    """Why a value is outside the limits of :func:`distill.config.setting`; empty where it is within them."""
+    if isinstance(value, int | float):
+        above, least, between = (limits.get(name) for name in ("above", "least", "between"))
+        if not math.isfinite(value):
+            return f"{value}; it must be a finite number"
+        if above is not None and not value > above:
+            return f"{value}; it must be above {above}"
+        if least is not None and value < least:
+            return f"{value}; it must not be below {least}"
+        if between is not None and not between[0] <= value <= between[1]:
+            return f"{value}; it must lie between {between[0]} and {between[1]}"
+    elif isinstance(value, str) and (choices := limits.get("choices")):
+        word = value.lower() if choices == SWITCHES else value
+        if word not in choices:
+            return f"{brief(word, 60)!r}; it is one of {listing(choices, len(choices))}"
+    return ""
 
 
 def _check_name(name: str) -> None:
@@ -83,7 +170,7 @@ def _check_name(name: str) -> None:
             f"recipe: teachers.{brief(name, 60)}: the name is that of a directory; take up to 100 letters, "
             "digits, dots, hyphens and spaces, the first a letter or digit"
         )
-    if name in TAKEN or name.endswith(DERIVED):
+    if name in TAKEN or name.endswith(FURTHER):
         raise UserError(
             f"recipe: teachers.{name}: something else is kept under that name beside the teachers' stores; "
             "choose another"
@@ -91,21 +178,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_distill(student: StudentConfig) -> None:
-    distill: DistillConfig = student.distill
-    for key, known in (
-        ("loss", LOSS_NAMES),
-        ("labels", LABELS),
-        ("leakage", LEAKAGES),
-        ("weighting", WEIGHTINGS),
-        ("mixing", MIXINGS),
-    ):
-        _one_of(f"student.distill.{key}", getattr(distill, key), known)
-    for key in ("weight", "smoothing"):
-        _in_range(f"student.distill.{key}", getattr(distill, key), 0, 1)
-    _positive("student.distill.temperature", distill.temperature)
-    _not_negative("student.distill.consistency", distill.consistency)
-    if distill.pseudo_labels is not None:
-        _in_range("student.distill.pseudo_labels", distill.pseudo_labels, 0, 1)
+    distill = student.distill
     if distill.consistency and not student.train.both_orders:
         raise UserError("recipe: student.distill.consistency needs both orders in a step: train.both_orders")
     if distill.teacher_weights and distill.weighting != "equal":
@@ -115,31 +188,17 @@ def _check_distill(student: StudentConfig) -> None:
 
 
 def _check_model(name: str, model: ModelConfig) -> None:
-    _check_backbone(name, model)
-    _check_lora(name, model)
-    _check_train(name, model)
-    for key in ("processes", "cpus", "memory_gb", "tokens_per_second"):
-        if (value := getattr(model.resources, key)) is not None:
-            _positive(f"{name}.resources.{key}", value)
-    _not_negative(f"{name}.resources.gpus", model.resources.gpus or 0)
-
-
-def _check_backbone(name: str, model: ModelConfig) -> None:
     backbone, lora = model.backbone, model.lora
     if bool(backbone.path) == (backbone.tiny is not None):
         raise UserError(f"recipe: {name}.backbone needs either a path or tiny, and not both")
     if backbone.tiny is not None:
         _check_tiny(f"{name}.backbone.tiny", backbone.tiny, backbone.precision)
-    if backbone.first_layers is not None:
-        _positive(f"{name}.backbone.first_layers", backbone.first_layers)
-    _one_of(f"{name}.backbone.precision", backbone.precision, PRECISIONS)
-    _one_of(f"{name}.backbone.compute", backbone.compute, COMPUTES)
-    _one_of(f"{name}.backbone.head", backbone.head, HEADS)
-    _one_of(f"{name}.backbone.compile", backbone.compile.lower(), SWITCHES)
     if not lora.enabled and backbone.precision in {*QUANTISED, "fp16"}:
         raise UserError(
             f"recipe: {name} trains full weights, which {backbone.precision} cannot; use bf16 or fp32"
         )
+    if lora.enabled and not lora.targets:
+        raise UserError(f"recipe: {name}.lora.targets names no layers; [all-linear] takes all")
     if backbone.head == "tokens" and not (lora.enabled and backbone.packed):
         raise UserError(f"recipe: {name}.backbone.head tokens needs adapters and packs: lora.enabled, packed")
     if backbone.shard and not (lora.enabled and backbone.packed):
@@ -147,11 +206,6 @@ def _check_backbone(name: str, model: ModelConfig) -> None:
 
 
 def _check_tiny(name: str, tiny: TinyConfig, precision: str) -> None:
-    _one_of(f"{name}.family", tiny.family, FAMILIES)
-    for key in ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "vocab_size"):
-        _positive(f"{name}.{key}", getattr(tiny, key))
-    _not_negative(f"{name}.pretrain_steps", tiny.pretrain_steps)
-    _positive(f"{name}.pretrain_lr", tiny.pretrain_lr)
     if precision == "nf4":
         for key in ("hidden_size", "intermediate_size"):
             if getattr(tiny, key) % NF4_BLOCK:
@@ -165,55 +219,3 @@ def _check_tiny(name: str, tiny: TinyConfig, precision: str) -> None:
         )
     if tiny.family != "bert" and tiny.heads % tiny.kv_heads:
         raise UserError(f"recipe: {name}.heads is {tiny.heads}, no multiple of kv_heads, {tiny.kv_heads}")
-
-
-def _check_lora(name: str, model: ModelConfig) -> None:
-    lora = model.lora
-    _in_range(f"{name}.lora.first_layer", lora.first_layer, 0, 0.999)
-    if not lora.enabled:
-        return
-    _positive(f"{name}.lora.r", lora.r)
-    _positive(f"{name}.lora.alpha", lora.alpha)
-    _in_range(f"{name}.lora.dropout", lora.dropout, 0, 0.999)
-    if not lora.targets:
-        raise UserError(f"recipe: {name}.lora.targets names no layers; [all-linear] takes all")
-
-
-def _check_train(name: str, model: ModelConfig) -> None:
-    train = model.train
-    for key in ("epochs", "lr", "rows_per_step", "pack_tokens", "log_steps"):
-        _positive(f"{name}.train.{key}", getattr(train, key))
-    _in_range(f"{name}.train.epochs", train.epochs, 0, MOST_EPOCHS)
-    if train.head_lr is not None:
-        _positive(f"{name}.train.head_lr", train.head_lr)
-    for key in (
-        "micro_rows", "predict_rows", "weight_decay", "max_grad_norm", "checkpoint_steps", "select_steps",
-        "patience",
-    ):  # fmt: skip
-        _not_negative(f"{name}.train.{key}", getattr(train, key))
-    _in_range(f"{name}.train.warmup", train.warmup, 0, 1)
-    _in_range(f"{name}.train.select_share", train.select_share, 0, 0.9)
-    _in_range(f"{name}.train.seed", train.seed, 0, MOST_SEED)
-    _one_of(f"{name}.train.schedule", train.schedule, SCHEDULES)
-    _one_of(f"{name}.train.optimizer", train.optimizer, OPTIMIZERS)
-    _one_of(f"{name}.train.gradient_checkpointing", train.gradient_checkpointing.lower(), SWITCHES)
-
-
-def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"recipe: {key} is {brief(value, 60)!r}; it is one of {listing(known, len(known))}")
-
-
-def _positive(key: str, value: float) -> None:
-    if not value > 0:
-        raise UserError(f"recipe: {key} is {value}; it must be above 0")
-
-
-def _not_negative(key: str, value: float) -> None:
-    if value < 0:
-        raise UserError(f"recipe: {key} is {value}; it must not be below 0")
-
-
-def _in_range(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise UserError(f"recipe: {key} is {value}; it must lie between {low} and {high}")

@@ -54,8 +54,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
-    from distill.config import load_recipe
     from distill.processes import held, join_others
+    from distill.recipe import load_recipe
 
     join_others()
     recipe = load_recipe(args.recipe, args.overrides)
@@ -64,9 +64,10 @@ def main(argv: Sequence[str]) -> int:
     rows, folds, home = open_data(args.data, recipe.data)
 
     from data.softlabels import second_order_leak
-    from distill.runs.crossfit import cross_fit, fit_final
-    from distill.runs.units import ModelSpec, units_of
-    from distill.teaching.teachers import mode_of
+    from distill.cluster.launch import estimated, on_cluster, verdict
+    from distill.runs.run_directory import FINAL
+    from distill.runs.units import ModelSpec, run_here, units_of
+    from distill.teaching.lessons import mode_of
 
     check_tracker(args.report_to)
     out = args.out or home / "student"
@@ -74,13 +75,11 @@ def main(argv: Sequence[str]) -> int:
     model = ModelSpec(
         "student", recipe.student, args.data or DEMO, out, tuple(args.teachers), leakage=leakage
     )
-    if args.dry_run or args.launcher == "ray":
-        from distill.cluster.launch import estimated, on_cluster, verdict
-
-        units = units_of(model, folds.n_folds, final=True, report_to=args.report_to)
-        if args.dry_run:
-            print(estimated(units, rows, folds))
-            return 0
+    units = units_of(model, folds.n_folds, final=True, report_to=args.report_to)
+    if args.dry_run:
+        print(estimated(units, rows, folds))
+        return 0
+    if args.launcher == "ray":
         board = on_cluster([model], units, out.parent, "student", (rows, folds))
         print(verdict(board))
         if board.failures():
@@ -89,8 +88,7 @@ def main(argv: Sequence[str]) -> int:
         model.fetch()
         fetch(out)
         student = model.plan((rows, folds))
-        store = cross_fit(student, args.report_to)
-        final = fit_final(student, args.report_to)
+        store = run_here(units, student)
         publish(out)
     print(
         format_table(
@@ -103,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
             "this score flatters the student, whose teachers saw the folds it is scored on; "
             "student.distill.leakage apart or strict gives one to believe"
         )
-    print(f"deployable model: {final}")
+    print(f"deployable model: {student.directory.part(FINAL).adapter}")
     return 0
 
 

@@ -55,8 +55,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
-    from distill.config import load_recipe
     from distill.processes import held, join_others
+    from distill.recipe import load_recipe
 
     join_others()
     recipe = load_recipe(args.recipe, args.overrides)
@@ -71,24 +71,23 @@ def main(argv: Sequence[str]) -> int:
     rows, folds, home = open_data(args.data, recipe.data)
     out = args.out or home
 
-    from distill.labels import check_strict, write_derived, write_strict
-    from distill.runs.crossfit import cross_fit
-    from distill.runs.units import ModelSpec, units_of
+    from distill.cluster.launch import estimated, on_cluster, verdict
+    from distill.runs.derived import check_strict, write_derived, write_strict
+    from distill.runs.units import ModelSpec, run_here, units_of
 
     check_tracker(args.report_to)
     labels, strict = wanted(recipe, args.labels, args.leakage)
     if strict:
         check_strict(folds.n_folds)
     models = [ModelSpec(name, recipe.teachers[name], args.data or DEMO, out / name) for name in names]
-    if args.dry_run or args.launcher == "ray":
-        from distill.cluster.launch import estimated, on_cluster, verdict
-
-        options = {"strict": strict, "everywhere": bool(labels), "report_to": args.report_to}
-        units = [unit for model in models for unit in units_of(model, folds.n_folds, **options)]
-        if args.dry_run:
-            print(estimated(units, rows, folds))
-            return 0
-        board = on_cluster(models, units, out, "teacher_oof", (rows, folds))
+    options = {"strict": strict, "everywhere": bool(labels), "report_to": args.report_to}
+    units = {model.name: units_of(model, folds.n_folds, **options) for model in models}
+    all_units = [unit for each in units.values() for unit in each]
+    if args.dry_run:
+        print(estimated(all_units, rows, folds))
+        return 0
+    if args.launcher == "ray":
+        board = on_cluster(models, all_units, out, "teacher_oof", (rows, folds))
         print(verdict(board))
         if board.failures():
             return 1
@@ -98,14 +97,14 @@ def main(argv: Sequence[str]) -> int:
             model.fetch()
             fetch(model.out)
             teacher = model.plan((rows, folds))
-            store = cross_fit(teacher, args.report_to)
+            store = run_here(units[model.name], teacher)
             lines.append([*score_line(model.name, store, rows), "oof"])
             if strict:
-                write_strict(teacher, args.report_to)
+                write_strict(teacher)
                 lines[-1][-1] = "oof, strict too"
             publish(teacher.out)
             for kind in labels:
-                derived = write_derived(teacher, kind, args.report_to)
+                derived = write_derived(teacher, kind)
                 lines.append([*score_line(derived.name, derived, rows), f"{kind}: rows it was trained on"])
                 publish(derived.path)
     print(format_table(["teacher", "rows", "log-loss", "accuracy", "store", "soft labels"], lines))
@@ -114,11 +113,11 @@ def main(argv: Sequence[str]) -> int:
 
 def wanted(recipe: Recipe, labels: Sequence[str], leakage: str) -> tuple[list[str], bool]:
     """Which further labels to leave, and whether strict ones: those asked for and those its student needs."""
-    from distill.teaching.losses import UNTAUGHT
+    from distill.losses import LOSSES
 
     found = list(labels)
     student = recipe.student
-    if student is None or student.distill.loss in UNTAUGHT:
+    if student is None or not LOSSES[student.distill.loss].taught:
         return found, leakage == "strict"
     distill = student.distill
     needs = ["in_sample"] if distill.leakage == "apart" and distill.labels != "human" else []

@@ -73,7 +73,7 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def describe(problem: Problem, result: Result) -> dict[str, Any]:
+def stack_content(problem: Problem, result: Result) -> dict[str, Any]:
     """What ``stack.json`` says, all but the fitted method."""
     weights_of, weights = shown_weights(result)
     method = result.fitted[result.chosen]
@@ -159,4 +159,4 @@ def write_result(out: Path, problem: Problem, result: Result) -> None:
     for k, name in enumerate(problem.classes.names):
         columns[name] = pa.array(result.probs[result.chosen][:, k])
     write_parquet(out / PREDICTIONS, pa.table(columns))
-    save_stack(out, describe(problem, result), result.fitted[result.chosen])
+    save_stack(out, stack_content(problem, result), result.fitted[result.chosen])

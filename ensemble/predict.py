@@ -14,6 +14,7 @@ import numpy as np
 
 from data.command import run
 from data.errors import UserError, listing
+from data.ids import places
 
 if TYPE_CHECKING:
     from ensemble.reading.members import Member
@@ -109,17 +110,16 @@ def load_fresh(
             "is matched with --oof NAME=PATH"
         )
     first = members[wanted[0]][0]
-    index = {row_id: i for i, row_id in enumerate(first.row_ids)}
-    P = np.zeros((len(index), len(wanted), len(content["classes"])))
+    P = np.zeros((len(first.row_ids), len(wanted), len(content["classes"])))
     for m, name in enumerate(wanted):
         for member in members[name]:
-            differing = sorted(set(index) ^ set(member.row_ids))
+            differing = sorted(set(first.row_ids).symmetric_difference(member.row_ids))
             if differing:
                 raise UserError(
                     f"{first.path} and {member.path} predict different rows: {len(differing)} are in one "
                     f"alone, e.g. {listing(differing, 3)}"
                 )
-            P[[index[row_id] for row_id in member.row_ids], m] += member.probs / len(members[name])
+            P[places(member.row_ids, first.row_ids), m] += member.probs / len(members[name])
     return first.row_ids, P
 
 
@@ -137,11 +137,11 @@ def load_features(data: Path | None, ids: Sequence[str], stack: Path) -> np.ndar
     if data is None:
         raise UserError(f"{stack}: looks at the rows themselves too; give their row table with --data")
     rows = read_rows(data)
-    place = {row_id: i for i, row_id in enumerate(rows.row_ids)}
-    absent = [row_id for row_id in ids if row_id not in place]
+    at = places(ids, rows.row_ids)
+    absent = [row_id for row_id, place in zip(ids, at.tolist(), strict=True) if place < 0]
     if absent:
         raise UserError(f"{data}: lacks {len(absent)} of the predicted rows, e.g. {listing(absent, 3)}")
-    return row_features(rows.take(np.array([place[row_id] for row_id in ids])))
+    return row_features(rows.take(at))
 
 
 def write_predictions(path: Path, ids: list[str], probs: np.ndarray, classes: Sequence[str]) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 from data.errors import UserError, listing
 from data.files import read_json, sha256_text, write_json, write_text
 from data.schema import Classes
-from ensemble.methods.base import Blender
-from ensemble.methods.catalogue import from_dict
+from ensemble.methods import catalogue  # noqa: F401 (a stack may hold any of its kinds)
+from ensemble.methods.base import Blender, from_dict
 
 STACK = "stack.json"
-FORMAT = 1
+FORMAT = 2
 HASH = "content_hash"
-_TREES = ("plain_", "symmetric_", "scratch_", "refined_", "rows_")
+_TREES = "trees_"
 _TREE_FILE = re.compile(r"lightgbm-[0-9a-f]{16}\.txt")
 _KEYS = ("classes", "members", "chosen", "fitted")
 
@@ -33,8 +33,8 @@ def _map_trees(state: Any, change: Callable[[str], str]) -> Any:
     if not isinstance(state, dict):
         return state
     return {
-        key: [change(text) for text in value]
-        if key in _TREES and isinstance(value, list)
+        key: {track: [change(text) for text in texts] for track, texts in value.items()}
+        if key == _TREES
         else _map_trees(value, change)
         for key, value in state.items()
     }

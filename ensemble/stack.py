@@ -36,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from ensemble.output import REPORT, hold, write_result
     from ensemble.reading.lint import leave_out_suspects
+    from ensemble.reading.load import load_problem
     from ensemble.reading.members import split_name
-    from ensemble.reading.problem import declare_swap, load_problem
+    from ensemble.reading.problem import declare_swap
     from ensemble.report.page import write_report
     from ensemble.scoring.results import evaluate
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = evaluate(problem, seed=args.seed, repeats=args.repeats)
         write_report(out / REPORT, problem, result)
         write_result(out, problem, result)
-    print(render(result))
+    print(score_table(result))
     for note in (*problem.notes, *result.notes):
         print(f"note: {note}")
     print(f"chosen: {result.chosen} ({result.why})")
@@ -125,7 +126,7 @@ def resolve(args: argparse.Namespace) -> tuple[list[str], Path | None, Path]:
     return stores, home, args.out or folder / "stack"
 
 
-def render(result: Result) -> str:
+def score_table(result: Result) -> str:
     """Lay out the scores: prior, members, methods, and the Bayes optimum where it is known."""
     header = ["", "log-loss", "95 %", "in-sample", "against the mean"]
 

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from recipes import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
+from docs.map import PICTURE, circles, depths, draw, file_graph, imported, modules, room_graph
+
 FLOORS = {"data": 1, "ensemble": 2, "distill": 3}
 
 BLOCK_TORCH = """
@@ -29,58 +31,48 @@ assert "torch" not in sys.modules
 """
 
 
-def modules(package: str) -> list[Path]:
+def files_of(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
-
-
-def imported(file: Path, everywhere: bool) -> set[str]:
-    """Names of our modules that a file imports: everywhere in it, or only when it is itself imported."""
-    found: set[str] = set()
-
-    def visit(node: ast.AST) -> None:
-        for child in ast.iter_child_nodes(node):
-            if not everywhere:
-                if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-                    continue
-                if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-                    continue
-            if isinstance(child, ast.Import):
-                found.update(alias.name for alias in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                assert child.level == 0, f"{file}: relative import"
-                base = child.module or ""
-                found.add(base)
-                found.update(f"{base}.{alias.name}" for alias in child.names)
-            visit(child)
-
-    visit(ast.parse(file.read_text(encoding="utf-8")))
-    return {name for name in found if name.split(".")[0] in FLOORS}
 
 
 @pytest.mark.parametrize("package", FLOORS)
 def test_imports_run_downward(package: str) -> None:
-    for file in modules(package):
-        for name in imported(file, everywhere=True):
-            assert FLOORS[name.split(".")[0]] <= FLOORS[package], f"{file} imports {name}"
+    for file in files_of(package):
+        for name in imported(file):
+            floor = FLOORS.get(name.split(".")[0], 0)
+            assert floor <= FLOORS[package], f"{file} imports {name}"
 
 
-def test_no_module_is_part_of_an_import_cycle() -> None:
-    names = {
-        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
-        for package in FLOORS
-        for file in modules(package)
+def test_no_import_runs_in_a_circle() -> None:
+    """Neither among files nor among rooms; imports inside functions and for type checkers count."""
+    assert not circles(file_graph())
+    assert not circles(room_graph())
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {"b", "c"}
+
+
+def test_rooms_are_one_level_deep_and_no_chain_of_them_is_long() -> None:
+    for name, file in modules().items():
+        parts = len(name.split(".")) - (file.name != "__init__.py")
+        assert parts <= 2, f"{file} lies deeper than a room"
+    graph = {
+        room: {need for need in needs if need.startswith("distill.")}
+        for room, needs in room_graph().items()
+        if room.startswith("distill.")
     }
-    graph = {name: imported(file, everywhere=False) & set(names) - {name} for name, file in names.items()}
-    while graph:
-        leaves = [name for name, needs in graph.items() if not needs & set(graph)]
-        assert leaves, f"cycle among {sorted(graph)}"
-        for name in leaves:
-            del graph[name]
+    room, depth = max(depths(graph).items(), key=lambda item: item[1])
+    assert depth <= 8, f"{room} stands {depth} rooms above the ground"
+
+
+def test_the_map_shows_the_imports_of_today() -> None:
+    assert PICTURE.read_text(encoding="utf-8") == draw(), "python -m docs.map draws it anew"
 
 
 @pytest.mark.parametrize("package", ["data", "ensemble"])
 def test_imports_without_torch(package: str) -> None:
-    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in modules(package)]
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files_of(package)]
     command = [sys.executable, "-c", BLOCK_TORCH, *[name.removesuffix(".__init__") for name in names]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -102,7 +94,7 @@ def test_help_answers_at_once(command: str) -> None:
 
 def test_no_pickle_anywhere() -> None:
     for package in FLOORS:
-        for file in modules(package):
+        for file in files_of(package):
             tree = ast.parse(file.read_text(encoding="utf-8"))
             for node in ast.walk(tree):
                 if isinstance(node, ast.Import):

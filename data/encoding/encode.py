@@ -242,8 +242,7 @@ class Encoder:
             if self.prefix and self.prefix[0] in ids:
                 raise UserError(
                     f"template {self.template.name}: writes the BOS token into its text; leave it out, "
-                    "every row "
-                    "gets exactly one, first"
+                    "every row gets exactly one, first"
                 )
             if ids:
                 slots.append(np.array(ids, dtype=np.uint32))

@@ -35,11 +35,7 @@ class PlainText:
     """
 
     def __init__(
-        self,
-        load: Callable[[], Any],
-        special: dict[int, str],
-        fast: FastBpe | None = None,
-        seek: bool = True,
+        self, load: Callable[[], Any], special: dict[int, str], fast: FastBpe | None = None, seek: bool = True
     ) -> None:
         self._load = load
         self.special = special

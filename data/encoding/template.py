@@ -15,10 +15,7 @@ part, and ``chat(text)`` wraps a user's message in the tokenizer's chat template
 from __future__ import annotations
 
 import re
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -40,8 +37,8 @@ _MARK = re.compile(f"{_OPEN}([012]):([0-9]+){_CLOSE}")
 _BAIT = "Aa <&>\n" * 2000
 """In every mark, between spaces, so that trimming, cutting, escaping or changing case breaks the mark."""
 _BAITED = re.compile(f" {_OPEN}([012]:[0-9]+){_BAIT}{_CLOSE} ")
-SECONDS = 10.0
-"""How long a template may take for one shape."""
+STEPS = 1_000_000
+"""How far the ranges of a template may count for one shape, all together."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +73,7 @@ class Template:
             if self.name not in template_names():
                 raise UserError(
                     f"no template {brief(self.name)}; there are {listing(template_names(), 9)}, or give "
-                    "your own "
-                    ".jinja file"
+                    "your own .jinja file"
                 )
             object.__setattr__(self, "text", (HOME / f"{self.name}.jinja").read_text(encoding="utf-8"))
         _compiled(self.name, self.text)
@@ -108,8 +104,7 @@ class Template:
         if not found:
             raise UserError(
                 f"template {self.name} needs a chat template and the tokenizer has none; use the tokenizer "
-                "of an "
-                "instruct model, or one of the templates "
+                "of an instruct model, or one of the templates "
                 f"{listing(n for n in template_names() if n != self.name)}"
             )
         return replace(self, chat_template=found)
@@ -196,48 +191,36 @@ class Template:
         ]
         _, compiled = _compiled(self.name, self.text)
         try:
-            with _time_limit(self.name):
-                rendered = compiled.render(
-                    turns=turns, prompts=marks[0], responses_a=marks[1], responses_b=marks[2], chat=wrap
-                )
+            rendered = compiled.render(
+                turns=turns, prompts=marks[0], responses_a=marks[1], responses_b=marks[2], chat=wrap,
+                range=_counted_range(self.name),
+            )  # fmt: skip
             rendered.encode()  # a lone surrogate is no text
         except UserError:
             raise
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            OverflowError,
-            RecursionError,
-            MemoryError,
-        ) as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
             what = brief(error) or type(error).__name__
             raise UserError(f"template {self.name}: cannot be rendered ({what})") from error
         return plain_marks(rendered)
 
 
-@contextmanager
-def _time_limit(name: str) -> Iterator[None]:
-    """Stop a template that runs on and on; its loops cannot be told from outside, so each line is watched.
+def _counted_range(name: str) -> Callable[..., range]:
+    """Return the sandbox's ``range`` for one rendering, all of whose loops together end after ``STEPS``."""
+    from jinja2.sandbox import safe_range
 
-    Counted is this thread's own work: a machine that stands still for a while is no loop.
-    """
-    end = time.thread_time() + SECONDS
-    before = sys.gettrace()
+    left = STEPS
 
-    def watch(frame: Any, event: str, argument: Any) -> Any:
-        if time.thread_time() > end:
+    def counted(*args: int) -> range:
+        nonlocal left
+        steps = safe_range(*args)
+        left -= len(steps)
+        if left < 0:
             raise UserError(
-                f"template {name}: takes more than {SECONDS:g} s to lay out one row; does it loop?"
+                f"template {name}: counts more than {STEPS:,} steps to lay out one row; does it loop?"
             )
-        return watch
+        return steps
 
-    sys.settrace(watch)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
+    return counted
 
 
 def _split(name: str, rendered: str, shape: Shape) -> list[str | tuple[int, int]]:
@@ -264,8 +247,7 @@ def _split(name: str, rendered: str, shape: Shape) -> list[str | tuple[int, int]
             part, turn = wrong[0]
             raise UserError(
                 f"template {name}: puts turn {turn + 1} of {PARTS[part]} {what}; every turn of prompt, "
-                "response_a "
-                "and response_b stands in it exactly once"
+                "response_a and response_b stands in it exactly once"
             )
     return pieces
 
@@ -310,7 +292,7 @@ def _compiled(name: str, text: str) -> tuple[Any, Any]:
         finalize=lambda value: "" if value is None else value,
     )
     del environment.filters["random"], environment.globals["lipsum"]
-    # The one operation of a line that no time limit ends; a layout needs no powers.
+    # The one operation that may never end; a layout needs no powers.
     environment.intercepted_binops = frozenset({"**"})
     environment.binop_table["**"] = _no_powers
     try:

@@ -61,9 +61,8 @@ def load_tokenizer(source: str, **options: Any) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
     except Exception as error:  # the hub, the parser and each tokenizer class raise their own kinds
         raise UserError(
-            f"{source}: no tokenizer could be loaded "
-            f"({brief(str(error).strip() or type(error).__name__)}); give a "
-            "directory with tokenizer.json or tokenizer.model, or check the name and the network"
+            f"{source}: no tokenizer could be loaded ({brief(str(error).strip() or type(error).__name__)}); "
+            "give a directory with tokenizer.json or tokenizer.model, or check the name and the network"
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{source}: this tokenizer has no fast form (tokenizer.json); convert it first")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.errors import UserError, brief, listing
+from data.ids import refuse_repeated
 from data.schema import PREFERENCE, Classes, Rows, with_usual_types
-from data.sources.read import refuse_repeated_ids
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -131,13 +131,8 @@ def combine(
     rows = Rows(table, classes)
     part_of_row = np.repeat(np.arange(len(parts)), [len(part) for _, part in parts])
     rows, repeats = _settle(rows, part_of_row, names, keep_repeats)
-    ids = rows.row_ids
-    if len(set(ids)) < len(ids):
-        try:
-            refuse_repeated_ids(ids, ", ".join(names))
-        except UserError as mistake:
-            remedy = "; put the sources' names before them with --prefix-ids" if len(parts) > 1 else ""
-            raise UserError(f"{mistake}{remedy}") from None
+    remedy = "; put the sources' names before them with --prefix-ids" if len(parts) > 1 else ""
+    refuse_repeated(rows.row_ids, ", ".join(names), remedy=remedy)
     return rows, repeats
 
 

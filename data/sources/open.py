@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import UserError, brief, listing
-from data.files import require_file
+from data.files import readable_parquet, refuse_bomb, require_file
 from data.sources.text_files import (
     BATCH_ROWS,
     Columns,
@@ -22,7 +22,6 @@ from data.sources.text_files import (
     open_csv,
     open_json,
     open_json_lines,
-    refuse_bomb,
 )
 
 if TYPE_CHECKING:
@@ -123,27 +122,15 @@ def _open_text(path: Path) -> Opened | None:
 
 
 def _open_parquet(path: Path) -> Table:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def damaged(error: Exception) -> UserError:
-        return UserError(
-            f"{path}: not a readable Parquet file ({brief(error)}); it may be truncated, make it again"
-        )
-
     def batches() -> Iterator[Columns]:
-        try:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(BATCH_ROWS):
-                    yield {name: _values(batch.column(name), name, path) for name in names}
-        except (pa.ArrowException, OSError) as error:
-            raise damaged(error) from error
+        with readable_parquet(path), pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH_ROWS):
+                yield {name: _values(batch.column(name), name, path) for name in names}
 
-    try:
-        with pq.ParquetFile(path) as file:
-            names = list(file.schema_arrow.names)
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(error) from error
+    with readable_parquet(path), pq.ParquetFile(path) as file:
+        names = list(file.schema_arrow.names)
     return Table(distinct(names, path), batches)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from data.errors import UserError, brief, listing
 from data.files import require_file
-from data.sources.read import SourceOptions
+from data.sources.formats import SourceOptions
+from data.sources.place import source_name
 
 REPEATS = ("drop", "keep")
 IDS = ("column", "row-number")
@@ -28,6 +29,11 @@ class Source:
     path: str
     options: SourceOptions = field(default_factory=SourceOptions)
     pin: bool = False
+
+    @property
+    def name(self) -> str:
+        """What its rows' ``source`` says."""
+        return self.options.name or source_name(self.path)
 
 
 @dataclass(frozen=True)
@@ -89,17 +95,14 @@ def read_plan(sources: list[str], options: SourceOptions, given: dict[str, Any])
         content = read_yaml(path, "sources file")
         if isinstance(content, list):
             content = {"sources": content}
-        if (
-            not isinstance(content, dict)
-            or not isinstance(content.get("sources"), list)
-            or not content["sources"]
-        ):
+        listed = content.get("sources") if isinstance(content, dict) else None
+        if not isinstance(listed, list) or not listed:
             raise UserError(f"{path}: expected a list of sources, or a mapping with one under 'sources'")
         _known(content, _PLAN_KEYS, path)
         found += [_source(entry, path) for entry in content.pop("sources")]
         plan = replace(plan, **content)
     plan = replace(plan, **given, sources=found)
-    plan.pin.extend(_name(source) for source in found if source.pin)
+    plan.pin.extend(source.name for source in found if source.pin)
     return checked(plan, ", ".join(sources))
 
 
@@ -143,12 +146,6 @@ def _source(entry: Any, where: Path) -> Source:
     if not Path(path).is_absolute() and beside.exists():
         path = str(beside)  # a file beside the sources file is named from there
     return Source(path, SourceOptions(**options), bool(entry.get("pin", False)))
-
-
-def _name(source: Source) -> str:
-    from data.sources.layouts import source_name
-
-    return source.options.name or source_name(source.path)
 
 
 def _known(mapping: dict, keys: tuple[str, ...], where: Path) -> None:

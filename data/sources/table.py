@@ -10,13 +10,17 @@ import re
 from collections.abc import Mapping
 
 from data.errors import UserError, brief, listing
+from data.labels import cell_text, label_index
 from data.schema import MAX_CLASSES, PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows, make_rows
-from data.sources.layouts import MODELS, Place, cell_text, label_index, require, soft_label_cells
+from data.sources.formats import SourceOptions, source_format
 from data.sources.open import Columns, Table
+from data.sources.place import MODELS, Place, require
+from data.sources.votes import soft_label_cells
 
 FIELDS = ("row_id", "prompt", "response_a", "response_b", "label", "label_probs", "model_a", "model_b")
 
 
+@source_format("table", lambda table: False, takes=("columns", "classes", "swap", "ids"))  # where none fits
 class TableReader:
     """Reads the batches of a plain table.
 
@@ -25,33 +29,23 @@ class TableReader:
     table : Table
     where : str
         The source, for messages.
-    columns : mapping of str to str
-        Field to column, as in :class:`data.sources.read.SourceOptions`.
-    classes, swap, ids
-        As in :class:`data.sources.read.SourceOptions`.
+    options : SourceOptions
+        Of which it follows ``columns``, ``classes``, ``swap`` and ``ids``.
     """
 
-    def __init__(
-        self,
-        table: Table,
-        where: str,
-        columns: Mapping[str, str],
-        classes: tuple[str, ...] | None,
-        swap: tuple[int, ...] | None,
-        ids: str,
-    ) -> None:
-        self.chosen = _choose_columns(table.names, where, columns)
+    def __init__(self, table: Table, where: str, options: SourceOptions) -> None:
+        self.chosen = _choose_columns(table.names, where, options.columns)
         self.number_rows = "row_id" not in self.chosen
-        if self.number_rows and ids != "row-number":
+        if self.number_rows and options.ids != "row-number":
             raise UserError(
                 f"{where}: no column row_id or id among {listing(table.names, 12)}; name one with "
                 "--columns row_id=COLUMN, or number the rows with --ids row-number"
             )
         self.pair = "response_a" in self.chosen
         seen: dict[str, int] = {}
-        if "label" in self.chosen and classes is None:
+        if "label" in self.chosen and options.classes is None:
             seen = _first_rows(table, self.chosen["label"], where)
-        self.classes = _classes(seen, where, classes, swap, self.pair)
+        self.classes = _classes(seen, where, options.classes, options.swap, self.pair)
 
     def __call__(self, columns: Columns, place: Place) -> Rows:
         """Read one batch."""

@@ -2,59 +2,34 @@
 
 Read strictly: a quote left open, a row of too few cells or a key given twice is refused with its line, for
 a lenient parser swallows rows or picks a value in silence. Values of a CSV stay the text they are, so that
-an id such as ``007`` and an answer such as ``NA`` survive. No file is ever held in memory whole.
+an id such as ``007`` and an answer such as ``NA`` survive. A file is read in batches;
+of a JSON list the text alone is held in memory whole.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
-import gzip
 import io
 import itertools
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from data.errors import UserError, brief, listing
+from data.files import unpacked
 
 Columns = dict[str, list]
 Opened = tuple[list[str], Callable[[], Iterator[Columns]]]
 """A file's column names, and what returns a fresh iterator over its batches."""
 
 BATCH_ROWS = 8192
-MAX_EXPANSION = 100
-"""A gzip file may hold this many times its own size; beyond that it is taken for a bomb."""
 MAX_FIELD = 64 << 20
-"""Longest cell of a CSV, and longest object of a JSON list, in characters: where a missing quote ends."""
+"""Longest cell of a CSV, in characters: where a missing quote ends."""
 
-_JSON_CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
-
-
-def unpacked(path: Path) -> IO[bytes]:
-    """Open a file of bytes, through gzip where its name says so."""
-    return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
-
-
-def refuse_bomb(path: Path) -> None:
-    """Unpack to nowhere first: a file that would fill the memory is refused before anything is read."""
-    limit = MAX_EXPANSION * max(path.stat().st_size, 1 << 16)
-    size = 0
-    try:
-        with gzip.open(path) as handle:
-            while chunk := handle.read(1 << 20):
-                size += len(chunk)
-                if size > limit:
-                    raise UserError(
-                        f"{path}: unpacks to more than {MAX_EXPANSION} times its size; if that is no "
-                        "mistake, unpack it yourself and give the file"
-                    )
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be unpacked as gzip ({error}); is it damaged or cut off?") from error
 
 
 def open_csv(path: Path, delimiter: str) -> Opened:
@@ -129,85 +104,52 @@ def open_json_lines(path: Path) -> Opened:
 
 
 def _list_of(path: Path) -> Iterator[Any]:
-    """Yield the elements of the list that a JSON file holds, one at a time in memory."""
+    """Yield the elements of the list that a JSON file holds, which is in memory as text, never as objects.
+
+    Sets too large for that come as JSON lines or Parquet.
+    """
     with unpacked(path) as raw:
-        encoding = json.detect_encoding(raw.peek(4)[:4])  # type: ignore[attr-defined]
-        elements = _Elements(io.TextIOWrapper(raw, encoding, errors="surrogatepass", newline=""))
-        for number in itertools.count():
-            try:
-                if not elements.go_on(first=number == 0):
-                    return
-                element = elements.next()
-            except _NotAList as error:
-                raise UserError(
-                    f"{path}: expected a list of objects, one a row, or one object a line"
-                ) from error
-            except (ValueError, RecursionError) as error:
-                raise _bad_json(f"{path}: row {number} (counted from 0)", error) from error
-            yield element
+        content = raw.read()
+    try:
+        text = content.decode(json.detect_encoding(content), "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise _bad_json(str(path), error) from error
+    del content
+    if not text.startswith("[", _past_space(text, 0)):
+        raise UserError(f"{path}: expected a list of objects, one a row, or one object a line")
+    at = 0
+    for number in itertools.count():
+        try:
+            start = _next_element(text, at, first=number == 0)
+            if start is None:
+                return
+            element, at = _DECODER.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            raise _bad_json(f"{path}: row {number} (counted from 0)", ValueError(error.msg)) from error
+        except (ValueError, RecursionError) as error:
+            raise _bad_json(f"{path}: row {number} (counted from 0)", error) from error
+        yield element
 
 
-class _Elements:
-    """Parses a JSON list element by element; as strict as the whole would be parsed."""
-
-    def __init__(self, text: IO[str]) -> None:
-        self.text = text
-        self.buffer = ""
-        self.at = 0
-
-    def go_on(self, first: bool) -> bool:
-        """Pass the list's opening, or the comma before another element; False at its end."""
-        if first:
-            if self._ahead() != "[":
-                raise _NotAList
-            self.at += 1
-            if self._ahead() != "]":
-                return True
-        elif self._ahead() == ",":
-            self.at += 1
-            return True
-        if self._ahead() != "]":
-            raise ValueError("a comma or the list's end is missing before it")
-        self.at += 1
-        if self._ahead():
-            raise ValueError("text follows the list's end")
-        return False
-
-    def next(self) -> Any:
-        """Parse the element ahead, reading on until it is whole."""
-        self._ahead()
-        while True:
-            try:
-                element, end = _DECODER.raw_decode(self.buffer, self.at)
-            except json.JSONDecodeError as error:
-                if len(self.buffer) - self.at > MAX_FIELD or not self._more():
-                    raise ValueError(error.msg) from error  # its position is one in the buffer
-                continue
-            if end == len(self.buffer) and self._more():
-                continue  # a number may go on
-            self.at = end
-            return element
-
-    def _ahead(self) -> str:
-        """Skip white space; return the next character, none at the end of the file."""
-        while True:
-            match = _SPACE.match(self.buffer, self.at)
-            assert match is not None
-            self.at = match.end()
-            if self.at < len(self.buffer):
-                return self.buffer[self.at]
-            if not self._more():
-                return ""
-
-    def _more(self) -> bool:
-        rest = self.buffer[self.at :]
-        piece = self.text.read(max(_JSON_CHUNK, len(rest)))  # twice as much each time: linear in all
-        self.buffer, self.at = rest + piece, 0
-        return bool(piece)
+def _next_element(text: str, at: int, first: bool) -> int | None:
+    """Pass the list's opening, or the comma before another element; None at its end."""
+    at = _past_space(text, at)
+    if text[at : at + 1] == ("[" if first else ","):
+        at = _past_space(text, at + 1)
+        if not first or text[at : at + 1] != "]":
+            return at
+    if text[at : at + 1] != "]":
+        raise ValueError("a comma or the list's end is missing before it")
+    if _past_space(text, at + 1) < len(text):
+        raise ValueError("text follows the list's end")
+    return None
 
 
-class _NotAList(ValueError):
-    """The file holds something else than a list."""
+def _past_space(text: str, at: int) -> int:
+    """The next place that is no white space, the text's end where there is none."""
+    match = _SPACE.match(text, at)
+    assert match is not None
+    return match.end()
 
 
 def _bad_json(where: str, error: ValueError | RecursionError) -> UserError:

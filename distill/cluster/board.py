@@ -15,7 +15,7 @@ from typing import Any
 
 from data.command import format_table
 from data.files import write_json, write_text
-from data.progress import is_terminal
+from data.progress import in_words, is_terminal
 
 QUEUED, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "failed", "stopped"
 HEADER = ("unit", "state", "where", "step", "loss", "time left")
@@ -64,17 +64,6 @@ class Line:
         since, share = self.first
         done = self.step / self.steps
         return None if done <= share else (now - since) * (1 - done) / (done - share)
-
-
-def in_words(seconds: float | None) -> str:
-    """Return a duration as people say it."""
-    if seconds is None:
-        return "–"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 class Board:

@@ -1,6 +1,6 @@
 """The one door to Ray: a cluster that is there, or one on this machine; and what it has to give.
 
-Only the modules named ``ray_*`` import Ray, and only commands that were asked to import them.
+Only this room imports Ray, and only in commands that were asked to.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ def amounts(ray: Any, what: str, asked: ResourcesConfig) -> dict[str, Any]:
         )
     wanted = {"num_cpus": cpus, "num_gpus": gpus, "memory": memory}
     if not room_for(ray, wanted):
-        best = "; ".join(_in_words({name: node.get(key, 0) for name, key in KEYS.items()}) for node in found)
+        best = "; ".join(_named({name: node.get(key, 0) for name, key in KEYS.items()}) for node in found)
         raise UserError(
-            f"{what} asks for {_in_words(wanted)}, which no machine of the cluster has ({best}); "
+            f"{what} asks for {_named(wanted)}, which no machine of the cluster has ({best}); "
             "set resources.cpus, resources.gpus or resources.memory_gb of the model in the recipe"
         )
     return wanted
@@ -110,7 +110,7 @@ def room_for(ray: Any, wanted: dict[str, Any]) -> int:
     return sum(min(int(node.get(key, 0) / value) for key, value in asked.items()) for node in found)
 
 
-def _in_words(wanted: dict[str, Any]) -> str:
+def _named(wanted: dict[str, Any]) -> str:
     parts = [f"{value:g} {KEYS[name]}" for name, value in wanted.items() if value and name != "memory"]
     parts += [f"{wanted['memory'] / 2**30:.1f} GiB of memory"] if wanted.get("memory") else []
     return ", ".join(parts)

@@ -15,13 +15,13 @@ from typing import Any
 from data.errors import UserError
 from data.shards import Shard, ShardPlan, missing_parts
 from distill.cluster.connect import amounts, connect, room_for
+from distill.cluster.outcome import POLL_S, told
 from distill.config import ResourcesConfig
-from distill.prediction.shards import Ended, Job, Lanes, Worker
+from distill.prediction.labelling import Ended, Job, Lanes, Worker
 
 AHEAD = 2
 LOSSES = 3
 """Workers that may be lost over one shard before the shard is given up."""
-POLL_S = 1.0
 
 
 class Labeller:
@@ -35,10 +35,8 @@ class Labeller:
         """Load the model; return what is wrong, if anything."""
         try:
             self.worker = Worker(self.job)
-        except UserError as mistake:
-            return str(mistake)
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return told(error)
         return ""
 
     def label(self, shard: Shard) -> tuple[int, str]:
@@ -46,10 +44,8 @@ class Labeller:
         assert self.worker is not None
         try:
             return self.worker.label(shard), ""
-        except UserError as mistake:
-            return 0, str(mistake)
         except Exception as error:
-            return 0, f"{type(error).__name__}: {error}"
+            return 0, told(error)
 
 
 @dataclass
@@ -95,7 +91,7 @@ class _Pool:
 
 
 def label_on_cluster(
-    job: Job, plan: ShardPlan, asked: ResourcesConfig, workers: int, show: Callable[[int], None]
+    job: Job, plan: ShardPlan, asked: ResourcesConfig, workers: int, show: Callable[[int], object]
 ) -> Ended:
     """Label the missing shards with ``workers`` actors (0: as many as the cluster has room for now).
 
@@ -138,7 +134,7 @@ def label_on_cluster(
     return ended
 
 
-def _work(pool: _Pool, lanes: Lanes, ended: Ended, show: Callable[[int], None]) -> None:
+def _work(pool: _Pool, lanes: Lanes, ended: Ended, show: Callable[[int], object]) -> None:
     """Hand out shards and take what comes back, until none is left."""
     ray = pool.ray
     losses: Counter[int] = Counter()

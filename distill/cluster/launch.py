@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data import storage
 from data.command import format_table
 from data.folds import Folds
 from data.schema import Rows
+from data.softlabels import MANIFEST
 from distill.cluster.board import Board
+from distill.config import CONFIG
 from distill.runs.estimate import HEADER, estimates, table_of
-from distill.runs.units import BACKBONES, WEIGHTS, ModelSpec, Unit
-
-if TYPE_CHECKING:
-    from distill.runs.crossfit import Run
+from distill.runs.run_directory import BACKBONES
+from distill.runs.units import WEIGHTS, ModelSpec, Unit
 
 
 def estimated(units: Sequence[Unit], rows: Rows, folds: Folds) -> str:
@@ -33,20 +32,18 @@ def on_cluster(
     Raises
     ------
     UserError
-        As :func:`distill.cluster.units.run_units` and :func:`distill.runs.crossfit.open_run`.
+        As :func:`distill.cluster.units.run_units` and :meth:`distill.runs.run.Run.claim`.
     """
     from distill.cluster.connect import connect
     from distill.cluster.units import run_units
-    from distill.runs.crossfit import open_run
 
     connect()  # before anything is spent on planning
     for model in models:
         model.fetch()
         storage.fetch(model.out, skip=WEIGHTS)
-        run: Run = model.plan(loaded)
-        open_run(run)
-        storage.publish(model.out / "manifest.json")
-        storage.publish(model.out / "config.yaml")
+        model.plan(loaded).claim()
+        storage.publish(model.out / MANIFEST)
+        storage.publish(model.out / CONFIG)
         if (model.out.parent / BACKBONES).exists():
             storage.publish(model.out.parent / BACKBONES)
     return run_units(units, home, command)

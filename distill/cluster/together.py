@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from distill.cluster.outcome import RETRIES, output_to, told
 from distill.runs.units import Unit
 
 
@@ -28,8 +29,6 @@ def run_together(unit: Unit, asked: dict[str, Any], processes: int, watcher: Any
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-
-    from distill.cluster.units import RETRIES
 
     each = {"CPU": asked["num_cpus"], "GPU": asked["num_gpus"], "memory": asked["memory"] or 0}
     for start in range(RETRIES + 1):
@@ -67,9 +66,6 @@ def _member(config: dict[str, Any]) -> None:
     import torch
     from torch import distributed
 
-    from data.errors import UserError
-    from distill.cluster.units import output_to
-
     unit: Unit = config["unit"]
     torch.set_num_threads(config["threads"])
     with output_to(config["log"]):
@@ -81,6 +77,5 @@ def _member(config: dict[str, Any]) -> None:
         try:
             unit.run()
         except Exception as error:
-            name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            ray.get(config["watcher"].fail.remote(unit.name, f"{name}{error}"))
+            ray.get(config["watcher"].fail.remote(unit.name, told(error)))
             raise

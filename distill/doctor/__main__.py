@@ -56,7 +56,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
-    from distill.doctor.finding import BAD, examine
+    from distill.doctor.examine import examine
+    from distill.doctor.finding import BAD
     from distill.doctor.subject import open_subjects
     from distill.quiet import quiet_transformers
 
@@ -78,7 +79,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _measure(results: list[Result], args: argparse.Namespace, scratch: Path) -> dict[str, str]:
-    from distill.doctor.cost import FAULTS, measure_check
+    from distill.doctor.cost import measure_check
+    from distill.doctor.faults import FAULTS
     from distill.doctor.finding import FAIL, WARN
 
     found = [r.check for r in results if r.status in (WARN, FAIL)]

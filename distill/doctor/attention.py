@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
 
 from data.errors import brief
 from distill.doctor.finding import Finding, check, failed, passed, warned
-from distill.doctor.pooling import TOLERANCE, head_of, plain_model, some_ids
+from distill.doctor.small import TEXT, TOLERANCE, plain_model, some_ids
 from distill.doctor.subject import Subject
-from distill.doctor.tokens import TEXT
+from distill.kernels.agreement import gaps_to_formula
+from distill.model import backbone as loading
+from distill.model.padded import head_of
 
-GEMMA2_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-GEMMAS = ("gemma", "gemma2", "gemma3", "gemma3_text")
 FP16_MAX = 65504.0
 KERNEL_TOLERANCE = 0.1
 """Rounding in bf16 is up to .06 where attention is so sharp; a lost cap is .17."""
@@ -21,11 +26,9 @@ KEEP_IN_FLOAT = ("score", "classifier", "lm_head")
 
 def attention_in_use(subject: Subject) -> str | None:
     """The attention implementation that would run; None is the library's default."""
-    from distill.model.backbone import attention_name
-
-    if subject.plain or subject.is_encoder:
+    if subject.plain or (subject.is_encoder and not subject.family.refused):
         return None
-    return attention_name(subject.model.backbone, subject.config.model_type)
+    return loading.attention_name(subject.model.backbone, subject.config.model_type)
 
 
 @check("attention", "config")
@@ -35,12 +38,10 @@ def attention_backend(subject: Subject) -> Finding | None:
     Source: transformers 5.17 gives Gemma-2 sdpa by default, which drops soft-capping without a word
     (logits off by 2.9 on a tiny model); 5.23 refuses sdpa. ``--plain`` judges the library's default.
     """
-    import torch
-
     wanted = attention_in_use(subject)
     model = plain_model(subject, "eager")
     _sharpen(model)
-    ids = torch.cat(some_ids(subject, model))[None]
+    ids = torch.from_numpy(np.concatenate(some_ids(subject, model)))[None]
     with torch.no_grad():
         exact = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     name = wanted or "the library's default"
@@ -74,10 +75,6 @@ def attention_backend(subject: Subject) -> Finding | None:
 
 def kernel_in_packs(subject: Subject, attention: str) -> Finding:
     """Judge a kernel for packs by the formula, with the model's heads, cap and window felt."""
-    import torch
-
-    from distill.kernels.agreement import gaps_to_formula
-
     config = subject.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     heads = config.num_attention_heads
@@ -106,8 +103,6 @@ def kernel_in_packs(subject: Subject, attention: str) -> Finding:
 
 def _sharpen(model: Any) -> None:
     """Enlarge attention logits so that a soft cap matters, and narrow the window so that it is felt."""
-    import torch
-
     with torch.no_grad():
         for name, module in model.named_modules():
             if name.endswith("q_proj"):
@@ -125,13 +120,14 @@ def softcap_configured(subject: Subject) -> Finding | None:
     Source: google/gemma-2-9b config.json: 50 on attention logits, 30 on final logits.
     """
     config = subject.config
-    if config.model_type != "gemma2":
+    wanted = subject.family.caps
+    if not wanted:
         return None
-    values = {key: getattr(config, key, None) for key in GEMMA2_CAPS}
+    values = {key: getattr(config, key, None) for key in wanted}
     lost = [key for key, value in values.items() if value is None]
     if lost:
         return failed(
-            f"{' and '.join(lost)} missing", "a different model", f"restore {GEMMA2_CAPS} in config.json"
+            f"{' and '.join(lost)} missing", "a different model", f"restore {wanted} in config.json"
         )
     return passed(
         f"attention {values['attn_logit_softcapping']:g}, final {values['final_logit_softcapping']:g}"
@@ -148,7 +144,7 @@ def sliding_window(subject: Subject) -> Finding | None:
     if not window or not getattr(subject.config, "use_sliding_window", True):
         return None
     longest = subject.model.encode.max_length
-    if subject.config.model_type == "gemma2":
+    if subject.family.mixed:
         kinds = getattr(subject.config, "layer_types", None) or []
         if kinds and len(set(kinds)) == 1 and len(kinds) > 1:
             return failed(
@@ -156,7 +152,7 @@ def sliding_window(subject: Subject) -> Finding | None:
             )
     if longest <= window:
         return passed(f"window {window}, rows up to {longest} tokens: it never cuts")
-    report = failed if window < 1024 and subject.config.model_type == "gemma2" else warned
+    report = failed if window < subject.family.least_window else warned
     return report(
         f"window {window}, rows up to {longest} tokens: half of the layers see only the last {window}",
         "the prompt is out of sight at the verdict cue in those layers",
@@ -175,7 +171,8 @@ def rope_scaling(subject: Subject) -> Finding | None:
     if not rope or any(isinstance(value, dict) for value in rope.values()):
         return None
     kind = rope.get("rope_type", "default")
-    if config.model_type == "llama" and config.max_position_embeddings > 8192 and kind == "default":
+    unscaled = subject.family.unscaled
+    if unscaled and config.max_position_embeddings > unscaled and kind == "default":
         return failed(
             f"{config.max_position_embeddings} positions and no rope scaling",
             "long rows are read at frequencies the model never saw",
@@ -218,15 +215,13 @@ def activations_fit_dtype(subject: Subject) -> Finding | None:
 
     Source: Gemma overflows in fp16 (transformers #36822, accelerate #1333).
     """
-    import torch
-
     backbone = subject.model.backbone
     half = "fp16" in {backbone.precision, backbone.compute if backbone.precision == "nf4" else ""}
     stored = str(subject.raw_config.get("dtype") or subject.raw_config.get("torch_dtype") or "")
     half = half or (subject.plain and stored == "float16")
-    if half and subject.config.model_type in GEMMAS:
-        if not subject.plain and backbone.packed and subject.config.model_type == "gemma2":
-            return passed("gemma2 in fp16, its residuals in float32")
+    if half and subject.family.overflows:
+        if not subject.plain and backbone.packed and subject.family.wide_residuals:
+            return passed(f"{subject.family.name} in fp16, its residuals in float32")
         return failed(
             f"{subject.config.model_type} in fp16",
             "overflow to inf and NaN (transformers #36822)",
@@ -236,7 +231,7 @@ def activations_fit_dtype(subject: Subject) -> Finding | None:
     peaks: list[float] = []
     for module in model.modules():
         module.register_forward_hook(lambda _m, _i, out: peaks.append(_peak(out)))
-    ids = torch.cat(some_ids(subject, model))[None]
+    ids = torch.from_numpy(np.concatenate(some_ids(subject, model)))[None]
     if subject.tokenizer is not None and subject.has_weights:
         ids = torch.tensor([subject.tokenizer(TEXT)["input_ids"]])
     with torch.no_grad():
@@ -254,8 +249,6 @@ def activations_fit_dtype(subject: Subject) -> Finding | None:
 
 
 def _peak(out: Any) -> float:
-    import torch
-
     tensor = out[0] if isinstance(out, tuple) else getattr(out, "last_hidden_state", out)
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         return 0.0
@@ -298,18 +291,11 @@ def head_stays_float32(subject: Subject) -> Finding | None:
 
     Source: bitsandbytes skips the head only while ``llm_int8_skip_modules`` is left alone.
     """
-    from dataclasses import replace
-
-    import torch
-    from torch import nn
-
-    from distill.model.backbone import load_base
-
     if subject.model.backbone.precision == "nf4" and subject.config.hidden_size % 64:
         return None
     config = replace(subject.model.backbone, path=subject.small, tiny=None, revision=None, head="score")
-    model = load_base(config, subject.small, 3)
-    head = head_of(model)
+    model = loading.load_base(config, subject.small, 3)
+    head = head_of(model)[1]
     linear = [m for m in model.get_decoder().modules() if isinstance(m, nn.Linear)]
     quantised = sum(type(m).__name__ != "Linear" for m in linear)
     if type(head) is not nn.Linear or head.weight.dtype != torch.float32:

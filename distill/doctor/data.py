@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
+from data.arena import bayes_log_loss
 from data.errors import UserError, listing
 from data.files import read_parquet
+from data.folds import group_prompts
 from data.softlabels import MANIFEST
 from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.subject import Subject
@@ -43,8 +47,6 @@ def prompts_stay_in_one_fold(subject: Subject) -> Finding | None:
 
     Source: AutoGluon #4104 and #5533: group leaks in the best tool of all.
     """
-    from data.folds import group_prompts
-
     fold_of = dict(
         zip(
             subject.fold_table.column("row_id").to_pylist(),
@@ -173,7 +175,7 @@ def order_symmetry(subject: Subject) -> Finding | None:
 
 def _loss(subject: Subject, logits: np.ndarray) -> float:
     targets, found = _targets(subject, logits)
-    return float(-(targets * _log_softmax(found)).sum(axis=1).mean())
+    return float(-(targets * log_softmax(found, axis=-1)).sum(axis=1).mean())
 
 
 def _targets(subject: Subject, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -186,11 +188,6 @@ def _targets(subject: Subject, logits: np.ndarray) -> tuple[np.ndarray, np.ndarr
     logits = logits[[position[subject.rows.row_ids[i]] for i in known]]
     labelled = np.isfinite(targets).all(axis=1)
     return targets[labelled], logits[labelled]
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 @check("data", "store", "rows")
@@ -212,10 +209,8 @@ def soft_labels_are_out_of_fold(subject: Subject) -> Finding | None:
     targets, logits = _targets(subject, subject.store.mean_logits.astype(np.float64))
     if not len(targets):
         return None
-    losses = -(targets * _log_softmax(logits)).sum(axis=1)
+    losses = -(targets * log_softmax(logits, axis=-1)).sum(axis=1)
     if "true_probs" in subject.rows.table.column_names and (subject.rows.labels >= 0).all():
-        from data.arena import bayes_log_loss
-
         gap = losses - bayes_log_loss(subject.rows)[1]
         z = gap.mean() / (gap.std(ddof=1) / np.sqrt(len(gap)))
         if z < -Z:
@@ -236,10 +231,9 @@ def soft_labels_are_out_of_fold(subject: Subject) -> Finding | None:
 
 def best_temperature(targets: np.ndarray, logits: np.ndarray) -> tuple[float, np.ndarray]:
     """The temperature of least log-loss, searched in log T, and what it gains a row."""
-    from scipy.optimize import minimize_scalar
 
     def losses(log_t: float) -> np.ndarray:
-        return -(targets * _log_softmax(logits / np.exp(log_t))).sum(axis=1)
+        return -(targets * log_softmax(logits / np.exp(log_t), axis=-1)).sum(axis=1)
 
     best = minimize_scalar(lambda t: losses(t).mean(), bounds=(np.log(0.05), np.log(20.0)), method="bounded")
     return float(np.exp(best.x)), losses(0.0) - losses(float(best.x))

@@ -7,15 +7,11 @@ it needs (a tokenizer, a model, a store), and runs on every subject that has tha
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from data.errors import UserError
-
-if TYPE_CHECKING:
-    from distill.doctor.subject import Subject
+from distill.doctor.subject import Subject
 
 PASS, WARN, FAIL, ERROR = "pass", "warn", "fail", "error"
 BAD = (FAIL, ERROR)
@@ -54,7 +50,7 @@ class Result(Finding):
     check: str = ""
 
 
-Function = Callable[["Subject"], Finding | None]
+Function = Callable[[Subject], Finding | None]
 
 
 @dataclass(frozen=True)
@@ -123,39 +119,3 @@ def broken_off(error: Exception) -> Finding:
         f"report this{place}, with the versions of torch and transformers; if the checkpoint does run "
         "elsewhere, compare the versions first",
     )
-
-
-def all_checks() -> list[Check]:
-    """Every check, in the order of the groups."""
-    from distill.doctor import (  # noqa: F401  (importing registers them)
-        attention,
-        data,
-        pooling,
-        tokens,
-        training,
-    )
-
-    return sorted(REGISTRY.values(), key=lambda c: GROUPS.index(c.group))
-
-
-def examine(subject: Subject, only: Sequence[str] = ()) -> list[Result]:
-    """Run every check that applies to ``subject``, or of those only the ones named."""
-    results = []
-    for one in all_checks():
-        if (one.slow and not subject.deep) or (only and one.name not in only):
-            continue
-        try:
-            if any(getattr(subject, need) is None for need in one.needs):
-                continue
-            finding = one.function(subject)
-        except UserError as mistake:
-            finding = failed(str(mistake), "it cannot run at all", "as the message says")
-        except Exception as error:  # a library that cannot do it must not hide the other findings
-            finding = broken_off(error)
-        if finding is not None:
-            results.append(
-                Result(
-                    finding.status, finding.seen, finding.cost, finding.fix, subject.name, one.group, one.name
-                )
-            )
-    return results

@@ -4,74 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from distill.doctor.finding import Finding, check, failed, passed
+from distill.doctor.small import TOLERANCE, pad_of, plain_model, some_ids
 from distill.doctor.subject import Subject
-
-TOLERANCE = 1e-3
-"""On logits of order one, in float32; the faults are above 0.1."""
-LENGTHS = (9, 17, 13)
-
-
-def plain_model(subject: Subject, attention: str | None = "eager") -> Any:
-    """The small copy as plain ``*ForSequenceClassification`` in float32, its head random and large.
-
-    ``attention`` None is the library's default.
-    """
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    from distill.quiet import quiet_transformers
-
-    options = {} if attention is None else {"attn_implementation": attention}
-    torch.manual_seed(0)
-    with quiet_transformers():
-        model = AutoModelForSequenceClassification.from_pretrained(
-            subject.small, dtype=torch.float32, num_labels=3, **options
-        )
-    head = head_of(model)
-    torch.nn.init.normal_(head.weight, std=head.in_features**-0.5)
-    return model.eval()
-
-
-def head_of(model: Any) -> Any:
-    """The last linear layer of a classifier: ``score`` of decoders, ``classifier`` of encoders."""
-    return getattr(model, "score", None) or model.classifier
-
-
-def some_ids(subject: Subject, model: Any, seed: int = 0) -> list[Any]:
-    """A few sequences of ordinary tokens, without special ones."""
-    import torch
-
-    config = model.config
-    special = {
-        v
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
-        if isinstance(v := getattr(config, key, None), int)
-    }
-    generator = torch.Generator().manual_seed(seed)
-    ordinary = torch.tensor([i for i in range(min(config.vocab_size, 2000)) if i not in special])
-    return [ordinary[torch.randint(len(ordinary), (n,), generator=generator)] for n in LENGTHS]
-
-
-def padded(rows: list[Any], pad: int, side: str) -> tuple[Any, Any]:
-    """Stack rows with padding on one side: ids and mask."""
-    import torch
-
-    longest = max(len(r) for r in rows)
-    ids = torch.full((len(rows), longest), pad)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for i, row in enumerate(rows):
-        where = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
-        ids[i, where], mask[i, where] = row, 1
-    return ids, mask
-
-
-def pad_of(subject: Subject, model: Any) -> int:
-    """The pad id the toolkit would use, inside the small copy's vocabulary."""
-    from data.encoding.encode import pad_token_id
-
-    pad = pad_token_id(subject.tokenizer) if subject.tokenizer is not None else 0
-    return pad % model.config.vocab_size
+from distill.packing.examples import padded
 
 
 @check("pooling", "config")
@@ -80,20 +20,16 @@ def padding_makes_no_difference(subject: Subject) -> Finding:
 
     Source: pooling and position bugs behind transformers #35352; the classifier pools by explicit index.
     """
-    import torch
-
     model = plain_model(subject)
     rows = some_ids(subject, model)
     pad = pad_of(subject, model)
     sides = ("right",) if subject.is_encoder else ("right", "left")
     gaps = {}
     with torch.no_grad():
-        alone = torch.cat(
-            [_pooled_logits(subject, model, r[None], torch.ones_like(r)[None], "right") for r in rows]
-        )
+        alone = torch.cat([_pooled_logits(subject, model, padded([row], pad)) for row in rows])
         for side in sides:
-            ids, mask = padded(rows, pad, side)
-            gaps[side] = float((_pooled_logits(subject, model, ids, mask, side) - alone).abs().max())
+            together = _pooled_logits(subject, model, padded(rows, pad, side))
+            gaps[side] = float((together - alone).abs().max())
     shown = ", ".join(f"{side} {gap:.0e}" for side, gap in gaps.items())
     if max(gaps.values()) < TOLERANCE:
         return passed(f"largest logit difference: {shown}")
@@ -104,15 +40,13 @@ def padding_makes_no_difference(subject: Subject) -> Finding:
     )
 
 
-def _pooled_logits(subject: Subject, model: Any, ids: Any, mask: Any, side: str) -> Any:
+def _pooled_logits(subject: Subject, model: Any, batch: dict[str, Tensor]) -> Tensor:
     """Logits by explicit index for a decoder, by the model's own pooling for an encoder."""
-    import torch
-
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     if subject.is_encoder:
-        return model(input_ids=ids, attention_mask=mask).logits
-    hidden = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    last = mask.sum(1) - 1 if side == "right" else torch.full((len(ids),), ids.shape[1] - 1)
-    return model.score(hidden[torch.arange(len(ids)), last])
+        return model(**inputs).logits
+    hidden = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+    return model.score(hidden[torch.arange(len(hidden)), batch["last"]])
 
 
 @check("pooling", "decoder")
@@ -121,8 +55,6 @@ def pooled_at_last_token(subject: Subject) -> Finding | None:
 
     Source: transformers #35352 and PR #35911 (rightmost token that is not the pad id).
     """
-    import torch
-
     model = plain_model(subject)
     eos = model.config.eos_token_id
     eos = eos[0] if isinstance(eos, list) else eos
@@ -131,14 +63,15 @@ def pooled_at_last_token(subject: Subject) -> Finding | None:
     pad = model.config.pad_token_id
     if pad is None:
         return passed("no pad id: the library refuses batches; this toolkit pools by explicit index")
-    rows = [torch.cat([r[:-1], torch.tensor([eos])]) for r in some_ids(subject, model)]
+    rows = [np.append(row[:-1], eos) for row in some_ids(subject, model)]
     fill = pad
     if subject.tokenizer is not None and subject.tokenizer.pad_token_id is not None:
         fill = subject.tokenizer.pad_token_id % model.config.vocab_size
-    ids, mask = padded(rows, fill, "right")
+    batch = padded(rows, fill)
     with torch.no_grad():
-        theirs = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        wanted = _pooled_logits(subject, model, ids, mask, "right")
+        wanted = _pooled_logits(subject, model, batch)
+        del batch["last"]
+        theirs = model(**batch, use_cache=False).logits
     gaps = (theirs - wanted).abs().amax(1)
     if float(gaps.max()) < TOLERANCE:
         return passed(f"pooled right with EOS last (pad {pad}, EOS {eos})")
@@ -157,10 +90,8 @@ def packed_rows_are_apart(subject: Subject) -> Finding | None:
     Source: transformers honours packed ``position_ids`` only without mask and cache, and ``use_cache``
     defaults to True: in evaluation rows silently attend to their neighbours. ``--plain`` judges that default.
     """
-    import torch
-
     model = plain_model(subject)
-    rows = some_ids(subject, model)
+    rows = [torch.from_numpy(row) for row in some_ids(subject, model)]
     with torch.no_grad():
         alone = [
             model.get_decoder()(input_ids=r[None], use_cache=False).last_hidden_state[0, -1] for r in rows
@@ -195,9 +126,7 @@ def packed_rows_are_apart(subject: Subject) -> Finding | None:
     )
 
 
-def _packed(model: Any, rows: list[Any], cache: bool | None) -> Any:
-    import torch
-
+def _packed(model: Any, rows: list[Tensor], cache: bool | None) -> Tensor:
     ids = torch.cat(rows)[None]
     positions = torch.cat([torch.arange(len(r)) for r in rows])[None]
     ends = torch.tensor([len(r) for r in rows]).cumsum(0) - 1

@@ -6,26 +6,34 @@ configuration (``small``), with the checkpoint's own weights where there are any
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from data.dataset import load_prepared
+from data.encoding.tokenizer import load_tokenizer
 from data.errors import UserError, listing
-from data.files import read_json
-from distill.config import ModelConfig, load_recipe, recipe_names
-
-if TYPE_CHECKING:
-    from data.folds import Folds
-    from data.schema import Rows
-    from data.softlabels import SoftLabels
+from data.files import read_json, read_parquet
+from data.folds import Folds
+from data.schema import Rows, read_rows
+from data.softlabels import SoftLabels, is_store, read_manifest, read_store
+from distill.architectures import Architecture, architecture
+from distill.config import ModelConfig, StudentConfig
+from distill.quiet import quiet_transformers
+from distill.recipe import load_recipe, read_config, recipe_names
 
 SMALL_LAYERS = 2
 SMALL_WIDTH = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
 """Of a copy that has no weights to take: random ones tell no more at full width."""
 SMALL_VOCABULARY = 512
-ENCODERS = ("bert", "roberta", "modernbert", "deberta-v2", "distilbert", "electra", "albert", "xlm-roberta")
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
 
 
 @dataclass
@@ -71,23 +79,20 @@ class Subject:
     @cached_property
     def config(self) -> Any:
         """The checkpoint's configuration, or None where it has none."""
-        from transformers import AutoConfig
-
         if self.checkpoint is None:
             return None
         local = Path(self.checkpoint)
         if local.is_dir() and not (local / "config.json").exists():
             return None
         try:
-            return AutoConfig.from_pretrained(self.checkpoint, local_files_only=True)
+            found = AutoConfig.from_pretrained(self.checkpoint, local_files_only=True)
+            return found.get_text_config()
         except (OSError, ValueError) as error:
             raise UserError(f"{self.checkpoint}: cannot be read ({str(error).splitlines()[0]})") from error
 
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer, or None where it has none."""
-        from data.encoding.tokenizer import load_tokenizer
-
         if self.checkpoint is None:
             return None
         local = Path(self.checkpoint)
@@ -112,15 +117,18 @@ class Subject:
             return {}
         path = Path(self.checkpoint) / name
         if not Path(self.checkpoint).is_dir():
-            from huggingface_hub import try_to_load_from_cache
-
             path = Path(str(try_to_load_from_cache(self.checkpoint, name)))
         return read_json(path, "configuration") if path.exists() else {}
 
     @property
+    def family(self) -> Architecture:
+        """What is known of the checkpoint's family."""
+        return architecture("" if self.config is None else self.config.model_type)
+
+    @property
     def is_encoder(self) -> bool:
         """Whether the backbone is a bidirectional encoder, pooled at its first token."""
-        return self.config is not None and self.config.model_type in ENCODERS
+        return self.family.encoder
 
     @property
     def decoder(self) -> Any:
@@ -151,8 +159,6 @@ class Subject:
     @cached_property
     def store(self) -> SoftLabels | None:
         """The run's soft labels, where it has finished."""
-        from data.softlabels import is_store, read_store
-
         return read_store(self.run) if self.run and is_store(self.run) else None
 
     @cached_property
@@ -168,15 +174,11 @@ class Subject:
     @cached_property
     def row_table(self) -> Any:
         """The row table as it stands in the file, unvalidated: its faults are what is looked for."""
-        from data.files import read_parquet
-
         return None if self.data_dir is None else read_parquet(self.data_dir / "rows.parquet", "row table")
 
     @cached_property
     def fold_table(self) -> Any:
         """The fold file as it stands."""
-        from data.files import read_parquet
-
         if self.data_dir is None or not (self.data_dir / "folds.parquet").exists():
             return None
         return read_parquet(self.data_dir / "folds.parquet", "fold file")
@@ -184,8 +186,6 @@ class Subject:
     @cached_property
     def rows(self) -> Rows | None:
         """The validated rows, or None where they are absent or break the contract."""
-        from data.schema import read_rows
-
         if self.data_dir is None:
             return None
         try:
@@ -196,8 +196,6 @@ class Subject:
     @cached_property
     def folds(self) -> Folds | None:
         """The validated folds of :attr:`rows`."""
-        from data.dataset import load_prepared
-
         try:
             return None if self.data_dir is None else load_prepared(self.data_dir)[1]
         except UserError:
@@ -208,8 +206,6 @@ def _has_weights(checkpoint: str) -> bool:
     path = Path(checkpoint)
     if path.is_dir():
         return any(path.glob("*.safetensors"))
-    from huggingface_hub import try_to_load_from_cache
-
     names = ("model.safetensors", "model.safetensors.index.json")
     return any(isinstance(try_to_load_from_cache(checkpoint, name), str) for name in names)
 
@@ -224,13 +220,6 @@ def make_small(config: Any, weights: str | None, out: Path, seed: int = 0) -> No
         The checkpoint whose first layers to take; None makes random weights of small width.
     out : Path
     """
-    import copy
-
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    from distill.quiet import quiet_transformers
-
     small = copy.deepcopy(config)
     small.num_labels = 3
     small.num_hidden_layers = min(SMALL_LAYERS, config.num_hidden_layers)
@@ -262,7 +251,7 @@ def shrink(config: Any) -> None:
     if getattr(config, "head_dim", None):
         config.head_dim = config.hidden_size // config.num_attention_heads
     config.vocab_size = min(SMALL_VOCABULARY, config.vocab_size)
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id"):
+    for key in SPECIAL_IDS:
         value: Any = getattr(config, key, None)
         if isinstance(value, list):
             value = value[0] if value else None
@@ -302,8 +291,6 @@ def open_subjects(name: str, scratch: Path, **options: Any) -> list[Subject]:
 
 
 def _cached(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
     try:
         return isinstance(try_to_load_from_cache(name, "config.json"), str)
     except ValueError:  # not a hub name at all
@@ -342,10 +329,6 @@ def _of_recipe(name: str, scratch: Path, options: dict[str, Any]) -> list[Subjec
 
 
 def _of_run(name: str, path: Path, scratch: Path, options: dict[str, Any]) -> Subject:
-    from data.softlabels import read_manifest
-    from distill.config import StudentConfig
-    from distill.runs.saved import read_config
-
     manifest = read_manifest(path)
     model = read_config(
         path / "config.yaml", StudentConfig if manifest.get("kind") == "student" else ModelConfig

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from data.encoding.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
+from data.encoding.plain_text import special_ids
+from data.encoding.template import Template
+from data.schema import PREFERENCE, Rows, make_rows
 from distill.doctor.finding import Finding, check, failed, passed, warned
+from distill.doctor.small import TEXT
 from distill.doctor.subject import Subject, read_ids
 
-if TYPE_CHECKING:
-    from data.schema import Rows
-
-TEXT = "The quick brown fox jumps over the lazy dog."
 FEW_ROWS = 24
 EMPTY = np.zeros(0, dtype=np.uint32)
 BOS_COST = "a different model: about 6 % of MMLU came back after a fix (retaining-by-doing #5)"
@@ -24,8 +25,6 @@ CONVERSATION = [{"role": "user", "content": "Hello"}]
 
 def sample_rows(exchanged: bool = False) -> Rows:
     """Return a few preference rows, one longer than any truncation; on request responses exchanged."""
-    from data.schema import PREFERENCE, make_rows
-
     long = " ".join(f"word{i % 97}" for i in range(9000))
     columns: dict[str, list] = {
         "row_id": ["a", "b", "c", "long"],
@@ -41,9 +40,6 @@ def sample_rows(exchanged: bool = False) -> Rows:
 
 def encoder_of(subject: Subject) -> Any:
     """The encoder this toolkit would train the subject with."""
-    from data.encoding.encode import Encoder, Truncation
-    from data.encoding.template import Template
-
     template = Template(**subject.manifest["template"]) if subject.manifest else Template()
     return Encoder(subject.tokenizer, template, Truncation(**asdict(subject.model.encode)))
 
@@ -182,9 +178,6 @@ def pad_token(subject: Subject) -> Finding:
 
     Source: transformers #35352, PR #35911: the pooled token is the rightmost that is not the pad id.
     """
-    from data.encoding.encode import pad_token_id
-    from data.encoding.plain_text import special_ids
-
     tokenizer, config = subject.tokenizer, subject.config
     text = getattr(config, "pad_token_id", None)
     cost = "a row that ends in EOS is pooled at another token (transformers #35352)"
@@ -222,8 +215,6 @@ def special_tokens_in_text(subject: Subject) -> Finding | None:
     Source: prompt injection by ``<|eot_id|>`` or ``</s>`` in user text; tokenizers'
     ``encode_special_tokens`` covers only tokens that are flagged special.
     """
-    from data.schema import PREFERENCE, make_rows
-
     tokenizer = subject.tokenizer
     names = [
         t for t in (*tokenizer.all_special_tokens, *map(str, tokenizer.get_added_vocab())) if t.strip("▁ ")
@@ -342,8 +333,6 @@ def training_and_prediction_alike(subject: Subject) -> Finding | None:
 
 
 def _manifest_agrees(subject: Subject) -> Finding:
-    from data.encoding.encode import tokenizer_hash
-
     manifest = subject.manifest or {}
     found = tokenizer_hash(subject.tokenizer)
     cost, fix = "the model is asked about a text it was not trained on", "restore the files of the training"

@@ -8,18 +8,25 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+from safetensors import safe_open
+from transformers import TrainerCallback
+
+from data.encoding.encode import Encoded
+from distill.architectures import architecture, by_hub_name
 from distill.config import BackboneConfig, LoraConfig, TrainConfig
 from distill.doctor.finding import Finding, check, failed, passed, warned
+from distill.doctor.small import LENGTHS
 from distill.doctor.subject import Subject
+from distill.kernels.choice import attention_for
+from distill.losses import label_loss
 from distill.model.backbone import add_adapters, load_base
-from distill.teaching.losses import cross_entropy
+from distill.model.classifier import Classifier
+from distill.packing.examples import Examples
 from distill.training.trainer import train
-
-if TYPE_CHECKING:
-    from distill.model.classifier import Classifier
-    from distill.packing.examples import Examples
 
 STEPS = 4
 """Before the last of them a zero head, then zero B matrices, have let gradient through to every adapter."""
@@ -70,11 +77,6 @@ class Rehearsal:
     total: int
 
 
-def row_loss(logits: Any, batch: dict[str, Any]) -> Any:
-    """The teachers' loss, one a sequence."""
-    return cross_entropy(logits, batch["targets"])
-
-
 def lora_of(subject: Subject) -> LoraConfig:
     """The declared adapters, without dropout so that repeated passes compare."""
     return replace(subject.model.lora, dropout=0.0)
@@ -82,11 +84,6 @@ def lora_of(subject: Subject) -> LoraConfig:
 
 def few_examples(subject: Subject, n: int = STEPS * ROWS_A_STEP) -> Examples:
     """Random token rows inside the shallow copy's vocabulary: one order, three classes."""
-    import numpy as np
-
-    from data.encoding.encode import Encoded
-    from distill.packing.examples import Examples
-
     rng = np.random.default_rng(0)
     lengths = rng.integers(8, 24, size=n)
     top = min(2000, json.loads((Path(subject.small) / "config.json").read_text())["vocab_size"])
@@ -110,10 +107,6 @@ def small_classifier(subject: Subject) -> Classifier:
 
 def rehearse(subject: Subject) -> Rehearsal:
     """Train the shallow copy for a few steps, by the real path, and record what moved."""
-    import numpy as np
-    import torch
-    from transformers import TrainerCallback
-
     if hasattr(subject, "_rehearsal"):
         return subject._rehearsal
     classifier = small_classifier(subject)
@@ -131,7 +124,7 @@ def rehearse(subject: Subject) -> Rehearsal:
             rates.extend(float(g.get("initial_lr", g["lr"])) for g in groups if len(g["params"]))
 
     def loss(logits: Any, batch: dict[str, Any]) -> Any:
-        found = row_loss(logits, batch)
+        found = label_loss(logits, batch)
         losses.append(float(found.detach().mean()))
         return found
 
@@ -227,8 +220,6 @@ def micro_batches_equal_a_batch(subject: Subject) -> Finding:
 
     Source: transformers PR #34191: a mean of micro-batch means weights rows by their batch.
     """
-    import numpy as np
-
     rows = np.arange(5)
     moved = []
     for number, micro in enumerate((5, 4)):
@@ -239,7 +230,7 @@ def micro_batches_equal_a_batch(subject: Subject) -> Finding:
         if micro == 4:
             config = replace(config, rows_per_step=8, micro_rows=4)
         out = subject.scratch / f"micro-{number}"
-        train(classifier, few_examples(subject), rows, config, row_loss, out, "micro-batches")
+        train(classifier, few_examples(subject), rows, config, label_loss, out, "micro-batches")
         moved.append(
             {
                 n: p.detach().clone()
@@ -315,16 +306,14 @@ def declared_precision(subject: Subject) -> Finding | None:
 
     Source: transformers #36822 (Gemma in fp16), 5.17's sdpa for Gemma-2.
     """
-    from distill.model.backbone import attention_for
-
     backbone = subject.model.backbone
-    name = backbone.path.lower() if subject.config is None else subject.config.model_type
+    family = by_hub_name(backbone.path) if subject.config is None else subject.family
     if backbone.tiny is not None:
-        name = backbone.tiny.family
-    family = "gemma2" if "gemma-2" in name or "gemma2" in name else name
-    attention_for(family, backbone.attention)  # raises, naming the reason, where the cap would be lost
+        family = architecture(backbone.tiny.family)
+    family = family or architecture("")
+    attention_for(family.name, backbone.attention)  # raises, with the reason, where the cap would be lost
     compute = backbone.compute if backbone.precision == "nf4" else backbone.precision
-    if "gemma" in family and compute == "fp16" and not backbone.packed:
+    if family.overflows and compute == "fp16" and not backbone.packed:
         return failed(
             "Gemma is declared to compute in fp16",
             "overflow to NaN (transformers #36822)",
@@ -339,8 +328,6 @@ def head_is_saved(subject: Subject) -> Finding | None:
 
     Source: peft #602, #876: without ``modules_to_save`` the head is random after every reload.
     """
-    from safetensors import safe_open
-
     assert subject.adapter is not None
     path = subject.adapter / "adapter_model.safetensors"
     if not path.exists():
@@ -391,8 +378,6 @@ def head_survives_reload(subject: Subject) -> Finding | None:
     """
     if not subject.model.lora.enabled:
         return None
-    import torch
-
     classifier = small_classifier(subject)
     _randomise(classifier)
     rows = [r.tolist() for r in _rows_of(subject)]
@@ -427,8 +412,6 @@ def merging_changes_little(subject: Subject) -> Finding | None:
 
     Source: merging LoRA into NF4 rounds the sum to 4 bits again.
     """
-    import torch
-
     backbone = subject.model.backbone
     if not subject.model.lora.enabled or (backbone.precision == "nf4" and subject.config.hidden_size % 64):
         return None
@@ -452,17 +435,11 @@ def merging_changes_little(subject: Subject) -> Finding | None:
 
 
 def _rows_of(subject: Subject) -> list[Any]:
-    from distill.doctor.pooling import LENGTHS
-
     examples = few_examples(subject)
-    import torch
-
     return [torch.from_numpy(examples.encoded[i].astype("int64")) for i in range(len(LENGTHS))]
 
 
 def _logits(classifier: Classifier, ids: list[int]) -> list[float]:
-    import torch
-
     row = torch.tensor([ids], device=classifier.device)
     return classifier(row, torch.ones_like(row), torch.tensor([len(ids) - 1], device=classifier.device))[
         0
@@ -471,8 +448,6 @@ def _logits(classifier: Classifier, ids: list[int]) -> list[float]:
 
 def _randomise(classifier: Classifier, adapters: float = 1.0) -> None:
     """Give the head, and the adapters on a scale, values of a trained size, so that losing them shows."""
-    import torch
-
     torch.manual_seed(1)
     for name, parameter in classifier.named_parameters():
         if parameter.requires_grad:

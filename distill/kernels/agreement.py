@@ -8,12 +8,18 @@ outputs and gradients of attention written out.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import import_utils
+
+from distill.kernels.attention import eager, sdpa, varlen
+from distill.kernels.flex import block_masks, flex, flex_tiles
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +29,18 @@ PACKAGES = {
 }
 """The library's names of the implementations, the preferred first, and how it tells that they are there."""
 LENGTHS = (70, 1, 129)
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
+    "varlen": varlen,
+    "flex": flex,
+    "sdpa": sdpa,
+    "eager": eager,
+}
+"""Ours, by the names that recipes use."""
 
 
 @cache
 def flash_package() -> str | None:
     """Return the implementation to take instead of torch's own, if any."""
-    from transformers.utils import import_utils
-
     for name, available in PACKAGES.items():
         if getattr(import_utils, available, bool)():
             if agrees(name, torch.device("cuda"), torch.bfloat16):
@@ -85,10 +96,6 @@ def gaps_to_formula(
         Norm of the difference over the formula's norm: of the output and of the gradients of query, key
         and value.
     """
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    from distill.kernels.attention import IMPLEMENTATIONS, block_masks, eager, flex_tiles
-
     generator = torch.Generator(device).manual_seed(0)
     total = sum(LENGTHS)
     bounds = torch.tensor([0, *LENGTHS], device=device).cumsum(0).to(torch.int32)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from distill.kernels.products import FP8, FrozenProduct, LoraProduct, dense, quantise_int8, quantise_rows
 
-QUANTISED = ("int8", "fp8")
 LAST = ("o_proj", "down_proj")
 """The linear layers that end a decoder layer's two halves."""
 Parts = tuple[str, tuple[int, int], tuple[Tensor, ...]]

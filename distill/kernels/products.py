@@ -1,11 +1,36 @@
 """Matrix products with frozen weights, alone and with a low-rank adapter beside them.
 
-A frozen weight has an input gradient and none of its own, whatever it is stored in: dense, NF4, int8 or
-row-wise FP8. The adapter is added into the product in place (a product written out, read back and added
-costs some 3 % of a step), computed in the activations' dtype; its factors may be kept in float32.
+A frozen weight has an input gradient and none of its own, whatever it is stored in.
+
+Layout. ``x`` is (tokens, in), a weight (out, in), adapters ``a`` (r, in) and ``b`` (out, r). A stored weight
+is a kind and a list of tensors:
+
+=====  ============================================================================================
+kind   tensors
+=====  ============================================================================================
+dense  the weight
+nf4    two values a byte, one scale for 64 of them; doubly quantised scales: their code book, outer
+       scales (one for 256) and offset beside them
+int8   int8 (out, in) and float32 scales (out, 1)
+fp8    e4m3 (out, in), float32 scales (out, 1) and, on a GPU, the same values laid out (in, out)
+=====  ============================================================================================
+
+Dtype. NF4 and int8 are written out in the activations' dtype before each product, forward and backward, so
+that nothing of full size is kept between. FP8 multiplies as it is: each row of activations is rounded under a
+scale of its own, hardware multiplies the e4m3 values, and both scales are applied to the sum. In the backward
+pass the weight's row scales are multiplied into the gradient before that is rounded, so the very values
+of the forward pass serve again. The adapter is computed in the activations' dtype; its factors may be
+kept in float32.
+
+Trade-offs. FP8's second layout costs a byte a weight, since hardware reads only one of the two; e4m3 has
+three bits of mantissa, so a rounded value is off by up to 6 %. The adapter is added into the product in
+place: a product written out, read back and added costs some 3 % of a step. The inner product ``x @ a.T`` is
+kept for the backward pass, for it is r wide; the written-out weight is not. Without FP8 hardware the
+product is written out in float32: right, and slow.
 
 The products are opaque operators, so that a compiled layer keeps the in-place addition; the FP8 rounding
-of activations is ordinary code, which the compiler fuses with what comes before it.
+of activations is ordinary code, which the compiler fuses with what comes before it. Stored tensors are
+handed over one by one, because the compiler misreads ``*args``.
 """
 
 from __future__ import annotations

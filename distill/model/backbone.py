@@ -17,11 +17,11 @@ from torch import nn
 
 from data.errors import UserError, listing
 from data.files import sha256_files, sha256_text
+from distill.architectures import HEADS, NESTED, PACKED, POOLERS, architecture
 from distill.config import CHECKPOINTING, QUANTISED, BackboneConfig, LoraConfig
-from distill.kernels.attention import SOFTCAPPED, attention_for, registered
+from distill.kernels.choice import attention_for, registered
 from distill.model.classifier import Classifier
-from distill.model.decoder import PACKED
-from distill.model.padded import HEADS, POOLERS, blocks_of, head_of, is_encoder, poolers_of, wrap
+from distill.model.padded import blocks_of, head_of, poolers_of, wrap
 from distill.model.quantised import Checkpoint, build
 from distill.model.verdict import verdict_ids
 from distill.quiet import quiet_transformers
@@ -30,8 +30,6 @@ ALL_LINEAR = "all-linear"
 CPU = torch.device("cpu")
 TASKS = {"score": "AutoModelForSequenceClassification", "tokens": "AutoModelForCausalLM"}
 """The library's class for each head."""
-EAGER_ONLY = {*SOFTCAPPED, "deberta", "deberta-v2"}
-"""Architectures that in padded batches take no other attention: capped ones, and those with no other."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -83,10 +81,14 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
     with _named_failures(path), quiet_transformers():
         hub: dict[str, Any] = {"revision": config.revision}
         options = {**hub, "trust_remote_code": config.trust_remote_code}
-        model_config = AutoConfig.from_pretrained(path, num_labels=n_classes, **options)
+        found = AutoConfig.from_pretrained(path, num_labels=n_classes, **options)
+        model_config = found.get_text_config()
+        if model_config is not found:  # the text model alone, of a checkpoint that holds others beside it
+            model_config.num_labels = n_classes
+            options["key_mapping"] = {NESTED.pattern: "model."}
         attention = _attention(config, model_config.model_type)
         if config.precision in QUANTISED or config.shard:
-            if is_encoder(model_config.model_type):
+            if architecture(model_config.model_type).encoder:
                 raise UserError(
                     f"recipe: {config.precision} is for decoders; {model_config.model_type} takes bf16, fp32"
                 )
@@ -127,9 +129,15 @@ def _whole(kind: Any, path: str, fresh_head: bool, **options: Any) -> Any:
         Whether the head, and what pools for it, may be missing or of another size: it is made anew.
     """
     model, found = kind.from_pretrained(
-        path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        path,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
     )
     made_up = [*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])]
+    if "key_mapping" in options:
+        model._weight_conversions = None  # what is saved is a text model, by a text model's names
     if fresh_head:
         made_up = [name for name in made_up if not {*HEADS, *POOLERS} & set(name.split("."))]
     if made_up:
@@ -173,19 +181,22 @@ def _configure(model: Any, config: BackboneConfig) -> None:
     model.config.use_cache = False
     model.compile_layers = _compiles(config)
     model.padded = not packs(config, model.config.model_type)
-    if not is_encoder(model.config.model_type) and config.head == "score":
+    if not architecture(model.config.model_type).encoder and config.head == "score":
         model.score.to(torch.float32)
 
 
 def packs(config: BackboneConfig, model_type: str) -> bool:
     """Whether a model of this architecture runs in packs."""
-    return config.packed and not is_encoder(model_type)
+    return config.packed and not architecture(model_type).encoder
 
 
 def attention_name(config: BackboneConfig, model_type: str) -> str:
     """Attention implementation of a backbone: ours in packs, the library's own in padded batches."""
+    family = architecture(model_type)
+    if family.refused:
+        raise UserError(f"recipe: backbones of type {model_type} cannot be trained: {family.refused}")
     if packs(config, model_type):
-        if model_type not in PACKED:
+        if not family.packed:
             raise UserError(
                 f"recipe: backbones of type {model_type} do not run in packs, which are for "
                 f"{listing(PACKED, len(PACKED))}; set backbone.packed to false"
@@ -193,11 +204,11 @@ def attention_name(config: BackboneConfig, model_type: str) -> str:
         wanted = config.attention
         if wanted == "auto" and compute_dtype(config) == torch.float32:
             # The kernels for packs want 16 bits; on any device float32 is for checking, not for speed.
-            wanted = "eager" if model_type in SOFTCAPPED else "sdpa"
+            wanted = "eager" if family.capped else "sdpa"
         return attention_for(model_type, wanted)
     if config.attention == "auto":
-        return "eager" if model_type in EAGER_ONLY else "sdpa"
-    if model_type in SOFTCAPPED and config.attention == "sdpa":
+        return "eager" if family.eager_only else "sdpa"
+    if family.capped and config.attention == "sdpa":
         raise UserError(f"recipe: attention sdpa drops the soft-capping of {model_type}; use eager")
     return config.attention
 

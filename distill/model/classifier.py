@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.kernels.attention import REGISTERED
+from distill.kernels.choice import REGISTERED
 from distill.kernels.linear import fuse
 from distill.model.decoder import Plan, pooled_hidden, wide_residuals
 from distill.packing.pack import Pack
@@ -62,7 +62,7 @@ class Classifier(nn.Module):
     @property
     def sharded(self) -> bool:
         """Whether the base is cut over several processes, which then must run packs together."""
-        return getattr(self.inner.get_decoder(), "shards", None) is not None
+        return getattr(self.inner.get_decoder(), "cut_layers", None) is not None
 
     @property
     def head_name(self) -> str:

@@ -15,18 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from distill.kernels.attention import block_masks, flex_tiles, last_token_attention, varlen_heads
+from distill.architectures import Architecture, architecture
+from distill.kernels.attention import last_token_attention, varlen_heads
+from distill.kernels.flex import block_masks, flex_tiles
 from distill.packing.pack import Pack
 
 log = logging.getLogger(__name__)
 
-PRUNABLE = {"LlamaDecoderLayer": "pre", "MistralDecoderLayer": "pre", "Gemma2DecoderLayer": "sandwich"}
-"""Layers whose forward :func:`_last_layer` knows, by where their norms stand."""
-PACKED = (
-    "llama", "mistral", "mixtral", "gemma", "gemma2", "qwen2", "qwen3", "qwen3_moe", "phi3", "olmo", "olmo2",
-    "starcoder2", "smollm3", "glm", "exaone4",
-)  # fmt: skip
-"""Architectures whose layers run in packs: the others' own attention would see across documents."""
 SPARE = 3 * 2**30
 """Bytes that ``auto`` checkpointing leaves free: the last layer, gradients, the allocator's crumbs."""
 
@@ -38,7 +33,7 @@ class Plan:
     Attributes
     ----------
     attention : str
-        See :func:`distill.kernels.attention.attention_for`.
+        See :func:`distill.kernels.choice.attention_for`.
     compiled : bool
         Compile the layers.
     checkpoint : {"auto", "all", "none"}
@@ -88,12 +83,18 @@ def first_trained(layers: nn.ModuleList) -> int:
     return len(layers)
 
 
-def window_of(layer: Any) -> int | None:
+def family_of(decoder: Any) -> Architecture:
+    """What is known of a decoder's family."""
+    return architecture(decoder.config.model_type)
+
+
+def window_of(layer: Any, family: Architecture) -> int | None:
     """A layer's sliding window: its attention's own, or, as with Mistral, only the configuration's."""
     attention = layer.self_attn
-    if hasattr(attention, "sliding_window"):
-        return attention.sliding_window
-    return getattr(attention.config, "sliding_window", None)
+    if family.window == "config":
+        return getattr(attention.config, "sliding_window", None)
+    own = family.window == "layer" and getattr(attention, "is_sliding", True)
+    return attention.sliding_window if own else None
 
 
 def wide_residuals(decoder: Any, dtype: torch.dtype) -> bool:
@@ -101,18 +102,18 @@ def wide_residuals(decoder: Any, dtype: torch.dtype) -> bool:
 
     Its layers norm what they add, and the norms may scale it beyond that range; products stay in float16.
     """
-    return dtype == torch.float16 and PRUNABLE.get(type(decoder.layers[0]).__name__) == "sandwich"
+    return dtype == torch.float16 and family_of(decoder).wide_residuals
 
 
 def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
     """Return the normed hidden state of each row's last token, shape (rows, hidden)."""
-    layers = decoder.layers
+    layers, family = decoder.layers, family_of(decoder)
     hidden = decoder.embed_tokens(pack.input_ids)
-    positions = decoder.rotary_emb(hidden, position_ids=pack.position_ids)
-    options: dict[str, Any] = {"position_ids": pack.position_ids, "position_embeddings": positions}
+    positions = _positions(decoder, family, hidden, pack)
+    options: dict[str, Any] = {"position_ids": pack.position_ids}
     masks = (None, None)
     if plan.attention == "flex":
-        window = getattr(decoder.config, "sliding_window", None)
+        window = getattr(decoder.config, "sliding_window", None) if family.window else None
         masks = block_masks(pack.position_ids[0], pack.documents, window, pack.max_length)
         options["kernel_options"] = flex_tiles(layers[0].self_attn.head_dim, hidden.dtype)
     else:
@@ -125,36 +126,55 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
     if wide_residuals(decoder, hidden.dtype):
         hidden = hidden.float()
     run = _layer_function(plan.compiled)
-    shards = getattr(decoder, "shards", None)
-    if shards is not None:
-        run = shards.around(run)
+    cut = getattr(decoder, "cut_layers", None)
+    if cut is not None:
+        run = cut.around(run)
     training = torch.is_grad_enabled()
     first = first_trained(layers) if training and not hidden.requires_grad else 0
-    prune = plan.prune and type(layers[-1]).__name__ in PRUNABLE and len(layers) > 1
+    prune = plan.prune and bool(family.norms) and len(layers) > 1
     whole = layers[:-1] if prune else layers
     for index, layer in enumerate(whole):
         learning = training and index >= first
+        options = {**options, "position_embeddings": positions[_rope(layer, family)]}
         if plan.attention == "flex":
             # Chosen here, so that layers of both kinds share compiled code where the masks are the same.
-            windowed = window_of(layer) is not None
+            windowed = window_of(layer, family) is not None
             options = {**options, "block_mask": masks[windowed]}
         if learning and plan.compiled and not hidden.requires_grad:
             # The first trained layer then runs the same compiled code as the others.
             hidden = hidden.detach().requires_grad_()
         with torch.set_grad_enabled(learning):
-            if learning and (shards is not None or index >= first + _kept(plan, layers, first)):
+            if learning and (cut is not None or index >= first + _kept(plan, layers, first)):
                 hidden = checkpoint(run, layer, hidden, options, use_reentrant=False)
             elif learning and plan.checkpoint == "auto" and plan.kept is None and index > first:
                 hidden = _measured(plan, run, layer, hidden, options, len(whole) - first)
             else:
                 hidden = run(layer, hidden, options)
     if prune:
-        if shards is not None:
-            shards.bring(layers[-1])
-        pooled = _last_layer(layers[-1], hidden, pack, positions, plan)
+        if cut is not None:
+            cut.bring(layers[-1])
+        rotary = positions[_rope(layers[-1], family)]
+        pooled = _last_layer(layers[-1], family, hidden, pack, rotary, plan)
     else:
         pooled = hidden[0, pack.last]
     return decoder.norm(pooled[: pack.rows])
+
+
+def _rope(layer: Any, family: Architecture) -> str:
+    """Which of the decoder's rotary embeddings a layer takes."""
+    return layer.self_attn.layer_type if family.ropes > 1 else ""
+
+
+def _positions(
+    decoder: Any, family: Architecture, hidden: Tensor, pack: Pack
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Cosines and sines of every rotary embedding of the decoder, by the layers' name for it."""
+    kinds = {_rope(layer, family) for layer in decoder.layers}
+    named: dict[str, dict[str, str]] = {kind: {"layer_type": kind} if kind else {} for kind in kinds}
+    return {
+        kind: decoder.rotary_emb(hidden, position_ids=pack.position_ids, **which)
+        for kind, which in named.items()
+    }
 
 
 def _kept(plan: Plan, layers: nn.ModuleList, first: int) -> int:
@@ -184,7 +204,12 @@ def _measured(
 
 
 def _last_layer(
-    layer: Any, hidden: Tensor, pack: Pack, positions: tuple[Tensor, Tensor], plan: Plan
+    layer: Any,
+    family: Architecture,
+    hidden: Tensor,
+    pack: Pack,
+    positions: tuple[Tensor, Tensor],
+    plan: Plan,
 ) -> Tensor:
     """The last layer at the last tokens only: (used documents, hidden).
 
@@ -192,17 +217,15 @@ def _last_layer(
     one token a document.
     """
     attention = layer.self_attn
-    d = attention.head_dim
     residual = hidden[0, pack.last]
-    normed = layer.input_layernorm(hidden)[0]
-    query = attention.q_proj(normed[pack.last]).view(len(pack.last), -1, d)
-    key = attention.k_proj(normed).view(len(normed), -1, d)
-    value = attention.v_proj(normed).view(len(normed), -1, d)
-    cos, sin = (x[0][:, None] for x in positions)
-    query = _rotated(query, cos[pack.last], sin[pack.last])
-    key = _rotated(key, cos, sin)
-    softcap = getattr(attention, "attn_logit_softcapping", None)
-    window = window_of(layer)
+    normed = hidden[0] if family.norms == "post" else layer.input_layernorm(hidden)[0]
+    query, key, value = _projected(attention, family, normed, pack.last)
+    if getattr(attention, "use_rope", True):  # SmolLM3 has layers that know no positions
+        cos, sin = (x[0][:, None] for x in positions)
+        query = _rotated(query, cos[pack.last], sin[pack.last])
+        key = _rotated(key, cos, sin)
+    softcap = attention.attn_logit_softcapping if family.capped else None
+    window = window_of(layer, family)
     window = None if window is None or pack.max_length <= window else window
     if plan.attention == "varlen":
         n = len(pack.last)
@@ -217,16 +240,42 @@ def _last_layer(
             query, key, value, pack.documents, pack.last, attention.scaling, softcap, window
         )
     out = attention.o_proj(mixed.reshape(len(mixed), -1))
-    if PRUNABLE[type(layer).__name__] == "sandwich":
+    if family.norms == "sandwich":
         residual = residual + layer.post_attention_layernorm(out)
         out = layer.mlp(layer.pre_feedforward_layernorm(residual))
         return residual + layer.post_feedforward_layernorm(out)
+    if family.norms == "post":
+        residual = residual + layer.post_attention_layernorm(out)
+        return residual + layer.post_feedforward_layernorm(layer.mlp(residual))
     residual = residual + out
     return residual + layer.mlp(layer.post_attention_layernorm(residual))
 
 
+def _projected(
+    attention: Any, family: Architecture, normed: Tensor, last: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the last tokens, keys and values of all, normed as the family norms them: (n, heads, d)."""
+    d = attention.head_dim
+    if family.fused:
+        width = attention.config.num_attention_heads * d
+        query, key, value = attention.qkv_proj(normed).tensor_split(
+            (width, width + attention.num_key_value_heads * d), dim=-1
+        )
+        query = query[last]
+    else:
+        query, key, value = attention.q_proj(normed[last]), attention.k_proj(normed), attention.v_proj(normed)
+    if family.query_key_norm == "all":
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    query, key, value = (x.reshape(len(x), -1, d) for x in (query, key, value))
+    if family.query_key_norm == "head":
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    return query, key, value
+
+
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of (tokens, heads, d), as the library's layers compute it."""
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos + turned * sin
+    """Rotary embedding of (tokens, heads, d), of its first dimensions where there are fewer angles."""
+    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    half = turned.shape[-1] // 2
+    rotated = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
+    turned = turned * cos + rotated * sin
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned

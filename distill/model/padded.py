@@ -14,27 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError
+from distill.architectures import HEADS, architecture
 from distill.model.classifier import Classifier
 from distill.model.verdict import VerdictClassifier
 from distill.packing.pack import Pack
-
-ENCODERS = {
-    "bert",
-    "roberta",
-    "xlm-roberta",
-    "electra",
-    "deberta",
-    "deberta-v2",
-    "modernbert",
-}
-HEADS = ("score", "classifier")
-POOLERS = ("pooler", "head")
-"""Modules between an encoder's hidden states and its head, trained and saved with the head."""
-
-
-def is_encoder(model_type: str) -> bool:
-    """Whether the architecture is read by its own bidirectional classifier."""
-    return model_type in ENCODERS
 
 
 def head_of(model: Any) -> tuple[str, nn.Linear]:
@@ -48,15 +31,8 @@ def head_of(model: Any) -> tuple[str, nn.Linear]:
 
 def poolers_of(model: Any) -> list[str]:
     """Names of an encoder's pooling modules."""
-    if not is_encoder(model.config.model_type):
-        return []
-    return sorted(
-        {
-            name.rsplit(".", 1)[-1]
-            for name, module in model.named_modules()
-            if name.rsplit(".", 1)[-1] in POOLERS and module is not None
-        }
-    )
+    found = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    return sorted(found.intersection(architecture(model.config.model_type).poolers))
 
 
 def blocks_of(model: Any) -> tuple[nn.ModuleList, str]:
@@ -91,7 +67,7 @@ class PaddedClassifier(Classifier):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.plan.compiled = False
-        self.encoder = is_encoder(self.inner.config.model_type)
+        self.encoder = architecture(self.inner.config.model_type).encoder
         self.recomputes = False
 
     @property

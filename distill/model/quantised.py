@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError
-from distill.kernels.linear import QUANTISED, QuantisedLinear
-from distill.model.sharding import Shards
+from distill.config import QUANTISED
+from distill.kernels.linear import QuantisedLinear
+from distill.model.sharding import CutLayers
 from distill.processes import process
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -68,8 +69,10 @@ class Checkpoint:
         return self._stored(name) is not None
 
     def _stored(self, name: str) -> str | None:
-        """The name in the files; a bare decoder's checkpoint lacks the prefix."""
-        return next((n for n in (name, name.removeprefix("model.")) if n in self._shards), None)
+        """The name in the files: a bare decoder's lacks the prefix, a nested one's has more of it."""
+        bare = name.removeprefix("model.")
+        known = (name, bare, f"language_model.model.{bare}", f"model.language_model.{bare}")
+        return next((n for n in known if n in self._shards), None)
 
     def get(self, name: str, shape: torch.Size, device: torch.device) -> Tensor:
         """Return a weight of the checked shape on a device."""
@@ -141,9 +144,9 @@ def build(
         for m in layer.modules()
         if isinstance(m, nn.Linear)
     }
-    shards = Shards() if shard and process()[1] > 1 else None
+    cut = CutLayers() if shard and process()[1] > 1 else None
     for name, module in list(model.named_modules()):
-        if id(module) in linear and precision in ("nf4", *QUANTISED):
+        if id(module) in linear and precision in QUANTISED:
             weight = weights.get(f"{name}.weight", module.weight.shape, device).to(dtype)
             bias = None
             if module.bias is not None:
@@ -151,8 +154,8 @@ def build(
             parent, leaf = _place(model, name)
             made = _quantised(weight, bias, precision, dtype, double_quant)
             setattr(parent, leaf, made)
-            if shards is not None:
-                shards.take(linear[id(module)], made)
+            if cut is not None:
+                cut.take(linear[id(module)], made)
             continue
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             full = f"{name}.{leaf}"
@@ -163,12 +166,12 @@ def build(
             else:
                 value = weights.get(full, parameter.shape, device).to(dtype)
             module._parameters[leaf] = nn.Parameter(value)
-        if shards is not None and id(module) in linear:
-            shards.take(linear[id(module)], module)
+        if cut is not None and id(module) in linear:
+            cut.take(linear[id(module)], module)
     model.tie_weights()
-    if shards is not None:
-        shards.furnish(layers)
-        model.get_decoder().shards = shards
+    if cut is not None:
+        cut.furnish(layers)
+        model.get_decoder().cut_layers = cut
     if precision == "nf4":
         _mark_4bit(model, dtype, double_quant)
     return model

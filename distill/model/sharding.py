@@ -22,7 +22,7 @@ SMALLEST = 2**16
 """Bytes below which a tensor is kept whole by every process."""
 
 
-class Shards:
+class CutLayers:
     """The parts of a decoder's layers that this process keeps, and rooms for two whole layers.
 
     Attributes

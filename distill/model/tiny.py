@@ -20,27 +20,13 @@ from data.encoding.template import Template
 from data.files import locked, sha256_text, write_text
 from data.progress import progress
 from data.schema import Rows
+from distill.architectures import architecture
 from distill.config import TinyConfig
 from distill.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-SPECIAL_TOKENS = {
-    "llama": {
-        "bos_token": "<|begin_of_text|>",
-        "eos_token": "<|end_of_text|>",
-        "pad_token": "<|finetune_right_pad_id|>",
-    },
-    "bert": {
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-    },
-    "gemma2": {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"},
-}
 FORMAT = 1
 PRETRAIN_LENGTH = 160
 PRETRAIN_BATCH = 16
@@ -94,7 +80,7 @@ def train_tokenizer(family: str, texts: Sequence[str], vocab_size: int) -> PreTr
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    special = SPECIAL_TOKENS[family]
+    special = architecture(family).tokens
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -105,60 +91,38 @@ def train_tokenizer(family: str, texts: Sequence[str], vocab_size: int) -> PreTr
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    bos, sep = special.get("bos_token") or special["cls_token"], special.get("sep_token")
-    end = f" {sep}" if sep else ""
+    start = special.get("bos_token", special.get("cls_token", ""))
+    end = special.get("sep_token", "")
     backend.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A{end}",
-        pair=f"{bos} $A {sep or bos} $B{end}",
-        special_tokens=[(token, backend.token_to_id(token)) for token in (bos, sep) if token],
+        single=f"{start} $A {end}".strip(),
+        pair=f"{start} $A {end or start} $B {end}".strip(),
+        special_tokens=[(token, backend.token_to_id(token)) for token in (start, end) if token],
     )
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
 def tiny_model_config(tiny: TinyConfig, tokenizer: Any) -> PretrainedConfig:
-    """Return the ``transformers`` configuration of a tiny Llama-3.1, Gemma-2 or BERT."""
-    from transformers import BertConfig, Gemma2Config, LlamaConfig
+    """Return the ``transformers`` configuration of a tiny model of any family in the table."""
+    from transformers import AutoConfig
 
-    if tiny.family == "bert":
-        return BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=tiny.hidden_size,
-            intermediate_size=tiny.intermediate_size,
-            num_hidden_layers=tiny.layers,
-            num_attention_heads=tiny.heads,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    family = architecture(tiny.family)
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": tiny.hidden_size,
         "intermediate_size": tiny.intermediate_size,
         "num_hidden_layers": tiny.layers,
         "num_attention_heads": tiny.heads,
-        "num_key_value_heads": tiny.kv_heads,
-        "head_dim": tiny.hidden_size // tiny.heads,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        "tie_word_embeddings": True,
     }
-    if tiny.family == "llama":
-        rope = {
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
+    if not family.encoder:
+        shape |= {
+            "num_key_value_heads": tiny.kv_heads,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "tie_word_embeddings": True,
+            **dict.fromkeys(family.head_keys, tiny.hidden_size // tiny.heads),
         }
-        return LlamaConfig(**shape, max_position_embeddings=131072, rms_norm_eps=1e-5, rope_parameters=rope)
-    return Gemma2Config(
-        **shape,
-        max_position_embeddings=8192,
-        sliding_window=4096,
-        attn_logit_softcapping=50.0,
-        final_logit_softcapping=30.0,
-        query_pre_attn_scalar=tiny.hidden_size // tiny.heads,
-    )
+    return AutoConfig.for_model(tiny.family, **shape, **family.tiny)
 
 
 def _make_model(tiny: TinyConfig, tokenizer: Any, texts: list[str], seed: int, path: Path) -> None:
@@ -166,7 +130,7 @@ def _make_model(tiny: TinyConfig, tokenizer: Any, texts: list[str], seed: int, p
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     torch.manual_seed(seed)
-    kind = AutoModelForMaskedLM if tiny.family == "bert" else AutoModelForCausalLM
+    kind = AutoModelForMaskedLM if architecture(tiny.family).encoder else AutoModelForCausalLM
     model = kind.from_config(tiny_model_config(tiny, tokenizer), attn_implementation="eager")
     model = model.to(torch.float32)
     if tiny.pretrain_steps:
@@ -191,7 +155,7 @@ def _pretrain(model: Any, tokenizer: Any, texts: list[str], tiny: TinyConfig, se
         optimizer, max_lr=tiny.pretrain_lr, total_steps=tiny.pretrain_steps, pct_start=0.1
     )
     generator = np.random.default_rng(seed)
-    options = {} if tiny.family == "bert" else {"use_cache": False}
+    options = {} if architecture(tiny.family).encoder else {"use_cache": False}
     model.train()
     for _ in progress(range(tiny.pretrain_steps), f"pretraining tiny {tiny.family}", unit="step"):
         chosen = [windows[i] for i in generator.integers(len(windows), size=PRETRAIN_BATCH)]

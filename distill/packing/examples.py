@@ -46,8 +46,12 @@ class Examples:
 
 
 def pad(encoded: Encoded, sequences: np.ndarray, pad_id: int, side: str = "right") -> dict[str, Tensor]:
-    """Stack sequences, padded on the right or left: ``input_ids``, ``attention_mask``, ``last``."""
-    pieces = [encoded[int(s)] for s in sequences]
+    """Stack encoded sequences, padded on the right or left; see :func:`padded`."""
+    return padded([encoded[int(s)] for s in sequences], pad_id, side)
+
+
+def padded(pieces: Sequence[np.ndarray], pad_id: int, side: str = "right") -> dict[str, Tensor]:
+    """Stack ids, padded on the right or left: ``input_ids``, ``attention_mask``, ``last``."""
     longest = max(len(piece) for piece in pieces)
     ids = np.full((len(pieces), longest), pad_id, dtype=np.int64)
     mask = np.zeros((len(pieces), longest), dtype=np.int64)

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from data.folds import Folds
+from data.ids import align
 from data.schema import Rows
 from data.softlabels import SoftLabels
 from ensemble.methods.calibrate import TemperatureScaling
-from ensemble.scoring.crossfit import bootstrap, log_loss
+from ensemble.scoring.bootstrap import bootstrap
+from ensemble.solvers.numbers import log_loss
 
 
 def scores(store: SoftLabels, rows: Rows, folds: Folds) -> dict[str, Any]:
@@ -23,9 +25,9 @@ def scores(store: SoftLabels, rows: Rows, folds: Folds) -> dict[str, Any]:
         ``rows``, ``log_loss``, ``log_loss_ci95``, ``accuracy``, ``temperature``, ``log_loss_tempered``
         (cross-fitted over the folds, while ``temperature`` is fitted on all rows).
     """
-    position = {row_id: i for i, row_id in enumerate(store.row_ids)}
-    known = np.isfinite(rows.targets).all(axis=1) & ~folds.pinned
-    probs = store.probs[[position[rows.row_ids[i]] for i in np.flatnonzero(known)]]
+    known = rows.labelled & ~folds.pinned
+    ids = [rows.row_ids[i] for i in np.flatnonzero(known)]
+    probs = store.probs[align(ids, store.row_ids, str(store.path))]
     targets, fold = rows.targets[known], folds.fold[known]
     losses = log_loss(probs, targets)
     interval = bootstrap(np.array(folds.group_ids)[known]).interval(losses)

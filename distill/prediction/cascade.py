@@ -13,7 +13,7 @@ import numpy as np
 
 from ensemble.methods.blend import SimplexBlend
 from ensemble.methods.calibrate import TemperatureScaling
-from ensemble.scoring.crossfit import log_loss
+from ensemble.solvers.numbers import log_loss
 
 RIDGE = 100.0
 """Penalty in rows. Gains are noisy: of one row they are a difference of two log-losses."""

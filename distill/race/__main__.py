@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from data.schema import Rows
     from distill.config import ModelConfig, Recipe
     from distill.race.race import Race, Rules
-    from distill.runs.crossfit import Run
+    from distill.runs.run import Run
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -53,8 +53,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
-    from distill.config import load_recipe
     from distill.processes import held, stand_alone
+    from distill.recipe import load_recipe
 
     stand_alone("distill.race")
     recipe = load_recipe(args.recipe, args.overrides)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     if not 0 <= args.fold < folds.n_folds:
         raise UserError(f"--fold {args.fold}: the data have folds 0 to {folds.n_folds - 1}")
 
-    from distill.race.page import difference_lines, write_pages
+    from distill.race.page import DIFFERENCES, difference_lines, write_pages
     from distill.race.race import Contestant, Race, Rules
     from distill.race.treatment import HEADER, treatment, treatment_line
 
@@ -79,12 +79,12 @@ def main(argv: Sequence[str]) -> None:
         race.claim()
         race.go(tell=lambda line: print(line, flush=True))
         race.finish()
-        verdict = in_words(race)
+        verdict = verdict_of(race)
         page, picture = write_pages(race, verdict)
     print()
     print(format_table(HEADER, [treatment_line(treatment(c)) for c in race.contestants]))
     print()
-    print(format_table(["pair", "budget", "difference", "from", "to", "shown"], difference_lines(race)))
+    print(format_table(DIFFERENCES, difference_lines(race)))
     print(f"\n{verdict}\n{page}\n{picture}")
 
 
@@ -114,15 +114,15 @@ def plan_all(
     models: dict[str, ModelConfig], rows: Rows, folds: Folds, data_dir: Path, out: Path, rules: Rules
 ) -> list[Run]:
     """Plan every backbone's run under the declared budget, its learning rate tuned first if asked."""
+    from distill.losses import label_loss
     from distill.race.race import share_seconds, share_tokens, with_epochs
     from distill.race.tuning import tune_lr
-    from distill.runs.crossfit import plan_run
-    from distill.teaching.losses import cross_entropy
+    from distill.runs.run import plan_run
 
     def plan(name: str, model: ModelConfig) -> Run:
         return plan_run(
             "teacher", name, model, rows, folds, data_dir, out / name,
-            loss=lambda logits, batch: cross_entropy(logits, batch["targets"]),
+            loss=label_loss,
         )  # fmt: skip
 
     runs = [plan(name, model) for name, model in models.items()]
@@ -144,7 +144,7 @@ def plan_all(
     return [with_epochs(r, e) for r, e in zip(runs, epochs, strict=True)]
 
 
-def in_words(race: Race) -> str:
+def verdict_of(race: Race) -> str:
     """Say which backbone won, by how much, how sure that is, and what stopping early saved."""
     winner = race.winner
     best = race.contestants[winner]

@@ -22,11 +22,11 @@ from data.files import read_json, read_parquet, write_json, write_parquet
 from data.folds import Folds
 from data.schema import Rows
 from distill.config import ModelConfig
-from distill.model.backbone import add_adapters, load_base
 from distill.model.classifier import Classifier
 from distill.race.intervals import Look, PairedLooks
-from distill.race.treatment import Meter, parameters
-from distill.runs.crossfit import Run, fit_fold, open_run
+from distill.race.meter import Meter, parameters
+from distill.runs.crossfit import fit_part
+from distill.runs.run import Run
 from distill.training.trainer import predict_logits, train
 
 
@@ -117,8 +117,7 @@ class Race:
     ) -> None:
         self.contestants, self.rules, self.out = contestants, rules, out
         self.rows, self.folds = rows, folds
-        known = np.isfinite(rows.targets).all(axis=1)
-        inside = np.flatnonzero((folds.fold == rules.fold) & known)
+        inside = np.flatnonzero((folds.fold == rules.fold) & rows.labelled)
         if rules.validation_rows and rules.validation_rows < len(inside):
             chosen = np.random.default_rng(0).choice(len(inside), rules.validation_rows, replace=False)
             inside = inside[np.sort(chosen)]
@@ -164,7 +163,7 @@ class Race:
             return
         write_json(path, described)
         for contestant in self.contestants:
-            open_run(contestant.run)
+            contestant.run.claim()
 
     def go(self, tell: Callable[[str], None] = lambda _: None) -> None:
         """Train to each look in turn until one contestant is left or the budget is spent.
@@ -191,7 +190,7 @@ class Race:
         winner = self.contestants[self.winner]
         for contestant in self.contestants:
             contestant.classifier = None
-        fit_fold(winner.run, self.rules.fold)
+        fit_part(winner.run, f"fold-{self.rules.fold}")
 
     @property
     def winner(self) -> int:
@@ -218,8 +217,7 @@ class Race:
         run, model = contestant.run, contestant.run.model
         seed = model.train.seed * 1000 + self.rules.fold  # as distill.runs.crossfit seeds this fold
         if contestant.classifier is None:
-            base = load_base(model.backbone, run.backbone, self.rows.classes.n)
-            contestant.classifier = add_adapters(base, model.lora, seed, model.train.gradient_checkpointing)
+            contestant.classifier = run.untrained(seed)
         directory = run.out / f"fold-{self.rules.fold}"
         train_rows = np.flatnonzero((self.folds.fold != self.rules.fold) & run.examples.labelled)
         pause = Pause(share)
@@ -299,8 +297,7 @@ def share_seconds(runs: list[Run], fold: int, seconds: float, scratch: Path, ste
         path = scratch / run.name / "pace.json"
         if not path.exists():
             rows = np.flatnonzero((run.folds.fold != fold) & run.examples.labelled)
-            base = load_base(run.model.backbone, run.backbone, run.rows.classes.n)
-            classifier = add_adapters(base, run.model.lora, 0, run.model.train.gradient_checkpointing)
+            classifier = run.untrained(seed=0)
             few = rows[: steps * run.model.train.rows_per_step]
             config = replace(run.model.train, epochs=1, checkpoint_steps=0)
             started = time.perf_counter()

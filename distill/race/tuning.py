@@ -15,8 +15,8 @@ import numpy as np
 
 from data.errors import UserError
 from data.files import read_json, write_json
-from distill.model.backbone import add_adapters, load_base
-from distill.runs.crossfit import Run
+from distill.race.race import Pause, row_losses
+from distill.runs.run import Run
 from distill.training.trainer import predict_logits, train
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -73,17 +73,10 @@ def _score(trial: Any, run: Run, left_out: set[int], fold: int, rates: list[floa
     """Train one rate rung by rung; report the loss on the tuning fold."""
     import optuna
 
-    from distill.race.race import Pause, row_losses
-
     lr = trial.suggest_float("lr", min(rates), max(rates))
     model = run.model
     config = replace(model.train, lr=lr, epochs=model.train.epochs * SHARE)
-    classifier = add_adapters(
-        load_base(model.backbone, run.backbone, run.rows.classes.n),
-        model.lora,
-        config.seed,
-        config.gradient_checkpointing,
-    )
+    classifier = run.untrained(config.seed)
     known = run.examples.labelled
     rows = np.flatnonzero(~np.isin(run.folds.fold, list(left_out)) & known)
     held_out = np.flatnonzero((run.folds.fold == fold) & known)

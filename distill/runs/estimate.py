@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 
 from data.encoding.encode import Encoder, Truncation
+from data.encoding.template import read_template
 from data.errors import UserError
 from data.folds import Folds
+from data.progress import in_words
 from data.schema import Rows
-from data.encoding.template import read_template
-from distill.cluster.board import in_words
+from distill.architectures import ARCHITECTURES, LLAMA, by_hub_name
 from distill.config import BackboneConfig, ModelConfig
-from distill.runs.units import FINAL, Unit
+from distill.runs.run_directory import RunDirectory
+from distill.runs.units import Unit
 
 HEADER = (
     "unit",
@@ -44,31 +46,12 @@ CHARS_PER_TINY_TOKEN = 3.0
 GPU_SOURCE = "benchmarks/gpu_training.md, one H200"
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Tokens a second, and peak GiB, of a model of ``linear`` parameters in its linear layers on one H200.
-
-    ``predict`` is the measured rate of the same model's prediction, of merged bf16 weights where the
-    precision's own was not measured.
-    """
-
-    linear: float
-    train: float
-    train_checkpointed: float
-    gib: float
-    predict: float
-
-
-# Rates with all layers checkpointed were measured for NF4 only; the ratio of others is that of Llama's.
-_RECOMPUTED = 12150 / 17879
 MEASURED = {
-    ("llama", "nf4"): Measured(6.98e9, 17879, 12150, 68.3, 42352),
-    ("llama", "bf16"): Measured(6.98e9, 17809, 17809 * _RECOMPUTED, 77.9, 42352),
-    ("llama", "fp8"): Measured(6.98e9, 26443, 26443 * _RECOMPUTED, 77.9, 67663),
-    ("gemma2", "nf4"): Measured(8.32e9, 13364, 9214, 95.4, 33024),
-    ("gemma2", "bf16"): Measured(8.32e9, 13636, 13636 * _RECOMPUTED, 105.5, 33024),
-    ("gemma2", "fp8"): Measured(8.32e9, 18835, 18835 * _RECOMPUTED, 105.5, 52344),
+    (name, precision): rates
+    for name, family in ARCHITECTURES.items()
+    for precision, rates in family.measured.items()
 }
+"""Rates by family and precision."""
 BYTES = {"nf4": 0.56, "int8": 1.0, "fp8": 1.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
 """Bytes a parameter; NF4 with its scales."""
 CHECKPOINTED_GIB = 6.0
@@ -123,9 +106,8 @@ def estimates(units: Sequence[Unit], rows: Rows, folds: Folds) -> list[Estimate]
 
 def _estimate(unit: Unit, per_row: float, rows: Rows, folds: Folds) -> Estimate:
     model = unit.model.model
-    n, labelled = len(rows), float(np.isfinite(rows.targets).all(axis=1).mean())
-    numbers = [] if unit.part == FINAL else [int(k) for k in unit.part.split("-")[1:]]
-    held_out = int(np.isin(folds.fold, numbers).sum())
+    n, labelled = len(rows), float(rows.labelled.mean())
+    held_out = int(RunDirectory(unit.model.out).part(unit.part).held_out(folds).sum())
     orders = 2 if model.train.both_orders or len(rows.classes.orders) == 1 else 1
     share = orders / 2 if len(rows.classes.orders) == 2 else 1.0
     trained = per_row * (n - held_out) * labelled * model.train.epochs * share
@@ -214,7 +196,8 @@ def linear_parameters(config: BackboneConfig) -> tuple[float, str]:
     from transformers import AutoConfig
 
     try:
-        c: Any = AutoConfig.from_pretrained(config.path, revision=config.revision, local_files_only=True)
+        found = AutoConfig.from_pretrained(config.path, revision=config.revision, local_files_only=True)
+        c: Any = found.get_text_config()
     except (OSError, ValueError) as error:
         size = re.search(r"(\d+(?:\.\d+)?)[bB]\b", config.path)
         if size is None:
@@ -222,8 +205,8 @@ def linear_parameters(config: BackboneConfig) -> tuple[float, str]:
                 f"{config.path}: is not on this machine and its name does not say its size; "
                 "download it, or give its directory, for an estimate"
             ) from error
-        family = "gemma2" if "gemma-2" in config.path.lower() else "llama"
-        return float(size.group(1)) * 1e9 / OUTSIDE, family
+        family = by_hub_name(config.path) or LLAMA
+        return float(size.group(1)) * 1e9 / OUTSIDE, family.name
     head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     kv = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
     shape = (c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.num_attention_heads, kv, head)

@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 
 from data.encoding.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
+from data.encoding.template import Template
 from data.errors import UserError, listing
-from data.files import read_json, require_file, sha256_files, sha256_text
+from data.files import read_json, sha256_files, sha256_text
 from data.schema import Classes, Rows
 from data.softlabels import MANIFEST, read_manifest
 from data.sources.read import SourceOptions, read_source
-from data.encoding.template import Template
+from distill.config import CONFIG, BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
 from distill.model.backbone import load_tokenizer, load_trained, weight_hash
-from distill.packing.examples import Examples
-from distill.config import BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
 from distill.model.classifier import Classifier
+from distill.packing.examples import Examples
+from distill.recipe import read_config
+from distill.runs.run_directory import FINAL, RunDirectory
 from distill.teaching.trust import check_manifest, check_weights
 from distill.training.trainer import predict_logits
 
@@ -95,16 +97,16 @@ def read_saved(path: Path) -> SavedModel:
         )
     _require(manifest, path / MANIFEST, (*NEEDED, "backbone_path", "backbone", "n_folds"))
     kind = KINDS[manifest["kind"]]
-    final = path / "final" / "adapter"
-    weights = [final] if final.exists() else sorted(path.glob("fold-*/adapter"))
-    expected = 1 if final.exists() else manifest.get("n_folds")
+    directory = RunDirectory(path)
+    weights = directory.weights()
+    expected = 1 if directory.part(FINAL).adapter.exists() else manifest.get("n_folds")
     if len(weights) != expected:
         raise UserError(
             f"{path}: has {len(weights)} of {expected} fold models; start its command again to finish it"
         )
     for trained in weights:
         check_manifest(trained, manifest, path / MANIFEST)
-    config = read_config(path / "config.yaml", kind)
+    config = read_config(path / CONFIG, kind)
     for name, given in (("truncation", config.encode), ("lora", config.lora)):
         if manifest.get(name) != asdict(given):
             raise UserError(
@@ -148,23 +150,6 @@ def _read_exported(path: Path) -> SavedModel:
         raise UserError(f"{path / EXPORTED}: not the settings of an exported model ({error})") from error
 
 
-def read_config(path: Path, kind: type[ModelConfig]) -> ModelConfig:
-    """Read the resolved configuration saved with a run."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(kind), OmegaConf.load(require_file(path, "configuration"))
-        )
-        config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, OSError) as error:
-        raise UserError(f"{path}: not a saved configuration ({str(error).splitlines()[0]})") from error
-    assert isinstance(config, ModelConfig)
-    return config
-
-
 def checked_tokenizer(saved: SavedModel) -> Any:
     """Return the tokenizer of a run, if it and the backbone are those of the training."""
     manifest, config = saved.manifest, saved.model.backbone
@@ -177,14 +162,14 @@ def checked_tokenizer(saved: SavedModel) -> Any:
     return tokenizer
 
 
-def predict_rows(saved: SavedModel, rows: Rows, shards: Path | None = None) -> np.ndarray:
+def predict_rows(saved: SavedModel, rows: Rows, waiting: Path | None = None) -> np.ndarray:
     """Predict rows in all their orders; fold models are averaged in logits.
 
     Adapters are served one after another from one loaded base.
 
     Parameters
     ----------
-    shards : Path, optional
+    waiting : Path, optional
         Directory in which what is predicted is kept until the caller deletes it: a call that was killed goes
         on from there, if model and rows are the same.
 
@@ -198,7 +183,7 @@ def predict_rows(saved: SavedModel, rows: Rows, shards: Path | None = None) -> n
     UserError
         The rows' classes, the backbone or the tokenizer are not those of the training.
     """
-    return Loaded(saved).predict(rows, saved.name, shards)
+    return Loaded(saved).predict(rows, saved.name, waiting)
 
 
 class Loaded:
@@ -220,7 +205,7 @@ class Loaded:
         self._classifier: Classifier | None = None
         self._weights: Path | None = None
 
-    def predict(self, rows: Rows, what: str, shards: Path | None = None) -> np.ndarray:
+    def predict(self, rows: Rows, what: str, waiting: Path | None = None) -> np.ndarray:
         """Predict rows in all their orders, averaged over the run's models; see :func:`predict_rows`."""
         saved, train = self.saved, self.saved.model.train
         examples = examples_of(saved, rows, self.tokenizer)
@@ -229,9 +214,9 @@ class Loaded:
         for number, weights in enumerate(saved.weights, start=1):
             name = f"{what} predicts ({number}/{len(saved.weights)})"
             place = None
-            if shards is not None:
+            if waiting is not None:
                 made_by = sha256_files(sorted(weights.glob("*.safetensors")))
-                place = shards / sha256_text(made_by, rows.content_hash)[:16]
+                place = waiting / sha256_text(made_by, rows.content_hash)[:16]
             total += predict_logits(
                 self._with(weights), examples, everything, train.predict_rows, name, train.pack_tokens, place
             )

@@ -7,27 +7,25 @@ can run one after another in this process, or on any machine that sees the same 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data import storage
 from data.dataset import load_prepared
-from data.errors import UserError
-from data.softlabels import OOF, derived_path
-from distill.config import DistillConfig, ModelConfig, StudentConfig
+from data.folds import Folds
+from data.schema import Rows
+from data.softlabels import SoftLabels, derived_path
+from distill.config import ModelConfig, StudentConfig
+from distill.losses import label_loss
+from distill.runs.crossfit import fit_part, join_folds
+from distill.runs.run import Run, plan_run
+from distill.runs.run_directory import ADAPTER, BACKBONES, FINAL, RunDirectory
+from distill.teaching.lessons import StudentLoss, lessons, teacher_details
+from distill.teaching.teachers import open_teachers
 
-if TYPE_CHECKING:
-    from data.folds import Folds
-    from data.schema import Rows
-    from distill.runs.crossfit import Run
-    from distill.teaching.teachers import Teachers
-
-FINAL = "final"
-BACKBONES = "backbones"
-"""Directory beside the stores that holds backbones made locally."""
-WEIGHTS = ("adapter", BACKBONES)
+WEIGHTS = (ADAPTER, BACKBONES)
 """Directories that a student needs nothing of."""
 
 
@@ -69,17 +67,11 @@ class ModelSpec:
 
     def plan(self, loaded: tuple[Rows, Folds] | None = None) -> Run:
         """Read the rows, unless they are given, and return the run that all of its units share."""
-        from distill.runs.crossfit import plan_run
-        from distill.teaching.losses import cross_entropy
-        from distill.teaching.teachers import StudentLoss, lessons, teacher_details
-
         rows, folds = loaded or load_prepared(self.data)
         home = self.data if self.data.is_dir() else self.data.parent
         where = (self.name, self.model, rows, folds, home, self.out)
         if not isinstance(self.model, StudentConfig):
-            return plan_run(
-                "teacher", *where, loss=lambda logits, batch: cross_entropy(logits, batch["targets"])
-            )
+            return plan_run("teacher", *where, loss=label_loss)
         config = self.model.distill
         teachers = open_teachers(config, self.teachers, rows, folds, home, self.leakage)
         return plan_run(
@@ -95,23 +87,6 @@ def fetch_prepared(path: Path, stores: bool) -> None:
     """Bring prepared data from other storage, with the stores beside them or without."""
     directory = path.parent if path.suffix else path
     storage.fetch(directory, None if stores else (), skip=WEIGHTS)
-
-
-def open_teachers(
-    config: DistillConfig, paths: tuple[Path, ...], rows: Rows, folds: Folds, data_dir: Path, leakage: str
-) -> Teachers | None:
-    """Read the teachers that the recipe's loss and soft labels ask for; None where it needs none."""
-    from distill.teaching.teachers import HUMAN, find_teachers, human_labels, read_teachers, taught
-
-    if not taught(config) or config.labels == HUMAN:
-        if paths:
-            raise UserError(
-                f"recipe: the student's loss {config.loss} with labels {config.labels} has no teachers; "
-                "leave --teachers out"
-            )
-        return human_labels(rows) if taught(config) else None
-    found = list(paths) or find_teachers(data_dir, config.labels)
-    return read_teachers(found, rows, folds, config.labels, leakage)
 
 
 @dataclass(frozen=True)
@@ -146,12 +121,7 @@ class Unit:
 
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
-        from distill.runs.derived import ELSEWHERE
-
-        if self.part == FINAL:
-            return (self.directory / "adapter").exists()
-        done = (self.directory / OOF).exists()
-        return done and (not self.everywhere or (self.directory / ELSEWHERE).exists())
+        return RunDirectory(self.model.out).finished(self.part, self.everywhere)
 
     def run(self, planned: Run | None = None) -> None:
         """Do what is left to do.
@@ -163,21 +133,22 @@ class Unit:
         """
         if self.finished():
             return
-        from distill.runs.crossfit import fit_final, fit_fold, open_run
-        from distill.runs.derived import fit_pair, predict_elsewhere
-
         run = planned or self.model.plan()
-        open_run(run)
-        if self.part == FINAL:
-            fit_final(run, self.report_to)
-            return
-        numbers = [int(number) for number in self.part.split("-")[1:]]
-        if len(numbers) == 2:
-            fit_pair(run, numbers[0], numbers[1], self.report_to)
-            return
-        fit_fold(run, numbers[0], self.report_to)
-        if self.everywhere:
-            predict_elsewhere(run, numbers[0], self.report_to)
+        run.claim()
+        fit_part(run, self.part, self.everywhere, self.report_to)
+
+
+def run_here(units: Sequence[Unit], run: Run) -> SoftLabels:
+    """Run what is left of a run's units one after another, folds first; join the folds, return the store."""
+    folds = [unit for unit in units if unit.part.startswith("fold-")]
+    run.claim()
+    for unit in folds:
+        unit.run(run)
+    store = join_folds(run)
+    for unit in units:
+        if unit not in folds:
+            unit.run(run)
+    return store
 
 
 def units_of(

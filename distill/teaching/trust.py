@@ -18,8 +18,11 @@ import numpy as np
 from data.errors import UserError
 from data.files import read_json, sha256_files, sha256_text, write_json
 from data.folds import Folds
+from data.ids import places
 from data.schema import Rows
-from data.softlabels import OOF, SoftLabels, read_logits, softmax
+from data.softlabels import OOF, SoftLabels, check_joinable, read_logits
+from data.softmax import softmax
+from ensemble.solvers.numbers import cross_entropy
 
 TRAINED_ON = "trained_on.json"
 MAY_CHANGE = ("versions", "data", "backbone_path", "backbone_source", "truncated_share")
@@ -80,7 +83,7 @@ def check_weights(weights: Path) -> None:
     Raises
     ------
     UserError
-        A byte was changed, or a file is missing. An earlier version kept no hash; those weights pass.
+        A byte was changed, or a file is missing.
     """
     stated = read_record(weights.parent).get("weights_hash")
     if stated is not None and stated != sha256_files(_files(weights)):
@@ -98,13 +101,23 @@ def _hash(row_ids: list[str]) -> str:
     return sha256_text(*sorted(row_ids))
 
 
+def check_made_from(rows: Rows, folds: Folds, what: str, manifest: dict[str, Any], where: Path) -> None:
+    """Refuse a manifest of other rows, folds or classes than those of ``what``, naming the field."""
+    ours = {
+        "classes": list(rows.classes.names),
+        "rows_hash": rows.content_hash,
+        "folds_hash": folds.content_hash,
+    }
+    check_joinable(ours, manifest, what, str(where))
+
+
 def check_store(store: SoftLabels, rows: Rows, folds: Folds) -> None:
     """Refuse a store whose out-of-fold labels are not what they are called, or do not fit the rows.
 
     Parameters
     ----------
     store : SoftLabels
-        Of the same rows, folds and classes (:func:`data.softlabels.check_joinable`).
+        Of the same rows, folds and classes (:func:`check_made_from`).
 
     Raises
     ------
@@ -120,33 +133,32 @@ def check_store(store: SoftLabels, rows: Rows, folds: Folds) -> None:
 
 def check_folds(store: SoftLabels, folds: Folds) -> None:
     """Every row stands in the fold of the fold file, with the logits of that fold's own part."""
-    position = {row_id: i for i, row_id in enumerate(store.row_ids)}
-    expected = dict(zip(folds.row_ids, folds.fold.tolist(), strict=True))
-    for row_id, fold in zip(store.row_ids, store.fold.tolist(), strict=True):
-        if expected.get(row_id, fold) != fold:
-            raise UserError(
-                f"{store.path / OOF}: row {row_id} was predicted as one of fold {fold}, and the fold file "
-                f"has it in {expected[row_id]}; these labels are not out of fold here"
-            )
+    at = places(store.row_ids, folds.row_ids)
+    for i in np.flatnonzero((at >= 0) & (folds.fold[at] != store.fold)):
+        raise UserError(
+            f"{store.path / OOF}: row {store.row_ids[i]} was predicted as one of fold {store.fold[i]}, and "
+            f"the fold file has it in {folds.fold[at[i]]}; these labels are not out of fold here"
+        )
     for part in sorted(store.path.glob(f"fold-*/{OOF}")):
         number = int(part.parent.name.removeprefix("fold-"))
         ids, _, logits = read_logits(part, store.classes)
-        for row_id, values in zip(ids, logits, strict=True):
-            if expected.get(row_id) != number:
-                raise UserError(
-                    f"{part}: holds row {row_id} of fold {expected.get(row_id)}, which the model of fold "
-                    f"{number} was trained on; were fold files exchanged?"
-                )
-            if row_id in position and not np.array_equal(values, store.logits[position[row_id]]):
-                raise UserError(
-                    f"{store.path / OOF}: row {row_id} has other logits than {part}; the joined file is not "
-                    "made of these folds, start the teacher's command again without it"
-                )
+        here, joined = places(ids, folds.row_ids), places(ids, store.row_ids)
+        for i in np.flatnonzero((here < 0) | (folds.fold[here] != number)):
+            of = f"fold {folds.fold[here[i]]}" if here[i] >= 0 else "no fold"
+            raise UserError(
+                f"{part}: holds row {ids[i]} of {of}, which the model of fold {number} was trained on; were "
+                "fold files exchanged?"
+            )
+        for i in np.flatnonzero((joined >= 0) & (logits != store.logits[joined]).any(axis=(1, 2))):
+            raise UserError(
+                f"{store.path / OOF}: row {ids[i]} has other logits than {part}; the joined file is not "
+                "made of these folds, start the teacher's command again without it"
+            )
 
 
 def check_training(store: SoftLabels, rows: Rows, folds: Folds) -> None:
     """Every fold's model was trained on the labelled rows of the other folds, by its own record."""
-    known = np.isfinite(rows.targets).all(axis=1)
+    known = rows.labelled
     ids = np.array(rows.row_ids, dtype=object)
     everything = _hash(ids[known].tolist())
     for record in sorted(store.path.glob(f"fold-*/{TRAINED_ON}")):
@@ -167,17 +179,16 @@ def check_classes(store: SoftLabels, rows: Rows) -> None:
     By the labels and not by comparing the orders: a teacher that has only learnt to prefer a place
     contradicts itself by rights.
     """
-    position = {row_id: i for i, row_id in enumerate(store.row_ids)}
-    targets = rows.targets
-    known = [i for i, r in enumerate(rows.row_ids) if r in position and np.isfinite(targets[i]).all()]
+    at = places(rows.row_ids, store.row_ids)
+    known = np.flatnonzero((at >= 0) & rows.labelled)
     if len(known) < FEWEST:
         return
-    logits = store.logits[[position[rows.row_ids[i]] for i in known]]
+    logits, targets = store.logits[at[known]], rows.targets[known]
     for order in range(logits.shape[1]):
-        logs = np.log(np.clip(softmax(logits[:, order]), 1e-15, None))
-        plain = -(targets[known] * logs).sum(axis=1)
+        probs = softmax(logits[:, order])
+        plain = cross_entropy(probs, targets)
         for other in _readings(store.classes.n):
-            gain = plain + (targets[known] * logs[:, other]).sum(axis=1)
+            gain = plain - cross_entropy(probs[:, other], targets)
             error = gain.std() / np.sqrt(len(gain))
             if error == 0 or gain.mean() <= Z_REFUSED * error:
                 continue

@@ -18,13 +18,13 @@ import numpy as np
 from transformers import TrainerCallback
 
 from data.files import write_json
-from data.softlabels import softmax
+from data.softmax import softmax
 from distill.model.classifier import Classifier
 from distill.packing.examples import Examples
 from distill.processes import gathered, on_first
 from distill.training.predict import predict_logits
 from ensemble.methods.calibrate import TemperatureScaling
-from ensemble.scoring.crossfit import log_loss
+from ensemble.solvers.numbers import log_loss
 
 CHECKS = 10
 """How often a training is looked at by default."""

@@ -19,8 +19,9 @@ from data.errors import UserError
 from data.files import atomic_write, sha256_text
 from data.progress import progress_of_tokens
 from distill.model.classifier import Classifier
+from distill.packing.cutting import by_length, share_out, static_shape
 from distill.packing.examples import Examples
-from distill.packing.pack import by_length, pack, share_out, static_shape
+from distill.packing.pack import pack
 from distill.processes import gathered, on_first, process
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def predict_logits(
     model: Classifier,
     examples: Examples,
     rows: np.ndarray,
-    batch_size: int,
+    most: int,
     what: str,
     pack_tokens: int = PACK_TOKENS,
     shards: Path | None = None,
@@ -96,7 +97,7 @@ def predict_logits(
 
     Parameters
     ----------
-    batch_size : int
+    most : int
         Sequences a pack may have; 0 for any number.
     what : str
         Name on the progress bar.
@@ -127,7 +128,7 @@ def predict_logits(
     compiled = model.plan.compiled
     model.plan.compiled = compiled and int(lengths[missing].sum()) >= WORTH_COMPILING
     try:
-        _predict(model, examples, sequences, missing, logits, batch_size, what, pack_tokens, kept)
+        _predict(model, examples, sequences, missing, logits, most, what, pack_tokens, kept)
     finally:
         model.plan.compiled = compiled
         if kept is not None:

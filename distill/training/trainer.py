@@ -27,8 +27,10 @@ from data.errors import listing
 from data.progress import is_terminal
 from distill.config import CHECKPOINTING, TrainConfig
 from distill.model.classifier import Classifier
+from distill.packing.cutting import Cutter, Static, static_shape
 from distill.packing.examples import Examples
-from distill.packing.pack import Cutter, Static, Step, pack, plan_steps, send, static_shape, targets_of
+from distill.packing.pack import pack, send
+from distill.packing.steps import Step, plan_steps, targets_of
 from distill.processes import lowest, on_first, process, sum_gradients
 from distill.quiet import quiet_transformers
 from distill.training.predict import predict_logits

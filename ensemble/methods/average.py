@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import Blender, Known, Swap
-from ensemble.methods.blend import LogOpinionPool, SimplexBlend
-from ensemble.methods.calibrate import CalibratedPool
-from ensemble.methods.logit import MultinomialLogit
-from ensemble.methods.mlp import MLPStacker
-from ensemble.methods.trees import LightGBMStacker
+from ensemble.methods.base import Blender, Known, Swap, Training
+from ensemble.methods.blend import SimplexBlend
+from ensemble.methods.registry import Fitting, register
 
 PSEUDO_ROWS = 4.0
 """Rows that draw the weights of stackers to equal ones."""
@@ -22,14 +20,16 @@ PSEUDO_ROWS = 4.0
 class AverageStacker(Blender):
     """A mean of stackers of different kinds, which err in different places.
 
-    Equal weights of logit, trees and networks by default. With ``weighted``, the simplex blend of their
-    cross-fitted predictions, drawn a little to equal weights, of the pool too and of each kind of trees.
+    Equal weights by default. With ``weighted``, the simplex blend of their cross-fitted predictions, drawn a
+    little to equal weights, of each kind of trees by itself.
 
     Parameters
     ----------
+    names : tuple of str
+        Registered methods to average; see :mod:`ensemble.methods.registry`.
     swap : tuple of int, optional
     weighted : bool
-    n_folds, seed : int
+    seed : int
 
     Attributes
     ----------
@@ -38,51 +38,39 @@ class AverageStacker(Blender):
     oof_ : ndarray of shape (n, K)
     """
 
+    names: tuple[str, ...] = ("logit", "lightgbm", "mlp")
     swap: Swap = None
     weighted: bool = False
-    n_folds: int = 5
     seed: int = 0
     fitted: ClassVar[tuple[str, ...]] = ("members_", "shares_")
 
-    def fit(
-        self,
-        P: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> Self:
-        """Fit the logit, the trees and the networks; see :meth:`Blender.fit`."""
-        pool = LogOpinionPool(None, self.n_folds, self.seed).fit(P, y, sample_weight, groups)
-        logit = MultinomialLogit(self.swap, self.n_folds, self.seed).fit(P, y, sample_weight, groups)
-        trees = LightGBMStacker(self.swap, n_folds=self.n_folds, seed=self.seed)
-        trees.fit(P, y, sample_weight, groups, start=pool, logit=logit)
-        calibrated = CalibratedPool(self.n_folds, self.seed).fit(P, y, sample_weight, groups)
-        networks = MLPStacker(n_folds=self.n_folds, seed=self.seed)
-        networks.fit(P, y, sample_weight, groups, start=pool)
-        parts: list[Blender] = (
-            [pool, calibrated, logit, networks, *trees.parted()]
-            if self.weighted
-            else [logit, trees, networks]
-        )
-        return self.fit_from(parts, y, sample_weight)
+    def fit_on(self, data: Training) -> Self:
+        """Fit the stackers; see :meth:`Blender.fit`."""
+        return self.fit_within(Fitting(data, self.swap, self.seed))
 
-    def fit_from(
-        self, members: list[Blender], y: np.ndarray, sample_weight: np.ndarray | None = None
-    ) -> Self:
+    def fit_within(self, fitting: Fitting) -> Self:
+        """Average stackers that are fitted on the same rows, here or already."""
+        members = [fitting[name] for name in self.names]
+        if self.weighted:
+            members = [part for member in members for part in member.parts()]
+        return self.fit_from(members, fitting.data)
+
+    def fit_from(self, members: Sequence[Blender], data: Training) -> Self:
         """Average stackers already fitted on the same rows."""
-        self.members_ = members
+        self.members_ = list(members)
         held_out = np.stack([member.oof_ for member in members], axis=1)  # type: ignore[attr-defined]
         self.shares_ = np.full(len(members), 1 / len(members))
         if self.weighted:
-            self.shares_ = SimplexBlend(PSEUDO_ROWS / len(held_out)).fit(held_out, y, sample_weight).weights_
+            blend = SimplexBlend(PSEUDO_ROWS / len(held_out))
+            self.shares_ = blend.fit(held_out, data.targets, data.sample_weight).weights_
         self.oof_ = np.einsum("nsk,s->nk", held_out, self.shares_)
         return self
 
     @classmethod
-    def of(cls, members: list[Blender]) -> AverageStacker:
+    def of(cls, members: dict[str, Blender]) -> AverageStacker:
         """The equal average of methods already fitted, which has no ``oof_``."""
-        found = cls()
-        found.members_, found.shares_ = members, np.full(len(members), 1 / len(members))
+        found = cls(tuple(members))
+        found.members_, found.shares_ = list(members.values()), np.full(len(members), 1 / len(members))
         return found
 
     @property
@@ -101,3 +89,17 @@ class AverageStacker(Blender):
             if share > 0:
                 total += share * member.predict(P, X, known)
         return total
+
+
+def _average(*names: str, weighted: bool = False) -> Callable[[Fitting], Blender]:
+    return lambda fitting: AverageStacker(names, fitting.swap, weighted, fitting.seed).fit_within(fitting)
+
+
+register("calibrated pool+lightgbm", 110, _average("calibrated pool", "lightgbm"))
+register("logit+lightgbm", 120, _average("logit", "lightgbm"))
+register("logit+lightgbm+mlp", 130, _average("logit", "lightgbm", "mlp"), calibrated=True)
+register(
+    "weighted stackers",
+    140,
+    _average("log-pool", "calibrated pool", "pool by slice", "logit", "mlp", "lightgbm", weighted=True),
+)

@@ -1,4 +1,4 @@
-"""What every method shares: its inputs, its form as JSON, and log-probabilities.
+"""What every method shares: what it is fitted on, its predictions, and its form as JSON.
 
 A method is a scikit-learn style estimator over the predictions of several members: ``P`` has shape
 (rows, members, classes). Constructor arguments are dataclass fields; what ``fit`` learns ends in ``_``.
@@ -10,23 +10,130 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-PROB_FLOOR = 1e-7
-"""Probabilities below this are taken as this where a logarithm becomes a feature."""
-FLOORS = (1e-3, 1e-2)
-"""Higher floors for logarithms, tried inside the training rows; see :func:`useful_floors`."""
-LOSS_FLOOR = 1e-15
-"""Probabilities below this are taken as this in a log-loss, which stays finite (as scikit-learn's did)."""
+from ensemble.solvers.folds import inner_folds
+from ensemble.solvers.numbers import as_targets, as_weights
 
 Swap = tuple[int, ...] | None
 Known = dict[Hashable, np.ndarray]
 """What has been predicted of the same rows: by the ``id`` of a method, or by trees as text."""
 
 
-class Blender(ABC):
+class Estimator:
+    """What has constructor parameters and fitted attributes, and goes to JSON and back."""
+
+    fitted: ClassVar[tuple[str, ...]] = ()
+    """Names of the fitted attributes that prediction needs."""
+    _kinds: ClassVar[dict[str, type[Estimator]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Estimator._kinds[cls.__name__] = cls
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fitted estimator as JSON values."""
+        params = {field.name: _encode(getattr(self, field.name)) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        state = {name: _encode(getattr(self, name)) for name in self.fitted}
+        return {"kind": type(self).__name__, "params": params, "fitted": state}
+
+
+def from_dict(state: dict[str, Any]) -> Any:
+    """Rebuild a fitted estimator from what its ``to_dict`` returned.
+
+    Raises
+    ------
+    ValueError
+        The state is not that of a known kind.
+    """
+    kinds = Estimator._kinds
+    if state["kind"] not in kinds:
+        raise ValueError(f"{state['kind']!r} is no kind of method; known are {', '.join(sorted(kinds))}")
+    kind = kinds[state["kind"]]
+    found = kind(**{name: _decode(value, False) for name, value in state["params"].items()})
+    for name, value in state["fitted"].items():
+        setattr(found, name, _decode(value, True))
+    return found
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Estimator):
+        return value.to_dict()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {name: _encode(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(value: Any, arrays: bool) -> Any:
+    """The reverse of :func:`_encode`: lists of numbers become arrays, those of parameters tuples."""
+    if isinstance(value, dict) and "kind" in value:
+        return from_dict(value)
+    if isinstance(value, dict):
+        return {name: _decode(item, arrays) for name, item in value.items()}
+    if not isinstance(value, list):
+        return value
+    if not arrays:
+        return tuple(value)
+    if value and isinstance(value[0], (int, float, list)):
+        return np.asarray(value, dtype=np.float64)
+    return [_decode(item, arrays) for item in value]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a method is fitted on.
+
+    Attributes
+    ----------
+    P : ndarray of shape (n, members, K)
+        Probabilities.
+    targets : ndarray of shape (n, K)
+        A distribution a row.
+    sample_weight : ndarray of shape (n,), optional
+        As they were given.
+    groups : ndarray of shape (n,), optional
+    X : ndarray of shape (n, d), optional
+        Features of the rows themselves, for the methods that can use them.
+    """
+
+    P: np.ndarray
+    targets: np.ndarray
+    sample_weight: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    X: np.ndarray | None = None
+
+    @classmethod
+    def of(
+        cls,
+        P: np.ndarray,
+        y: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+        X: np.ndarray | None = None,
+    ) -> Training:
+        """Prepare what :meth:`Blender.fit` takes."""
+        return cls(P, as_targets(y, P.shape[2]), sample_weight, groups, X)
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """Row weights that sum to 1, shape (n,)."""
+        return as_weights(self.sample_weight, len(self.P))
+
+    def folds(self, n_folds: int, seed: int) -> np.ndarray:
+        """Inner folds (n,); see :func:`ensemble.solvers.folds.inner_folds`."""
+        return inner_folds(self.targets, self.groups, n_folds, seed)
+
+
+class Blender(Estimator, ABC):
     """A method that turns members' predictions (n, members, K) into one prediction (n, K).
 
     Attributes
@@ -36,16 +143,13 @@ class Blender(ABC):
         did not see them. Whatever is fitted on top of such a method is fitted on these.
     """
 
-    fitted: ClassVar[tuple[str, ...]] = ()
-    """Names of the fitted attributes that prediction needs."""
-
-    @abstractmethod
     def fit(
         self,
         P: np.ndarray,
         y: np.ndarray,
         sample_weight: np.ndarray | None = None,
         groups: np.ndarray | None = None,
+        X: np.ndarray | None = None,
     ) -> Self:
         """Fit on members' predictions ``P`` (n, members, K).
 
@@ -58,7 +162,14 @@ class Blender(ABC):
         sample_weight : ndarray of shape (n,), optional
         groups : ndarray of shape (n,), optional
             Rows of one group are never parted by cross-validation inside the method.
+        X : ndarray of shape (n, d), optional
+            Features of the rows themselves; a method that cannot use them leaves them alone.
         """
+        return self.fit_on(Training.of(P, y, sample_weight, groups, X))
+
+    @abstractmethod
+    def fit_on(self, data: Training) -> Self:
+        """Fit on rows already prepared; see :meth:`fit`."""
 
     @property
     def needs_rows(self) -> bool:
@@ -84,82 +195,11 @@ class Blender(ABC):
     def predict_proba(self, P: np.ndarray) -> np.ndarray:
         """Return probabilities of shape (n, K)."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fitted method as JSON values."""
-        params = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        state = {name: _encode(getattr(self, name)) for name in self.fitted}
-        return {"kind": type(self).__name__, "params": params, "fitted": state}
-
     def crossfitted(self, P: np.ndarray) -> np.ndarray:
         """Predictions of the training rows ``P`` that a second fit may be based on, shape (n, K)."""
         oof = getattr(self, "oof_", None)
         return self.predict_proba(P) if oof is None else oof
 
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, Blender):
-        return value.to_dict()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, (list, tuple)):
-        return [_encode(item) for item in value]
-    return value
-
-
-def log_probs(P: np.ndarray, floor: float = PROB_FLOOR) -> np.ndarray:
-    """Logarithm of probabilities, floored at ``floor``."""
-    return np.log(np.maximum(P, floor))
-
-
-def useful_floors(P: np.ndarray) -> tuple[float, ...]:
-    """The floors worth trying on ``P``: the lowest, and each that at least one row in a thousand is under.
-
-    A member that says 0 where it means "seldom" (a forest, neighbours) makes an outlier of its
-    logarithm, which a linear method pays for; where to floor is chosen like any other penalty.
-    """
-    lowest = P.min(axis=(1, 2))
-    return (PROB_FLOOR, *(floor for floor in FLOORS if np.mean(lowest < floor) > 1e-3))
-
-
-def over_classes(operation: np.ufunc, values: np.ndarray) -> np.ndarray:
-    """Reduce the last axis class by class, which is 6 times as fast as NumPy's own way for three classes."""
-    found = values[..., 0].copy()
-    for k in range(1, values.shape[-1]):
-        operation(found, values[..., k], out=found)
-    return found
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis."""
-    exp = np.exp(logits - over_classes(np.maximum, logits)[..., None])
-    exp /= over_classes(np.add, exp)[..., None]
-    return exp
-
-
-def as_targets(y: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return target distributions (n, K) from class indices (n,) or distributions (n, K)."""
-    y = np.asarray(y)
-    if y.ndim == 2:
-        return y.astype(np.float64, copy=False)
-    return np.eye(n_classes)[y.astype(np.int64)]
-
-
-def as_weights(sample_weight: np.ndarray | None, n: int) -> np.ndarray:
-    """Return row weights that sum to 1, shape (n,)."""
-    if sample_weight is None:
-        return np.full(n, 1.0 / n)
-    weights = np.asarray(sample_weight, dtype=np.float64)
-    return weights / weights.sum()
-
-
-def with_error(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Mean of ``values`` (n,) and its standard error, under weights that sum to 1."""
-    mean = float(weights @ values)
-    return mean, float(np.sqrt(np.sum((weights * (values - mean)) ** 2)))
-
-
-def cross_entropy(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Log-loss of each row, shape (n,), in nats; targets are distributions (n, K)."""
-    return -over_classes(np.add, targets * np.log(np.maximum(probs, LOSS_FLOOR)))
+    def parts(self) -> list[Blender]:
+        """What of this method may be weighted by itself, each with its own ``oof_``; after :meth:`fit`."""
+        return [self]

@@ -7,20 +7,19 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import (
+from data.softmax import softmax
+from ensemble.methods.base import Blender, Training
+from ensemble.methods.registry import register
+from ensemble.solvers.newton import Path, SharedDesign, SoftmaxProblem, choose_strength, minimise
+from ensemble.solvers.numbers import (
     LOSS_FLOOR,
     PROB_FLOOR,
-    Blender,
-    as_targets,
     as_weights,
     cross_entropy,
     log_probs,
-    softmax,
     useful_floors,
 )
-from ensemble.solvers.folds import inner_folds
-from ensemble.solvers.newton import Path, SharedDesign, SoftmaxProblem, choose_strength, minimise
-from ensemble.solvers.simplex import solve_simplex
+from ensemble.solvers.simplex import solve_simplex, with_prior
 
 STRENGTHS = (3000.0, 300.0, 30.0, 3.0, 0.3)
 """Penalties tried inside the training rows, in units of rows, strong to weak."""
@@ -38,22 +37,19 @@ class BestSingle(Blender):
 
     fitted: ClassVar[tuple[str, ...]] = ("weights_",)
 
-    def fit(
-        self,
-        P: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> Self:
+    def fit_on(self, data: Training) -> Self:
         """Choose the member; see :meth:`Blender.fit`."""
-        targets, weights = as_targets(y, P.shape[2]), as_weights(sample_weight, len(P))
-        losses = [weights @ cross_entropy(P[:, m], targets) for m in range(P.shape[1])]
-        self.weights_ = np.eye(P.shape[1])[int(np.argmin(losses))]
+        members = range(data.P.shape[1])
+        losses = [data.weights @ cross_entropy(data.P[:, m], data.targets) for m in members]
+        self.weights_ = np.eye(len(losses))[int(np.argmin(losses))]
         return self
 
     def predict_proba(self, P: np.ndarray) -> np.ndarray:
         """Return the chosen member's probabilities (n, K)."""
         return _mix(P, self.weights_)
+
+
+register("best single", 10, lambda fitting: BestSingle().fit_on(fitting.data))
 
 
 @dataclass
@@ -62,20 +58,18 @@ class EqualMean(Blender):
 
     fitted: ClassVar[tuple[str, ...]] = ("weights_",)
 
-    def fit(
-        self,
-        P: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> Self:
+    def fit_on(self, data: Training) -> Self:
         """Learn the number of members; see :meth:`Blender.fit`."""
-        self.weights_ = np.full(P.shape[1], 1 / P.shape[1])
+        n_members = data.P.shape[1]
+        self.weights_ = np.full(n_members, 1 / n_members)
         return self
 
     def predict_proba(self, P: np.ndarray) -> np.ndarray:
         """Return the mean (n, K)."""
         return _mix(P, self.weights_)
+
+
+register("mean", 20, lambda fitting: EqualMean().fit_on(fitting.data), calibrated=True)
 
 
 @dataclass
@@ -85,6 +79,9 @@ class GeometricMean(EqualMean):
     def predict_proba(self, P: np.ndarray) -> np.ndarray:
         """Return the normalised geometric mean (n, K)."""
         return softmax(np.einsum("nmk,m->nk", log_probs(P), self.weights_))
+
+
+register("geometric mean", 30, lambda fitting: GeometricMean().fit_on(fitting.data))
 
 
 @dataclass
@@ -101,7 +98,8 @@ class SimplexBlend(Blender):
     ----------
     weights_ : ndarray of shape (members,)
     gap_ : float
-        Certified upper bound of what any other weights could still gain in-sample, in nats.
+        Certified upper bound of what any other weights could still gain in-sample, in nats: of the mean loss
+        less ``shrinkage`` times the mean log weight.
     n_iter_ : int
 
     Notes
@@ -113,33 +111,22 @@ class SimplexBlend(Blender):
     shrinkage: float = 0.0
     fitted: ClassVar[tuple[str, ...]] = ("weights_", "gap_")
 
-    def fit(
-        self,
-        P: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> Self:
+    def fit_on(self, data: Training) -> Self:
         """Fit the weights; see :meth:`Blender.fit`."""
-        n, n_members, n_classes = P.shape
-        weights = as_weights(sample_weight, n)
-        if np.ndim(y) == 1:
-            likelihoods = P[np.arange(n), :, np.asarray(y, np.int64)]
-        else:  # a soft target counts as a row for each class it gives weight to
-            row, label = np.nonzero(as_targets(y, n_classes))
-            likelihoods, weights = P[row, :, label], weights[row] * y[row, label]
-        np.maximum(likelihoods, LOSS_FLOOR, out=likelihoods)
-        if self.shrinkage > 0:
-            pseudo = np.full(n_members, self.shrinkage / n_members)
-            likelihoods = np.concatenate([likelihoods, np.eye(n_members) + LOSS_FLOOR])
-            weights = np.concatenate([weights, pseudo]) / (1 + self.shrinkage)
-        solution = solve_simplex(likelihoods, weights)
-        self.weights_, self.gap_, self.n_iter_ = solution.weights, solution.gap, solution.iterations
+        row, label = np.nonzero(data.targets)  # a soft target is a row for each class it gives weight to
+        likelihoods = np.maximum(data.P[row, :, label], LOSS_FLOOR)
+        weights = data.weights[row] * data.targets[row, label]
+        solution = solve_simplex(*with_prior(likelihoods, weights, self.shrinkage))
+        self.weights_, self.n_iter_ = solution.weights, solution.iterations
+        self.gap_ = solution.gap * (1 + self.shrinkage)
         return self
 
     def predict_proba(self, P: np.ndarray) -> np.ndarray:
         """Return the weighted mean (n, K)."""
         return _mix(P, self.weights_)
+
+
+register("simplex", 40, lambda fitting: SimplexBlend().fit_on(fitting.data))
 
 
 @dataclass
@@ -157,8 +144,8 @@ class LogOpinionPool(Blender):
     n_folds, seed : int
         Of the inner cross-validation.
     floor : float, optional
-        Lower probabilities are taken as this; chosen among :func:`ensemble.methods.base.useful_floors` by
-        default.
+        Lower probabilities are taken as this; chosen among
+        :func:`ensemble.solvers.numbers.useful_floors` by default.
 
     Attributes
     ----------
@@ -180,20 +167,13 @@ class LogOpinionPool(Blender):
     floor: float | None = None
     fitted: ClassVar[tuple[str, ...]] = ("weights_", "bias_", "strength_", "floor_")
 
-    def fit(
-        self,
-        P: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> Self:
+    def fit_on(self, data: Training) -> Self:
         """Fit weights and biases; see :meth:`Blender.fit`."""
-        targets, weights = as_targets(y, P.shape[2]), as_weights(sample_weight, len(P))
-        folds = inner_folds(targets, groups, self.n_folds, self.seed)
+        folds = data.folds(self.n_folds, self.seed)
         strengths = STRENGTHS if self.strength is None else (self.strength,)
         best: tuple[Path, float, SoftmaxProblem] | None = None
-        for floor in useful_floors(P) if self.floor is None else (self.floor,):
-            problem = self._problem(P, targets, weights, floor)
+        for floor in useful_floors(data.P) if self.floor is None else (self.floor,):
+            problem = self._problem(data.P, data.targets, data.weights, floor)
             path = choose_strength(problem, folds, strengths)
             if best is None or path.loss < best[0].loss:
                 best = path, floor, problem
@@ -227,6 +207,9 @@ class LogOpinionPool(Blender):
     def predict_proba(self, P: np.ndarray) -> np.ndarray:
         """Return the pooled probabilities (n, K)."""
         return softmax(np.einsum("nmk,m->nk", log_probs(P, self.floor_), self.weights_) + self.bias_)
+
+
+register("log-pool", 50, lambda f: LogOpinionPool(seed=f.seed).fit_on(f.data), calibrated=True)
 
 
 def _mix(P: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.methods.base import Swap, cross_entropy, softmax
+from data.softmax import softmax
+from ensemble.methods.base import Swap
 from ensemble.methods.logit import stack_features, with_swapped
+from ensemble.solvers.numbers import cross_entropy
 
 FEATURES = "log+prob"
 SLOW_ROUNDS = 160

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import (
-    Blender,
-    Known,
-    as_targets,
-    as_weights,
-    cross_entropy,
-    log_probs,
-    softmax,
-    with_error,
-)
+from ensemble.methods.base import Blender, Known, Training
 from ensemble.methods.blend import LogOpinionPool
+from ensemble.methods.registry import register
 from ensemble.methods.scalings import KINDS, LinearScaling
-from ensemble.methods.temperature import TemperatureScaling
+from ensemble.methods.temperature import TemperatureScaling, held_out_scaling
 from ensemble.solvers.folds import inner_folds
+from ensemble.solvers.numbers import as_targets, as_weights, cross_entropy, with_error
 
 MATRIX_CLASSES = 10
 """Most classes for which a matrix is tried: its entries grow with their square."""
@@ -44,40 +37,30 @@ class Calibrated(Blender):
     Attributes
     ----------
     temperature_ : float
-    scaling_ : LinearScaling or None
-        The map, where it is more than a temperature.
+    scaling_ : TemperatureScaling or LinearScaling
+        The map, which may be more than that temperature.
     """
 
     base: Blender
     kind: str = "temperature"
     fitted: ClassVar[tuple[str, ...]] = ("temperature_", "scaling_")
 
-    def fit(
-        self,
-        P: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> Self:
+    def fit_on(self, data: Training) -> Self:
         """Fit the method, then the calibration; see :meth:`Blender.fit`."""
-        self.base.fit(P, y, sample_weight, groups)
-        return self.fit_after(P, y, sample_weight, groups)
+        self.base.fit_on(data)
+        return self.fit_after(data)
 
-    def fit_after(
-        self,
-        P: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> Self:
+    def fit_after(self, data: Training) -> Self:
         """Fit the calibration alone, after a ``base`` already fitted on the same rows."""
-        probs = self.base.crossfitted(P)
-        self.temperature_ = TemperatureScaling().fit(probs, y, sample_weight).temperature_
-        self.scaling_: LinearScaling | None = None
+        probs, y, sample_weight = self.base.crossfitted(data.P), data.targets, data.sample_weight
+        plain = TemperatureScaling().fit(probs, y, sample_weight)
+        better: LinearScaling | None = None
         if self.kind == "best":
-            self.scaling_ = best_scaling(probs, y, sample_weight, groups)
+            better = best_scaling(probs, y, sample_weight, data.groups)
         elif self.kind != "temperature":
-            self.scaling_ = LinearScaling(self.kind).fit(probs, y, sample_weight, groups)
+            better = LinearScaling(self.kind).fit(probs, y, sample_weight, data.groups)
+        self.temperature_ = plain.temperature_
+        self.scaling_ = plain if better is None else better
         return self
 
     @property
@@ -90,27 +73,7 @@ class Calibrated(Blender):
         return self._predict(P, X, {})
 
     def _predict(self, P: np.ndarray, X: np.ndarray | None, known: Known) -> np.ndarray:
-        return apply_scaling(self.base.predict(P, X, known), self.temperature_, self.scaling_)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fitted method as JSON values."""
-        scaling = None if self.scaling_ is None else self.scaling_.to_dict()
-        return {
-            "kind": "Calibrated",
-            "params": {"base": self.base.to_dict(), "kind": self.kind},
-            "fitted": {"temperature_": self.temperature_, "scaling_": scaling},
-        }
-
-    def load_fitted(self, state: dict[str, Any]) -> None:
-        """Take back the fitted attributes that :meth:`to_dict` gave."""
-        self.temperature_ = state["temperature_"]
-        scaling = state["scaling_"]
-        self.scaling_ = None if scaling is None else LinearScaling.from_dict(scaling)
-
-
-def apply_scaling(probs: np.ndarray, temperature: float, scaling: LinearScaling | None) -> np.ndarray:
-    """Return probabilities (n, K) mapped by ``scaling``, or by the temperature where there is none."""
-    return softmax(log_probs(probs) / temperature) if scaling is None else scaling.transform(probs)
+        return self.scaling_.transform(self.base.predict(P, X, known))
 
 
 def best_scaling(
@@ -132,11 +95,7 @@ def best_scaling(
     """
     targets, weights = as_targets(y, probs.shape[1]), as_weights(sample_weight, len(probs))
     folds = inner_folds(targets, groups, 5, 0)
-    plain = np.empty_like(targets)
-    for fold in np.unique(folds):
-        train, test = folds != fold, folds == fold
-        scaling = TemperatureScaling().fit(probs[train], targets[train], weights[train])
-        plain[test] = scaling.transform(probs[test])
+    plain = held_out_scaling(probs, targets, weights, folds)
     tried = [
         LinearScaling(kind).fit(probs, targets, weights, groups)
         for kind in kinds
@@ -165,69 +124,38 @@ class CalibratedPool(Blender):
 
     Attributes
     ----------
-    temperatures_ : ndarray of shape (members,)
-    scalings_ : list of LinearScaling or None, one a member
+    scalings_ : list of TemperatureScaling or LinearScaling
+        One a member.
     pool_ : LogOpinionPool
     oof_ : ndarray of shape (n, K)
     """
 
     n_folds: int = 5
     seed: int = 0
-    fitted: ClassVar[tuple[str, ...]] = ("temperatures_", "scalings_", "pool_")
+    fitted: ClassVar[tuple[str, ...]] = ("scalings_", "pool_")
 
-    def fit(
-        self,
-        P: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> Self:
+    def fit_on(self, data: Training) -> Self:
         """Calibrate and pool; see :meth:`Blender.fit`."""
-        targets, weights = as_targets(y, P.shape[2]), as_weights(sample_weight, len(P))
-        folds = inner_folds(targets, groups, self.n_folds, self.seed)
+        P, targets, weights, groups = data.P, data.targets, data.weights, data.groups
+        folds = data.folds(self.n_folds, self.seed)
         held_out = np.empty_like(P)
-        temperatures, self.scalings_ = [], []
+        self.scalings_: list[TemperatureScaling | LinearScaling] = []
         for m in range(P.shape[1]):
-            scaling = best_scaling(P[:, m], targets, weights, groups, ("spline",))
-            temperatures.append(TemperatureScaling().fit(P[:, m], targets, weights).temperature_)
-            self.scalings_.append(scaling)
-            if scaling is not None:
-                held_out[:, m] = scaling.oof_
-                continue
-            for fold in np.unique(folds):
-                train, test = folds != fold, folds == fold
-                own = TemperatureScaling().fit(P[train, m], targets[train], weights[train])
-                held_out[test, m] = own.transform(P[test, m])
-        self.temperatures_ = np.array(temperatures)
+            curve = best_scaling(P[:, m], targets, weights, groups, ("spline",))
+            if curve is None:
+                held_out[:, m] = held_out_scaling(P[:, m], targets, weights, folds)
+                self.scalings_.append(TemperatureScaling().fit(P[:, m], targets, weights))
+            else:
+                held_out[:, m] = curve.oof_
+                self.scalings_.append(curve)
         self.pool_ = LogOpinionPool(None, self.n_folds, self.seed).fit(held_out, targets, weights, groups)
         self.oof_ = self.pool_.oof_
         return self
 
     def predict_proba(self, P: np.ndarray) -> np.ndarray:
         """Return the pooled probabilities (n, K)."""
-        mended = [
-            apply_scaling(P[:, m], self.temperatures_[m], scaling) for m, scaling in enumerate(self.scalings_)
-        ]
+        mended = [scaling.transform(P[:, m]) for m, scaling in enumerate(self.scalings_)]
         return self.pool_.predict_proba(np.stack(mended, axis=1))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fitted method as JSON values."""
-        maps = [None if scaling is None else scaling.to_dict() for scaling in self.scalings_]
-        return {
-            "kind": "CalibratedPool",
-            "params": {"n_folds": self.n_folds, "seed": self.seed},
-            "fitted": {
-                "temperatures_": self.temperatures_.tolist(),
-                "scalings_": maps,
-                "pool_": self.pool_.to_dict(),
-            },
-        }
 
-    def load_fitted(self, state: dict[str, Any]) -> None:
-        """Take back the fitted attributes that :meth:`to_dict` gave."""
-        self.temperatures_ = np.array(state["temperatures_"])
-        self.scalings_ = [None if s is None else LinearScaling.from_dict(s) for s in state["scalings_"]]
-        pool = LogOpinionPool(**state["pool_"]["params"])
-        pool.weights_, pool.bias_ = (np.array(state["pool_"]["fitted"][n]) for n in ("weights_", "bias_"))
-        pool.strength_, pool.floor_ = (state["pool_"]["fitted"][n] for n in ("strength_", "floor_"))
-        self.pool_ = pool
+register("calibrated pool", 60, lambda fitting: CalibratedPool(seed=fitting.seed).fit_on(fitting.data))

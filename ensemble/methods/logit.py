@@ -12,19 +12,12 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import (
-    PROB_FLOOR,
-    Blender,
-    Swap,
-    as_targets,
-    as_weights,
-    log_probs,
-    softmax,
-    useful_floors,
-)
+from data.softmax import softmax
+from ensemble.methods.base import Blender, Swap, Training
 from ensemble.methods.blend import STRENGTHS
-from ensemble.solvers.folds import inner_folds
+from ensemble.methods.registry import register
 from ensemble.solvers.newton import BlockDesign, Path, SoftmaxProblem, choose_strength, minimise
+from ensemble.solvers.numbers import PROB_FLOOR, as_weights, log_probs, useful_floors
 
 _FREE_INTERCEPT = 1e-3
 SQUARE_LIMIT = 8
@@ -98,17 +91,10 @@ class MultinomialLogit(Blender):
         "strength_",
     )
 
-    def fit(
-        self,
-        P: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-    ) -> Self:
+    def fit_on(self, data: Training) -> Self:
         """Choose and fit; see :meth:`Blender.fit`."""
-        n, _, n_classes = P.shape
-        targets, weights = as_targets(y, n_classes), as_weights(sample_weight, n)
-        folds = inner_folds(targets, groups, self.n_folds, self.seed)
+        P, targets, weights, n = data.P, data.targets, data.weights, len(data.P)
+        folds = data.folds(self.n_folds, self.seed)
 
         def attempt(kind: str, floor: float, symmetric: bool) -> tuple[Path, str, float, bool]:
             problem, _ = self._problem(P, targets, weights, kind, floor, symmetric)
@@ -183,6 +169,9 @@ class MultinomialLogit(Blender):
         ridge = np.ones_like(centre)
         ridge[:, -1] = _FREE_INTERCEPT
         return SoftmaxProblem(design, targets, weights, ridge.ravel(), centre.ravel()), (mean, scale)
+
+
+register("logit", 80, lambda fitting: MultinomialLogit(fitting.swap, seed=fitting.seed).fit_on(fitting.data))
 
 
 def with_swapped(

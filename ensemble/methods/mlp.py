@@ -7,10 +7,12 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import Blender, as_targets, as_weights, cross_entropy, log_probs, softmax
+from data.softmax import softmax
+from ensemble.methods.base import Blender, Training
 from ensemble.methods.blend import LogOpinionPool
 from ensemble.methods.logit import stack_features
-from ensemble.solvers.folds import inner_folds
+from ensemble.methods.registry import register
+from ensemble.solvers.numbers import cross_entropy, log_probs
 
 _MOMENTUM, _MEMORY, _EPSILON = 0.9, 0.999, 1e-8
 Layers = list[np.ndarray]
@@ -57,33 +59,27 @@ class MLPStacker(Blender):
     seed: int = 0
     fitted: ClassVar[tuple[str, ...]] = ("start_", "mean_", "scale_", "w1_", "b1_", "w2_", "b2_", "epochs_")
 
-    def fit(
-        self,
-        P: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-        *,
-        start: LogOpinionPool | None = None,
-    ) -> Self:
-        """Fit; see :meth:`Blender.fit`. ``start`` is a pool already fitted on the same rows and seed."""
-        targets, weights = as_targets(y, P.shape[2]), as_weights(sample_weight, len(P))
-        if start is None:
-            start = LogOpinionPool(None, self.n_folds, self.seed).fit(P, y, sample_weight, groups)
+    def fit_on(self, data: Training) -> Self:
+        """Fit a pool, then the networks; see :meth:`Blender.fit`."""
+        return self.fit_from(data, LogOpinionPool(None, self.n_folds, self.seed).fit_on(data))
+
+    def fit_from(self, data: Training, start: LogOpinionPool) -> Self:
+        """Fit networks from a pool already fitted on the same rows and seed."""
+        P, targets, weights = data.P, data.targets, data.weights
         self.start_ = start
         raw = stack_features(P, floor=start.floor_)
         self.mean_, scale = raw.mean(axis=0), raw.std(axis=0)
         self.scale_ = np.where(scale > 1e-9, scale, 1.0)
         features = ((raw - self.mean_) / self.scale_).astype(np.float32)
-        folds = inner_folds(targets, groups, self.n_folds, self.seed)
+        folds = data.folds(self.n_folds, self.seed)
         runs = []
         for fold in np.unique(folds):
             train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
             pool = start.refit(P[train], targets[train], weights[train])
-            data = _Data(
+            rows = _Rows(
                 features[train], targets[train], weights[train], log_probs(pool.predict_proba(P[train]))
             )
-            net = _Networks(data, self, np.random.default_rng([self.seed, int(fold)]))
+            net = _Networks(rows, self, np.random.default_rng([self.seed, int(fold)]))
             runs.append((test, log_probs(pool.predict_proba(P[test])), net))
         probs = np.empty_like(targets)
         best_loss, waited = np.inf, 0
@@ -116,13 +112,16 @@ class MLPStacker(Blender):
         return total / len(self.w1_)
 
 
+register("mlp", 100, lambda f: MLPStacker(seed=f.seed).fit_from(f.data, f.get("log-pool", LogOpinionPool)))
+
+
 def _forward(layers: Layers, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The hidden layer and the logits of all networks."""
     hidden = np.tanh(features @ layers[0] + layers[1])
     return hidden, hidden @ layers[2] + layers[3]
 
 
-class _Data:
+class _Rows:
     """Training rows in single precision; row weights have mean 1."""
 
     def __init__(self, features: np.ndarray, targets: np.ndarray, weights: np.ndarray, base: np.ndarray):
@@ -135,8 +134,8 @@ class _Data:
 class _Networks:
     """Networks trained together on the same rows, and the state of their AdamW."""
 
-    def __init__(self, data: _Data, params: MLPStacker, rng: np.random.Generator):
-        size, d, k = params.per_fold, data.features.shape[1], data.targets.shape[1]
+    def __init__(self, rows: _Rows, params: MLPStacker, rng: np.random.Generator):
+        size, d, k = params.per_fold, rows.features.shape[1], rows.targets.shape[1]
         shapes = [(size, d, params.hidden), (size, 1, params.hidden), (size, params.hidden, k), (size, 1, k)]
         spreads = [1 / np.sqrt(d), 0.0, 0.01, 0.0]
         self.layers: Layers = [
@@ -145,21 +144,21 @@ class _Networks:
         ]
         self.first = [np.zeros_like(layer) for layer in self.layers]
         self.second = [np.zeros_like(layer) for layer in self.layers]
-        self.data, self.params, self.rng, self.steps = data, params, rng, 0
+        self.rows, self.params, self.rng, self.steps = rows, params, rng, 0
 
     def train_epoch(self) -> None:
         """One pass over the rows in a fresh order; at most 64 steps, however many the rows."""
-        n = len(self.data.features)
+        n = len(self.rows.features)
         batch = min(n, max(128, n // 64))
         order = self.rng.permutation(n)
         for begin in range(0, max(n - batch // 2, 1), batch):
             self._step(order[begin : begin + batch])
 
     def _step(self, rows: np.ndarray) -> None:
-        features = self.data.features[rows]
+        features = self.rows.features[rows]
         hidden, logits = _forward(self.layers, features)
-        residual = softmax(logits + self.data.base[rows]) - self.data.targets[rows]
-        residual *= (self.data.weights[rows] / len(rows))[:, None]
+        residual = softmax(logits + self.rows.base[rows], np.float32) - self.rows.targets[rows]
+        residual *= (self.rows.weights[rows] / len(rows))[:, None]
         back = (residual @ self.layers[2].transpose(0, 2, 1)) * (1 - hidden * hidden)
         gradients = [
             features.T @ back,

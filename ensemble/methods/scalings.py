@@ -8,14 +8,16 @@ cross-validation inside the training rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import as_targets, as_weights, log_probs, softmax
+from data.softmax import softmax
+from ensemble.methods.base import Estimator
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.solvers.folds import inner_folds
 from ensemble.solvers.newton import BlockDesign, SoftmaxProblem, choose_strength, minimise
+from ensemble.solvers.numbers import as_targets, as_weights, log_probs
 
 KINDS = ("vector", "matrix", "dirichlet", "spline")
 STRENGTHS = (3000.0, 300.0, 30.0, 3.0)
@@ -28,7 +30,7 @@ _FREE, _BOUND = 1e-3, 1e6
 
 
 @dataclass
-class LinearScaling:
+class LinearScaling(Estimator):
     r"""A map of log-probabilities :math:`z` to :math:`\mathrm{softmax}(W z + b)`, or of curves of them.
 
     Parameters
@@ -95,27 +97,6 @@ class LinearScaling:
     def transform(self, probs: np.ndarray) -> np.ndarray:
         """Return the calibrated probabilities (n, K)."""
         return softmax(self._features(_centred(probs)) @ self.coef_.T + self.intercept_)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fitted map as JSON values."""
-        return {
-            "kind": self.kind,
-            **{
-                name: np.asarray(getattr(self, name)).tolist()
-                if name != "temperature_"
-                else self.temperature_
-                for name in self.fitted
-            },
-        }
-
-    @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> LinearScaling:
-        """Rebuild a map from what :meth:`to_dict` returned."""
-        scaling = cls(state["kind"])
-        scaling.temperature_ = state["temperature_"]
-        scaling.coef_, scaling.intercept_ = np.array(state["coef_"]), np.array(state["intercept_"])
-        scaling.knots_ = np.array(state["knots_"]).reshape(-1, len(scaling.intercept_))
-        return scaling
 
     def _features(self, logs: np.ndarray) -> np.ndarray:
         return np.concatenate([logs, *(np.maximum(logs - knot, 0) for knot in self.knots_)], axis=1)

@@ -13,19 +13,13 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import (
-    Blender,
-    as_targets,
-    as_weights,
-    cross_entropy,
-    log_probs,
-    softmax,
-    with_error,
-)
+from data.softmax import softmax
+from ensemble.methods.base import Blender, Training
 from ensemble.methods.blend import LogOpinionPool
+from ensemble.methods.registry import register
 from ensemble.reading.features import NAMES
-from ensemble.solvers.folds import inner_folds
 from ensemble.solvers.newton import SharedDesign, SoftmaxProblem, choose_strength, minimise
+from ensemble.solvers.numbers import cross_entropy, log_probs, with_error
 
 STRENGTHS = (300.0, 30.0)
 """Penalties tried, in units of rows, strong to weak."""
@@ -65,34 +59,21 @@ class SlicedPool(Blender):
     seed: int = 0
     fitted: ClassVar[tuple[str, ...]] = ("cut_", "edges_", "slice_weights_", "slice_biases_", "floor_")
 
-    def fit(
-        self,
-        P: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-        *,
-        start: LogOpinionPool | None = None,
-        X: np.ndarray | None = None,
-    ) -> Self:
-        """Fit; see :meth:`Blender.fit`.
+    def fit_on(self, data: Training) -> Self:
+        """Fit a pool, then its departures; see :meth:`Blender.fit`."""
+        return self.fit_from(data, LogOpinionPool(None, seed=self.seed).fit_on(data))
 
-        Parameters
-        ----------
-        P, y, sample_weight, groups
-            As there.
-        start : LogOpinionPool, optional
-            Already fitted on the same rows and seed; fitted here by default.
-        X : ndarray of shape (n, d), optional
-            Features of the rows, as :func:`ensemble.reading.features.row_features` gives them.
+    def fit_from(self, data: Training, start: LogOpinionPool) -> Self:
+        """Fit departures from a pool already fitted on the same rows and seed.
+
+        Rows are cut by features of their own where ``data`` has these, as
+        :func:`ensemble.reading.features.row_features` gives them.
         """
+        P, targets, weights, X = data.P, data.targets, data.weights, data.X
         n, n_members, n_classes = P.shape
-        targets, weights = as_targets(y, n_classes), as_weights(sample_weight, n)
-        if start is None:
-            start = LogOpinionPool(None, seed=self.seed).fit(P, y, sample_weight, groups)
         self.floor_, self.cut_, self.edges_, self.oof_ = start.floor_, "none", np.zeros(0), start.oof_
         self.slice_weights_, self.slice_biases_ = start.weights_[None], start.bias_[None]
-        folds = inner_folds(targets, groups, self.n_folds, self.seed)
+        folds = data.folds(self.n_folds, self.seed)
         best = None
         for cut in cuts(X):
             edges = _edges(cut, P, X, self.floor_)
@@ -132,6 +113,13 @@ class SlicedPool(Blender):
         return softmax(
             np.einsum("nmk,nm->nk", logs, self.slice_weights_[slices]) + self.slice_biases_[slices]
         )
+
+
+register(
+    "pool by slice",
+    70,
+    lambda f: SlicedPool(seed=f.seed).fit_from(f.data, f.get("log-pool", LogOpinionPool)),
+)
 
 
 _ROW_CUTS = {

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import as_targets, as_weights, log_probs, over_classes, softmax
+from data.softmax import over_classes, softmax
+from ensemble.methods.base import Estimator
+from ensemble.solvers.numbers import as_targets, as_weights, log_probs
 
 LOG_T_BRACKET = (math.log(0.05), math.log(20.0))
 """Where the temperature is sought; an unbounded search once returned T = -1242 (AutoGluon PR #4396)."""
 
 
 @dataclass
-class TemperatureScaling:
+class TemperatureScaling(Estimator):
     r"""Divide log-probabilities by one temperature, :math:`p_k^{1/T} / \sum_j p_j^{1/T}`.
 
     Attributes
@@ -28,6 +30,8 @@ class TemperatureScaling:
     Guo, Pleiss, Sun and Weinberger, *On calibration of modern neural networks* (ICML 2017). The loss is
     convex in 1/T, so its derivative has one root; Brent's method finds it in log T.
     """
+
+    fitted: ClassVar[tuple[str, ...]] = ("temperature_",)
 
     def fit(self, probs: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> Self:
         """Fit on probabilities (n, K) and labels (n,) or target distributions (n, K)."""
@@ -58,3 +62,15 @@ class TemperatureScaling:
     def transform(self, probs: np.ndarray) -> np.ndarray:
         """Return the probabilities (n, K) at the fitted temperature."""
         return softmax(log_probs(probs) / self.temperature_)
+
+
+def held_out_scaling(
+    probs: np.ndarray, targets: np.ndarray, weights: np.ndarray, folds: np.ndarray
+) -> np.ndarray:
+    """Scale each fold of probabilities (n, K) by the temperature of the other folds; returns (n, K)."""
+    found = np.empty_like(targets)
+    for fold in np.unique(folds):
+        train, test = folds != fold, folds == fold
+        scaling = TemperatureScaling().fit(probs[train], targets[train], weights[train])
+        found[test] = scaling.transform(probs[test])
+    return found

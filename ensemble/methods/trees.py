@@ -5,30 +5,49 @@ They start from the log-opinion pool, from the logit or from nothing; held-out l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from copy import copy
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from ensemble.methods.base import (
-    Blender,
-    Known,
-    Swap,
-    as_targets,
-    as_weights,
-    cross_entropy,
-    log_probs,
-    softmax,
-    with_error,
-)
+from data.softmax import softmax
+from ensemble.methods.base import Blender, Known, Swap, Training
 from ensemble.methods.blend import LogOpinionPool
 from ensemble.methods.boosters import Grower, Settings, raw_both_orders, raw_scores, tree_features
 from ensemble.methods.logit import MultinomialLogit
-from ensemble.solvers.folds import MANY_ROWS, inner_folds
+from ensemble.methods.registry import register
+from ensemble.solvers.folds import MANY_ROWS
+from ensemble.solvers.numbers import cross_entropy, log_probs, with_error
 
-TRACKS = ("plain", "symmetric", "scratch", "refined", "rows")
 
+@dataclass(frozen=True)
+class Track:
+    """A kind of trees.
+
+    Attributes
+    ----------
+    start : {"pool", "prior", "logit"}
+        Whose prediction they correct: the log-opinion pool's, the class frequencies', the logit's.
+    symmetric : bool
+        Whether they are grown on both orders of each pair; not where trees on one order are cut to nothing.
+    with_rows : bool
+        Whether they also see the rows' own features.
+    """
+
+    start: str
+    symmetric: bool = False
+    with_rows: bool = False
+
+
+TRACKS = {
+    "plain": Track("pool"),
+    "symmetric": Track("pool", symmetric=True),
+    "scratch": Track("prior"),
+    "refined": Track("logit"),
+    "rows": Track("pool", with_rows=True),
+}
 
 Starts = list[tuple[np.ndarray, np.ndarray]]
 """For each inner fold, the logits that its trees start from: on the rows outside it, and on its own."""
@@ -93,11 +112,11 @@ class LightGBMStacker(Blender):
     ----------
     start_ : LogOpinionPool
     logit_ : MultinomialLogit
-    plain_, symmetric_, scratch_, refined_, rows_ : list of str
-        Models in LightGBM's text format, started from the pool (twice), from nothing, from the logit, and
-        from the pool again with the rows' own features; an empty list adds nothing to its start.
-    shares_ : ndarray of shape (5,)
-        What each of these counts for, in this order, on the scale of log-probabilities.
+    trees_ : dict of str to list of str
+        Models in LightGBM's text format of each of :data:`TRACKS` that counts; an empty list adds nothing to
+        its start.
+    shares_ : dict of str to float
+        What each of these counts for, on the scale of log-probabilities.
     prior_ : ndarray of shape (K,)
         Where the trees from nothing start.
     oof_ : ndarray of shape (n, K)
@@ -122,145 +141,134 @@ class LightGBMStacker(Blender):
     fitted: ClassVar[tuple[str, ...]] = (
         "start_",
         "logit_",
-        "plain_",
-        "symmetric_",
-        "scratch_",
-        "refined_",
-        "rows_",
+        "trees_",
         "shares_",
         "prior_",
     )
 
-    def fit(
-        self,
-        P: np.ndarray,
-        y: np.ndarray,
-        sample_weight: np.ndarray | None = None,
-        groups: np.ndarray | None = None,
-        *,
-        start: LogOpinionPool | None = None,
-        logit: MultinomialLogit | None = None,
-        X: np.ndarray | None = None,
-    ) -> Self:
-        """Fit; see :meth:`Blender.fit`.
+    def fit_on(self, data: Training) -> Self:
+        """Fit a pool and a logit, then the trees; see :meth:`Blender.fit`.
 
-        Parameters
-        ----------
-        P, y, sample_weight, groups
-            As there.
-        start : LogOpinionPool, optional
-            Already fitted on the same rows with the same folds and seed; fitted here by default.
-        logit : MultinomialLogit, optional
-            Likewise.
-        X : ndarray of shape (n, d), optional
-            Features of the rows themselves; trees are then grown with and without them.
+        With the rows' own features trees are grown with and without them.
         """
-        targets, weights = as_targets(y, P.shape[2]), as_weights(sample_weight, len(P))
-        if start is None:
-            start = LogOpinionPool(None, self.n_folds, self.seed).fit(P, y, sample_weight, groups)
-        if logit is None:
-            logit = MultinomialLogit(self.swap, self.n_folds, self.seed).fit(P, y, sample_weight, groups)
+        start = LogOpinionPool(None, self.n_folds, self.seed).fit_on(data)
+        logit = MultinomialLogit(self.swap, self.n_folds, self.seed).fit_on(data)
+        return self.fit_from(data, start, logit)
+
+    def fit_from(self, data: Training, start: LogOpinionPool, logit: MultinomialLogit) -> Self:
+        """Fit trees from a pool and a logit already fitted on the same rows with the same folds and seed."""
+        P, targets, weights, many = data.P, data.targets, data.weights, len(data.P) >= MANY_ROWS
         self.start_, self.logit_ = start, logit
         # Many rows need fewer, larger steps for the same loss.
         rate = self.learning_rate * float(np.clip(len(P) / MANY_ROWS, 1, 3))
         settings = Settings(P.shape[2], self.num_leaves, rate, self.num_threads, self.seed)
-        folds = inner_folds(targets, groups, self.n_folds, self.seed)
-        from_pool: Starts = []
-        from_prior: Starts = []
-        from_logit: Starts = []
-        refined = log_probs(logit.oof_)
-        thirds = inner_folds(targets, groups, 3, self.seed + 1)
+        folds = data.folds(self.n_folds, self.seed)
+        starts = self._starts(data, folds)
+        self.prior_ = _prior(targets, weights)
+        begins = {
+            "pool": log_probs(start.predict_proba(P)),
+            "prior": np.tile(np.log(self.prior_), (len(P), 1)),
+            "logit": log_probs(logit.oof_),
+        }
+        limits = (self.max_rounds, self.step, min(self.patience, 2) if many else self.patience)
+        growers: dict[str, Grower] = {}
+        grown: dict[str, tuple[np.ndarray, int]] = {}
+        usual = Grower(P, targets, weights, folds, settings)
+        # Those that see the rows as they are come first: they say whether others are worth growing.
+        for name, track in sorted(TRACKS.items(), key=lambda entry: entry[1].symmetric or entry[1].with_rows):
+            grower = usual
+            if track.symmetric:
+                if self.swap is None or not grown["plain"][1]:
+                    continue  # there is nothing to make symmetric
+                grower = Grower(P, targets, weights, folds, settings, self.swap)
+            elif track.with_rows:
+                if data.X is None:
+                    continue
+                grower = Grower(P, targets, weights, folds, settings, X=data.X)
+            growers[name], grown[name] = grower, grower.grow(starts[track.start], *limits)
+        chosen, self.oof_ = _choose({name: raw for name, (raw, _) in grown.items()}, targets, weights)
+        size = 1 if many else self.bag
+        self._grown = {
+            name: (softmax(raw), growers[name].bag(begins[TRACKS[name].start], rounds, size))
+            for name, (raw, rounds) in grown.items()
+        }
+        self.shares_ = {name: 1 / len(chosen) for name in TRACKS if name in chosen}
+        self.trees_ = {name: self._grown[name][1] for name in self.shares_}
+        self.rounds_ = {name: rounds for name, (_, rounds) in grown.items()}
+        return self
+
+    def _starts(self, data: Training, folds: np.ndarray) -> dict[str, Starts]:
+        """Where trees start in each fold, by whose prediction it is."""
+        P, targets, weights = data.P, data.targets, data.weights
+        found: dict[str, Starts] = {"pool": [], "prior": [], "logit": []}
+        thirds = data.folds(3, self.seed + 1)
         for fold in np.unique(folds):
             train, test = folds != fold, folds == fold
-            pool = log_probs(start.refit(P[train], targets[train], weights[train]).predict_proba(P))
-            from_pool.append((pool[train], pool[test]))
+            pool = log_probs(self.start_.refit(P[train], targets[train], weights[train]).predict_proba(P))
+            found["pool"].append((pool[train], pool[test]))
             prior = np.tile(np.log(_prior(targets[train], weights[train])), (len(P), 1))
-            from_prior.append((prior[train], prior[test]))
+            found["prior"].append((prior[train], prior[test]))
             # A logit fits too closely to start from its own training rows: these are cross-fitted again.
             outside = np.empty_like(targets[train])
             rows, third = np.flatnonzero(train), thirds[train]
             for part in np.unique(third):
                 rest = rows[third != part]
-                other = logit.refit(P[rest], targets[rest], weights[rest])
+                other = self.logit_.refit(P[rest], targets[rest], weights[rest])
                 outside[third == part] = log_probs(other.predict_proba(P[rows[third == part]]))
-            whole = logit.refit(P[train], targets[train], weights[train])
-            from_logit.append((outside, log_probs(whole.predict_proba(P[test]))))
-        self.prior_ = _prior(targets, weights)
-        begins = {
-            "plain": log_probs(start.predict_proba(P)),
-            "scratch": np.tile(np.log(self.prior_), (len(P), 1)),
-            "refined": refined,
-        }
-        begins["symmetric"] = begins["rows"] = begins["plain"]
-        plain = Grower(P, targets, weights, folds, settings)
-        growers = dict.fromkeys(("plain", "scratch", "refined"), plain)
-        starts = {"plain": from_pool, "scratch": from_prior, "refined": from_logit}
-        many = len(P) >= MANY_ROWS
-        limits = (self.max_rounds, self.step, min(self.patience, 2) if many else self.patience)
-        grown = {track: plain.grow(starts[track], *limits) for track in starts}
-        if self.swap is not None and grown["plain"][1]:  # else there is nothing to make symmetric
-            growers["symmetric"] = Grower(P, targets, weights, folds, settings, self.swap)
-        if X is not None:
-            growers["rows"] = Grower(P, targets, weights, folds, settings, X=X)
-        for track in ("symmetric", "rows"):
-            if track in growers:
-                grown[track] = growers[track].grow(from_pool, *limits)
-        chosen, self.oof_ = _choose({name: track[0] for name, track in grown.items()}, targets, weights)
-        self.shares_ = np.array([(track in chosen) / len(chosen) for track in TRACKS])
-        size = 1 if many else self.bag
-        self._grown = {
-            track: (softmax(raw), growers[track].bag(begins[track], rounds, size))
-            for track, (raw, rounds) in grown.items()
-        }
-        for track in TRACKS:
-            setattr(self, f"{track}_", self._grown[track][1] if track in chosen else [])
-        self.rounds_ = {name: track[1] for name, track in grown.items()}
-        return self
+            whole = self.logit_.refit(P[train], targets[train], weights[train])
+            found["logit"].append((outside, log_probs(whole.predict_proba(P[test]))))
+        return found
 
     @property
     def needs_rows(self) -> bool:
         """Whether trees that use the rows' own features count."""
-        return bool(getattr(self, "rows_", None))
+        return any(models and TRACKS[name].with_rows for name, models in self.trees_.items())
 
     def predict_proba(self, P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
         """Return probabilities (n, K)."""
         return self._predict(P, X, {})
 
     def _predict(self, P: np.ndarray, X: np.ndarray | None, known: Known) -> np.ndarray:
-        shares = dict(zip(TRACKS, self.shares_, strict=True))
-        logits = np.tile(shares["scratch"] * np.log(self.prior_), (len(P), 1))
-        from_pool = shares["plain"] + shares["symmetric"] + shares["rows"]
-        if from_pool > 0:
-            logits += from_pool * log_probs(self.start_.predict(P, X, known))
-        if shares["refined"] > 0:
-            logits += shares["refined"] * log_probs(self.logit_.predict(P, X, known))
-        for track in TRACKS:
-            models = tuple(getattr(self, f"{track}_"))  # parted trees, or the same read again, are equal
+        shares = dict.fromkeys(("prior", "pool", "logit"), 0.0)
+        for name, share in self.shares_.items():
+            shares[TRACKS[name].start] += share
+        logits = np.tile(shares["prior"] * np.log(self.prior_), (len(P), 1))
+        for start, method in (("pool", self.start_), ("logit", self.logit_)):
+            if shares[start] > 0:
+                logits += shares[start] * log_probs(method.predict(P, X, known))
+        for name, track in TRACKS.items():
+            models = tuple(self.trees_.get(name, ()))  # parted trees, or the same read again, are equal
             if models:
                 if models not in known:
                     known[models] = self._raw(track, models, P, X)
-                logits += shares[track] * known[models]
+                logits += self.shares_[name] * known[models]
         return softmax(logits)
 
-    def _raw(self, track: str, models: tuple[str, ...], P: np.ndarray, X: np.ndarray | None) -> np.ndarray:
+    def _raw(self, track: Track, models: tuple[str, ...], P: np.ndarray, X: np.ndarray | None) -> np.ndarray:
         boosters = _boosters(models)
-        if track == "symmetric":
+        if track.symmetric:
             return raw_both_orders(boosters, P, self.swap)
-        return raw_scores(boosters, tree_features(P, X if track == "rows" else None), P.shape[2])
+        return raw_scores(boosters, tree_features(P, X if track.with_rows else None), P.shape[2])
 
-    def parted(self) -> list[LightGBMStacker]:
-        """Each kind of trees alone, with its own ``oof_``, where it has any trees; after :meth:`fit`."""
-        parts = []
-        for track, (held_out, models) in self._grown.items():
+    def parts(self) -> list[Blender]:
+        """Each kind of trees alone, where it has any trees; see :meth:`Blender.parts`."""
+        found: list[Blender] = []
+        for name, (held_out, models) in self._grown.items():
             if models:
-                part = LightGBMStacker(**{f.name: getattr(self, f.name) for f in fields(self)})
-                part.start_, part.logit_, part.prior_ = self.start_, self.logit_, self.prior_
-                part.shares_ = np.array([float(name == track) for name in TRACKS])
-                for name in TRACKS:
-                    setattr(part, f"{name}_", models if name == track else [])
-                part.oof_, part.rounds_ = held_out, {track: self.rounds_[track]}
-                parts.append(part)
-        return parts
+                part = copy(self)
+                part.trees_, part.shares_, part.oof_ = {name: models}, {name: 1.0}, held_out
+                part.rounds_ = {name: self.rounds_[name]}
+                found.append(part)
+        return found
+
+
+register(
+    "lightgbm",
+    90,
+    lambda f: LightGBMStacker(f.swap, seed=f.seed).fit_from(
+        f.data, f.get("log-pool", LogOpinionPool), f.get("logit", MultinomialLogit)
+    ),
+)
 
 
 @lru_cache(maxsize=16)

@@ -14,7 +14,7 @@ import numpy as np
 from data.errors import UserError, brief, listing
 from data.files import read_table
 from data.schema import Classes, Rows
-from ensemble.reading.members import check_probabilities, numbers, read_ids
+from ensemble.reading.columns import as_number, check_probabilities, number_column, read_ids
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,7 +76,7 @@ def load_labels(path: Path, classes: Classes) -> Labels:
         values = table.column("label").to_pylist()
         targets, by_index = _targets_from_labels(values, ids, classes, path)
     elif all(name in table.column_names for name in classes.names):
-        columns = [numbers(_truths_as_numbers(table, name), name, ids, path) for name in classes.names]
+        columns = [number_column(_truths_as_numbers(table, name), name, ids, path) for name in classes.names]
         targets = check_probabilities(np.stack(columns, axis=1), ids, classes, path)
     else:
         raise UserError(
@@ -119,7 +119,7 @@ def _weights(table: pa.Table, ids: list[str], path: Path) -> np.ndarray | None:
     """The column ``weight``, where there is one: finite and not negative, the greatest of them 1."""
     if "weight" not in table.column_names:
         return None
-    values = numbers(table, "weight", ids, path)
+    values = number_column(table, "weight", ids, path)
     bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
     if bad.size:
         raise UserError(
@@ -164,8 +164,5 @@ def _as_numbers(names: tuple[str, ...]) -> dict[float | None, int] | None:
 
 
 def _whole(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if number.is_integer() else None
+    number = as_number(value)
+    return number if number is not None and number.is_integer() else None

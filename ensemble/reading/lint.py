@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data.errors import UserError, listing
-from ensemble.methods.base import cross_entropy, log_probs, softmax
+from data.softmax import softmax
 from ensemble.reading.problem import Problem
+from ensemble.solvers.numbers import cross_entropy, log_probs
 
 FAR_BELOW = 0.6
 """Share of the best other member's loss under which a member is looked at."""

@@ -6,7 +6,6 @@ the file, the row or the column in the message.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,19 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.errors import UserError, brief, listing
-from data.files import read_json, read_table, require_file, sha256_text
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes
+from data.files import read_json, read_table, sha256_text
+from data.schema import Classes
+from ensemble.reading.arrays import read_array
+from ensemble.reading.columns import NOT_CLASSES, check_probabilities, infer_classes, number_column, read_ids
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ID_COLUMNS = ("id", "row_id")
-PANDAS_INDEX = ("", "Unnamed: 0", "__index_level_0__")
-"""What the index of a pandas table is called in a file: to_csv's, the same read again, and to_parquet's."""
-NOT_CLASSES = (*ID_COLUMNS, *PANDAS_INDEX, "fold", "group_id", "label", "swap", "weight")
 PARTS = "part-*.parquet"
-SUM_TOLERANCE = 5e-3
-"""Probabilities rounded to a few digits may miss 1 by this; they are then normalised."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,8 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
     """Read a store directory, or a prediction set as CSV, Parquet, ``.npy``, or the parts of a labelling.
 
     A ``.npy`` holds probabilities (n, K); its ids stand one a line in ``<stem>.ids.txt`` beside it. Columns
-    that hold no class are left alone where the classes are given; else they are those of :data:`NOT_CLASSES`.
+    that hold no class are left alone where the classes are given; else they are those of
+    :data:`~ensemble.reading.columns.NOT_CLASSES`.
 
     Parameters
     ----------
@@ -114,6 +110,7 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
     """
     if not path.exists():
         raise UserError(f"{path}: no such prediction set or soft-label store")
+    name = name or _stem(path)
     if path.is_dir() and not any(path.glob(PARTS)):
         return _load_store(path, classes, name)
     if path.suffix.lower() == ".npy":
@@ -127,10 +124,10 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
             f"{path}: no probability column {listing(missing)}; the file has "
             f"{listing(table.column_names, 12)}, and needs one column a class, named as the class"
         )
-    values = np.stack([numbers(table, column, ids, path) for column in found.names], axis=1)
+    values = np.stack([number_column(table, column, ids, path) for column in found.names], axis=1)
     probs = check_probabilities(values, ids, found, path)
     order = tuple(column for column in table.column_names if column in found.names)
-    return Member(name or _stem(path), ids, probs, found, path, order=order)
+    return Member(name, ids, probs, found, path, order=order)
 
 
 def _stem(path: Path) -> str:
@@ -162,7 +159,7 @@ def _read_parts(path: Path) -> pa.Table:
     return table
 
 
-def _load_store(path: Path, classes: Classes | None, name: str | None) -> Member:
+def _load_store(path: Path, classes: Classes | None, name: str) -> Member:
     from data.softlabels import MANIFEST, read_store
 
     if not (path / MANIFEST).exists():
@@ -175,152 +172,12 @@ def _load_store(path: Path, classes: Classes | None, name: str | None) -> Member
             f"{path}: its classes are {listing(store.classes.names, 12)}, "
             f"where {listing(classes.names, 12)} were expected"
         )
-    return Member(
-        name or store.name, store.row_ids, store.probs, store.classes, path, store.fold, store.manifest
-    )
+    return Member(name, store.row_ids, store.probs, store.classes, path, store.fold, store.manifest)
 
 
-def _load_array(path: Path, classes: Classes | None, name: str | None) -> Member:
-    require_file(path, "prediction set")
-    try:
-        values = np.load(path, allow_pickle=False)
-        if not isinstance(values, np.ndarray):
-            raise ValueError("it is an archive of several")
-    except (OSError, ValueError, EOFError, MemoryError) as error:
-        raise UserError(
-            f"{path}: cannot be read as a NumPy array ({error}); save it with numpy.save"
-        ) from error
-    if values.ndim != 2 or values.shape[1] < 2 or values.dtype.kind not in "fiu":
-        raise UserError(
-            f"{path}: holds {values.dtype} of shape {values.shape}; needs numbers, one row a row id and "
-            "one column a class"
-        )
-    file = path.with_suffix(".ids.txt")
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file}: cannot be read ({error}); {path} needs its row ids there, one a line"
-        ) from error
-    ids = [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
-    if len(ids) != len(values):
-        raise UserError(f"{file}: has {len(ids)} ids, and {path} has {len(values)} rows; give one id a row")
+def _load_array(path: Path, classes: Classes | None, name: str) -> Member:
+    ids, values = read_array(path)
     found = classes or Classes(tuple(str(k) for k in range(values.shape[1])))
     if found.n != values.shape[1]:
         raise UserError(f"{path}: has {values.shape[1]} columns, and there are {found.n} classes")
-    ids = _checked_ids(ids, "id", file)
-    return Member(
-        name or _stem(path),
-        ids,
-        check_probabilities(values.astype(np.float64), ids, found, path),
-        found,
-        path,
-    )
-
-
-def infer_classes(columns: list[str], path: Path) -> Classes:
-    """Return the classes that columns name; the known preference tasks bring their order and swap."""
-    for known in (PREFERENCE, PREFERENCE_NO_TIE):
-        if sorted(columns) == sorted(known.names):
-            return known
-    if len(columns) < 2:
-        raise UserError(
-            f"{path}: has {len(columns)} probability columns ({listing(columns)}); "
-            "a prediction set needs an id and one column a class"
-        )
-    try:
-        return Classes(tuple(columns))
-    except UserError as mistake:
-        raise UserError(f"{path}: {mistake}") from mistake
-
-
-def read_ids(table: pa.Table, path: Path) -> list[str]:
-    """Return the id column as text; refuse a missing column, an empty or repeated id, an empty file."""
-    column = next((name for name in ID_COLUMNS if name in table.column_names), None)
-    if column is None:
-        semicolons = "; is it separated by semicolons? save it with commas" if table.num_columns == 1 else ""
-        raise UserError(
-            f"{path}: no id column (id or row_id); the file has {listing(table.column_names, 12)}"
-            f"{semicolons if ';' in table.column_names[0] else ''}"
-        )
-    return _checked_ids(table.column(column).to_pylist(), column, path)
-
-
-def _checked_ids(values: list[Any], column: str, path: Path) -> list[str]:
-    if not values:
-        raise UserError(f"{path}: holds no rows")
-    for i, value in enumerate(values):
-        if value is None or value == "" or value != value:
-            raise UserError(f"{path}: line {i + 1} of the data has no {column}")
-        if isinstance(value, (bool, bytes, list, dict)):
-            raise UserError(
-                f"{path}: line {i + 1} of the data has the {column} {brief(value)}; ids are text or numbers"
-            )
-    ids = [str(value) for value in values]
-    repeated = [key for key, count in Counter(ids).items() if count > 1]
-    if repeated:
-        raise UserError(
-            f"{path}: {len(repeated)} ids appear more than once: {listing(repeated)}; keep one line a row"
-        )
-    return ids
-
-
-def numbers(table: pa.Table, name: str, ids: list[str], path: Path) -> np.ndarray:
-    """Return a column as float64 (n,), NaN where it is empty; refuse what is no number, naming the row."""
-    import pyarrow as pa
-
-    column = table.column(name)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        import pyarrow.compute as pc
-
-        # A CSV is read as text, so that ids keep their zeros.
-        text = pc.utf8_trim_whitespace(column)
-        try:
-            column = pc.if_else(pc.equal(text, ""), None, text).cast(pa.float64())
-        except pa.ArrowInvalid as error:
-            row, value = next(
-                ((i, v) for i, v in zip(ids, text.to_pylist(), strict=True) if not _is_number(v)), ("", error)
-            )
-            raise UserError(
-                f"{path}: row {row} has {brief(value)!r} in column {name}, where a number was expected"
-            ) from error
-    kind = column.type
-    known = (pa.types.is_floating, pa.types.is_integer, pa.types.is_null, pa.types.is_decimal)
-    if not any(fits(kind) for fits in known):
-        raise UserError(f"{path}: column {name} holds {kind} values where numbers were expected")
-    return np.array(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
-
-
-def _is_number(text: str | None) -> bool:
-    try:
-        float(text or "nan")
-    except ValueError:
-        return False
-    return True
-
-
-def check_probabilities(values: np.ndarray, ids: list[str], classes: Classes, path: Path) -> np.ndarray:
-    """Return rows normalised to sum to exactly 1; refuse what is not a distribution, naming the row."""
-    bad = np.argwhere(~np.isfinite(values))
-    if bad.size:
-        row, column = bad[0]
-        raise UserError(
-            f"{path}: row {ids[row]} has no finite number in column {classes.names[column]}; "
-            "every row needs a probability for every class"
-        )
-    bad = np.argwhere((values < 0) | (values > 1 + SUM_TOLERANCE))
-    if bad.size:
-        row, column = bad[0]
-        percent = np.allclose(values.sum(axis=1), 100, atol=1) and values.min() >= 0
-        raise UserError(
-            f"{path}: row {ids[row]} has {values[row, column]:g} in column {classes.names[column]}, "
-            f"outside 0 to 1; {'divide percentages by 100' if percent else 'give probabilities, not logits'}"
-        )
-    sums = values.sum(axis=1)
-    wrong = np.flatnonzero(np.abs(sums - 1) > SUM_TOLERANCE)
-    if wrong.size:
-        raise UserError(
-            f"{path}: {wrong.size} rows do not sum to 1, e.g. row {ids[wrong[0]]} sums to "
-            f"{sums[wrong[0]]:.6g} over {listing(classes.names, 12)}; normalise them, or name all the classes"
-        )
-    return values / sums[:, None]
+    return Member(name, ids, check_probabilities(values, ids, found, path), found, path)

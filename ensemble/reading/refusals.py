@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import UserError, brief, listing
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes
-from ensemble.methods.base import LOSS_FLOOR
+from data.folds import Folds
+from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows
+from ensemble.reading.columns import as_number
 from ensemble.reading.labels import Labels
 from ensemble.reading.members import Member
+from ensemble.solvers.numbers import LOSS_FLOOR
 
 _LEAST_GROUPS = 3
 """Groups outside a fold that the cross-validations inside a method need, one inside another."""
@@ -32,32 +34,50 @@ def refuse_member_as_labels(labels: Path, members: Sequence[Member]) -> None:
             raise UserError(f"{labels}: is given as labels and as a prediction set too; give what happened")
 
 
-def refuse_other_rows(first: Member, other: Member, index: dict[str, int]) -> None:
-    """Refuse a member that predicts other rows than the first, whose rows are ``index``."""
+def refuse_in_sample(members: Sequence[Member]) -> None:
+    """Refuse stores whose labels are not out of fold."""
+    for member in members:
+        kind = (member.manifest or {}).get("label_kind", "oof")
+        if kind != "oof":
+            raise UserError(
+                f"{member.path}: its label_kind is {kind}, predictions by models that saw the rows' labels; "
+                "only out-of-fold predictions can be blended honestly"
+            )
+
+
+def refuse_other_data(store: Member, rows: Rows, folds: Folds, place: Path) -> None:
+    """Refuse a store that was made from other rows or folds than those at ``place``."""
+    manifest = store.manifest or {}
+    for name, value in {"rows_hash": rows.content_hash, "folds_hash": folds.content_hash}.items():
+        if manifest[name] != value:
+            raise UserError(
+                f"{store.path}: was made from other data than {place}: {name} is {manifest[name][:12]}… "
+                f"in its manifest and {value[:12]}… there; give the data it was made from with --data"
+            )
+
+
+def refuse_other_rows(first: Member, other: Member) -> None:
+    """Refuse a member that predicts other rows than the first."""
     if other.row_ids is first.row_ids:
         return
-    missing = set(index) - set(other.row_ids)
-    surplus = [row_id for row_id in other.row_ids if row_id not in index]
-    if not missing and not surplus:
-        return
-    parts = []
-    lacking = [row_id for row_id in first.row_ids if row_id in missing]
-    if missing:
-        parts.append(f"{len(lacking)} rows are only in {first.path} (e.g. {listing(lacking, 3)})")
-    if surplus:
-        parts.append(f"{len(surplus)} rows are only in {other.path} (e.g. {listing(surplus, 3)})")
-    raise UserError(
-        f"{first.path} and {other.path} predict different rows: {'; '.join(parts)}; every set must hold "
-        f"the same ids{written_otherwise(lacking, surplus)}"
-    )
+    lacking, surplus = _absent(first.row_ids, other.row_ids), _absent(other.row_ids, first.row_ids)
+    parts = [
+        f"{len(ids)} rows are only in {member.path} (e.g. {listing(ids, 3)})"
+        for ids, member in ((lacking, first), (surplus, other))
+        if ids
+    ]
+    if parts:
+        raise UserError(
+            f"{first.path} and {other.path} predict different rows: {'; '.join(parts)}; every set must hold "
+            f"the same ids{written_otherwise(lacking, surplus)}"
+        )
 
 
-def refuse_absent_labels(labels: Labels, first: Member, truth: dict[str, int]) -> None:
+def refuse_absent_labels(labels: Labels, first: Member) -> None:
     """Refuse labels that lack a predicted row."""
-    absent = [row_id for row_id in first.row_ids if row_id not in truth]
+    absent = _absent(first.row_ids, labels.row_ids)
     if absent:
-        predicted = set(first.row_ids)
-        spare = [row_id for row_id in labels.row_ids if row_id not in predicted]
+        spare = _absent(labels.row_ids, first.row_ids)
         raise UserError(
             f"{labels.path}: has no label for {len(absent)} of the {len(first.row_ids)} rows of "
             f"{first.path}, e.g. {listing(absent)}; add them, with an empty label where it is unknown"
@@ -65,22 +85,21 @@ def refuse_absent_labels(labels: Labels, first: Member, truth: dict[str, int]) -
         )
 
 
+def _absent(ids: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Those of ``ids`` that are none of ``others``."""
+    known = set(others)
+    return [row_id for row_id in ids if row_id not in known]
+
+
 def written_otherwise(some: Iterable[str], others: Iterable[str]) -> str:
     """Hint at ids that are one number written in two ways, as 7, 7.0 and 007 are; else an empty text."""
-    by_value = {_value(text): text for text in some}
+    by_value = {as_number(text): text for text in some}
     by_value.pop(None, None)
     for text in others:
-        twin = by_value.get(_value(text))
+        twin = by_value.get(as_number(text))
         if twin is not None:
             return f"; ids are compared as text, and {twin!r} is not {text!r}: write them alike"
     return ""
-
-
-def _value(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def refuse_ambiguous_index(labels: Labels, members: Sequence[Member]) -> None:
@@ -110,6 +129,47 @@ def refuse_single_class(y: np.ndarray, classes: Classes, labels: Labels) -> None
         raise UserError(
             f"{labels.path}: every labelled row is {classes.names[seen[0]]}; a score needs rows of two "
             "classes or more"
+        )
+
+
+def refuse_few_rows(ids: Sequence[str], least: int, which: str, path: Path) -> None:
+    """Refuse fewer rows than can be scored; ``which`` says what they have."""
+    if len(ids) < least:
+        raise UserError(f"{path}: {len(ids)} rows {which}; too few to score")
+
+
+def refuse_weightless(weights: np.ndarray, path: Path) -> None:
+    """Refuse rows (n,) that all count for nothing."""
+    if weights.sum() <= 0:
+        raise UserError(f"{path}: every row that can be scored has weight 0")
+
+
+def refuse_other_folds(
+    path: Path, its_own: np.ndarray, fold: np.ndarray, ids: Sequence[str], source: str
+) -> None:
+    """Refuse a member whose own folds (n,) are not those of ``source``."""
+    wrong = np.flatnonzero(its_own != fold)
+    if wrong.size:
+        raise UserError(
+            f"{path}: {wrong.size} rows were predicted under other folds than those of {source}, "
+            f"e.g. {listing([ids[i] for i in wrong.tolist()], 3)}; make them from the same fold file"
+        )
+
+
+def refuse_one_fold(fold: np.ndarray, source: str) -> None:
+    """Refuse folds (n,) that are all the same."""
+    if len(np.unique(fold)) < 2:
+        raise UserError(f"{source}: all rows are in one fold; two or more are needed to score honestly")
+
+
+def refuse_split_group(fold: np.ndarray, groups: np.ndarray, ids: Sequence[str], source: str) -> None:
+    """Refuse a group that stands in two folds."""
+    order = np.lexsort((fold, groups))
+    split = (groups[order][1:] == groups[order][:-1]) & (fold[order][1:] != fold[order][:-1])
+    if split.any():
+        at = order[1:][split][0]
+        raise UserError(
+            f"{source}: the group of row {ids[at]} is split over folds; a group must share a fold"
         )
 
 

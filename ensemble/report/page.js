@@ -109,7 +109,7 @@
   // The map: three members' shares as a triangle of cells, or two members' as a line.
   const cells = [...document.querySelectorAll("#map polygon")];
   const selects = ["pick0", "pick1", "pick2"].map(byId);
-  let picked = M === 2 ? [0, 1] : data.picked;
+  const picked = data.picked;
   const corners = data.corners;
   const centres = [];
   for (let i = 0; i < data.steps; i++) {

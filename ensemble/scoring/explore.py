@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from data.schema import PREFERENCE, Classes
-from ensemble.methods.base import LOSS_FLOOR, PROB_FLOOR, as_targets, log_probs, softmax
-from ensemble.reading.problem import Problem, load_problem
+from data.softmax import softmax
+from ensemble.reading.load import load_problem
+from ensemble.reading.problem import Problem
 from ensemble.solvers.folds import group_folds
-from ensemble.solvers.simplex import solve_simplex
+from ensemble.solvers.numbers import LOSS_FLOOR, PROB_FLOOR, as_targets, log_probs
+from ensemble.solvers.simplex import solve_simplex, with_prior
 
 SAMPLE_ROWS = 4000
 SAMPLE_VALUES = 300_000
@@ -202,13 +204,7 @@ def weight_curve(
 def best_weights(P: np.ndarray, y: np.ndarray, shrinkage: float = 0.0) -> np.ndarray:
     """Mixture weights of least loss, drawn to equal ones by ``shrinkage`` pseudo-rows a row."""
     likelihoods, target, _ = true_likelihoods(P, y)
-    n_members = P.shape[1]
-    weights = target / target.sum()
-    if shrinkage > 0:
-        pseudo = np.full(n_members, shrinkage / n_members)
-        likelihoods = np.concatenate([likelihoods, np.eye(n_members) + LOSS_FLOOR])
-        weights = np.concatenate([weights, pseudo])
-    return solve_simplex(likelihoods, weights / weights.sum()).weights
+    return solve_simplex(*with_prior(likelihoods, target / target.sum(), shrinkage)).weights
 
 
 def shrinkage_path(

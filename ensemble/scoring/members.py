@@ -11,10 +11,11 @@ from math import factorial
 
 import numpy as np
 
-from ensemble.methods.base import LOSS_FLOOR, cross_entropy
 from ensemble.reading.problem import Problem
-from ensemble.scoring.crossfit import DRAWS, Bootstrap, Interval, bootstrap, cross_fitted_prior
+from ensemble.scoring.bootstrap import DRAWS, Bootstrap, Interval, bootstrap
+from ensemble.scoring.crossfit import cross_fitted_prior
 from ensemble.scoring.explore import true_likelihoods
+from ensemble.solvers.numbers import LOSS_FLOOR, cross_entropy
 from ensemble.solvers.simplex import solve_simplex
 
 EXACT_MEMBERS = 5

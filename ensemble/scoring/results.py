@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from ensemble.methods.average import AverageStacker
 from ensemble.methods.base import Blender
@@ -13,23 +12,11 @@ from ensemble.methods.blend import SimplexBlend
 from ensemble.methods.calibrate import Calibrated
 from ensemble.methods.catalogue import AVERAGE
 from ensemble.reading.problem import Problem, dealt_again
-from ensemble.scoring.crossfit import (
-    DRAWS,
-    Bootstrap,
-    Interval,
-    average,
-    bootstrap,
-    choice_included,
-    choose,
-    cross_fit,
-    final_fit_note,
-    fit_on,
-    log_loss,
-    near_best,
-    predict_all,
-    sample_note,
-    threads,
-)
+from ensemble.scoring.bootstrap import DRAWS, Bootstrap, Interval, bootstrap
+from ensemble.scoring.choice import average, choice_included, choose, final_fit_note, near_best
+from ensemble.scoring.crossfit import cross_fit, fit_on, predict_all, sample_note, threads
+from ensemble.solvers.numbers import log_loss
+from ensemble.solvers.threads import one_blas_thread
 
 AT_ONCE = 8
 
@@ -136,9 +123,8 @@ def evaluate(
         Times that the rows are dealt into folds anew and everything is scored again; losses are the means
         over these. The predictions kept are those of the folds given.
     """
-    # One BLAS thread: small matrices gain nothing from more, and the result is the same on any machine.
     # All rows are fitted beside the folds, of which the last alone would leave a processor idle.
-    with threadpool_limits(limits=1, user_api="blas"), threads(1) as beside:
+    with one_blas_thread(), threads(1) as beside:
         everything = beside.submit(fit_on, problem, np.arange(len(problem)), seed)
         deals = [problem, *(dealt_again(problem, seed, repeat) for repeat in range(1, repeats))]
         cuts = [cross_fit(deal, seed + i, workers=workers) for i, deal in enumerate(deals)]
@@ -163,7 +149,7 @@ def evaluate(
         chosen = AVERAGE
         found.probs[AVERAGE] = average(found.probs, best)
         losses[AVERAGE] = np.mean([row_losses(average(cut.probs, best)) for cut in cuts], axis=0)
-        fitted[AVERAGE] = AverageStacker.of([fitted[name] for name in best])
+        fitted[AVERAGE] = AverageStacker.of({name: fitted[name] for name in best})
 
     own = {name: np.empty(len(problem)) for name in fitted}
     for rows, probs in predict_all(fitted, problem, np.arange(len(problem))):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemble.reading.problem import Problem
-from ensemble.scoring.crossfit import Bootstrap, Interval, log_loss
+from ensemble.scoring.bootstrap import Bootstrap, Interval
+from ensemble.solvers.numbers import log_loss
 
 _MIN_ROWS = 20
 _MAX_SOURCES = 8

@@ -13,7 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ensemble.methods.base import cross_entropy, over_classes, softmax, with_error
+from data.softmax import over_classes, softmax
+from ensemble.solvers.numbers import cross_entropy, with_error
 
 _NEWTON_LIMIT = 300
 """Parameters beyond which a Hessian costs more than the iterations it saves."""

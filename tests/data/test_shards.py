@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
-from data.ids import refuse_repeated
 from data.shards import Shard, ShardReader, missing_parts, plan_shards, write_part
-from distill.prediction.shards import Lanes
+from distill.prediction.labelling import Lanes
 
 
 def write(path: Path, sizes: list[list[int]]) -> int:
@@ -95,13 +94,6 @@ def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match=r"x\.parquet: not a readable Parquet file"):
         plan_shards(str(tmp_path), 10)
-
-
-def test_repeated_ids_are_named_however_far_apart():
-    ids = [[f"r{i}" for i in range(k, k + 1000)] for k in range(0, 5000, 1000)]
-    refuse_repeated(lambda: iter(ids), "rows")
-    with pytest.raises(UserError, match="rows: 2 row ids appear more than once: r17, r4000"):
-        refuse_repeated(lambda: iter([*ids, ["r17", "r4000", "r17"]]), "rows")
 
 
 def test_a_worker_keeps_to_its_row_group_and_lost_shards_come_back():

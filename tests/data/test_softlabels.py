@@ -15,15 +15,8 @@ from hypothesis.extra import numpy as hnp
 from data.errors import UserError
 from data.files import read_json, read_parquet, write_json, write_parquet
 from data.schema import PREFERENCE, Classes
-from data.softlabels import (
-    JOIN_FIELDS,
-    check_joinable,
-    is_store,
-    read_logits,
-    read_store,
-    softmax,
-    write_logits,
-)
+from data.softlabels import JOIN_FIELDS, check_joinable, is_store, read_logits, read_store, write_logits
+from data.softmax import softmax
 
 PLAIN = Classes(("x", "y", "z", "w"))
 FINITE = st.floats(-1e6, 1e6, width=32)

@@ -13,7 +13,7 @@ import torch
 from data.errors import UserError
 from data.files import locked
 from data.schema import read_rows
-from data.softlabels import softmax
+from data.softmax import softmax
 from distill import export, predict
 from distill.prediction.merge import merged_model, plain_state
 from distill.runs.saved import predict_rows, read_saved

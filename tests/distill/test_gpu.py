@@ -21,8 +21,9 @@ from distill.kernels.linear import QuantisedLinear, parts
 from distill.kernels.products import FrozenProduct, quantise_rows
 from distill.model.backbone import add_adapters, load_base
 from distill.model.tiny import tiny_backbone
+from distill.packing.cutting import static_shape
 from distill.packing.examples import pad
-from distill.packing.pack import pack, static_shape
+from distill.packing.pack import pack
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -19,10 +19,12 @@ from data.softlabels import read_store, write_logits
 from data.sources.combine import combine
 from distill import export, student, teacher_oof
 from distill.config import DistillConfig
-from distill.runs.crossfit import Run
-from distill.teaching.losses import LOSSES, cross_entropy
-from distill.teaching.teachers import StudentLoss, lessons, read_teachers
-from ensemble.reading.problem import load_problem
+from distill.losses import LOSSES, cross_entropy
+from distill.runs.run import Run
+from distill.runs.run_directory import Part
+from distill.teaching.lessons import StudentLoss, lessons
+from distill.teaching.teachers import read_teachers
+from ensemble.reading.load import load_problem
 
 
 def named(rows: Rows, name: str) -> Rows:
@@ -45,9 +47,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path) -> tuple[Pa
     seen: list[np.ndarray] = []
     trained = crossfit.trained
 
-    def watched(run: Run, path: Path, allowed: np.ndarray, *rest):
-        seen.append(np.flatnonzero(allowed))
-        return trained(run, path, allowed, *rest)
+    def watched(run: Run, part: Part, report_to: str):
+        seen.append(np.flatnonzero(~part.held_out(run.folds)))
+        return trained(run, part, report_to)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crossfit, "trained", watched)

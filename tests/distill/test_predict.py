@@ -17,10 +17,11 @@ from data.dataset import prepare
 from data.errors import UserError
 from data.prepare import main as prepare_main
 from data.schema import read_rows
-from data.softlabels import read_store, softmax
+from data.softlabels import read_store
+from data.softmax import softmax
 from distill import predict, teacher_oof
 from distill.model.classifier import Classifier
-from distill.packing.pack import by_length
+from distill.packing.cutting import by_length
 from distill.runs.saved import predict_rows, read_saved
 from distill.training import predict as inference
 

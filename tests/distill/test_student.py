@@ -12,7 +12,8 @@ from data.errors import UserError
 from data.softlabels import read_store
 from distill import student
 from distill.config import DistillConfig
-from distill.teaching.teachers import read_teachers, weights_of
+from distill.teaching.lessons import weights_of
+from distill.teaching.teachers import read_teachers
 
 
 def test_the_student_leaves_a_store_and_a_deployable_model(trained):

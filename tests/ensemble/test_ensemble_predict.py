@@ -15,8 +15,8 @@ from data.schema import PREFERENCE
 from ensemble.methods.catalogue import METHODS, fit_methods
 from ensemble.output import write_result
 from ensemble.predict import load_fresh, main
+from ensemble.reading.load import load_problem
 from ensemble.reading.members import load_member
-from ensemble.reading.problem import load_problem
 from ensemble.saved import load_stack, save_stack
 from ensemble.scoring.results import evaluate
 

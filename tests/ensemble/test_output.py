@@ -119,7 +119,7 @@ def test_a_stack_of_another_format_is_refused(folder: Path) -> None:
     file = folder / "stack" / "stack.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**content, "format": 99}), encoding="utf-8")
-    with pytest.raises(UserError, match="has format 99, and this version reads 1"):
+    with pytest.raises(UserError, match="has format 99, and this version reads 2"):
         load_stack(folder / "stack")
 
 

@@ -14,7 +14,7 @@ import pytest
 from stack_files import prepared, write_sets, write_store
 
 from ensemble.methods.catalogue import AVERAGE, METHODS
-from ensemble.reading.problem import load_problem
+from ensemble.reading.load import load_problem
 from ensemble.stack import main
 
 ROOT = Path(__file__).resolve().parents[2]

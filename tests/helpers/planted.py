@@ -75,7 +75,7 @@ def fault(check: str, deep: bool = False, status: str = "fail"):
 
 def find(planted: Fault, healthy: Healthy, out: Path):
     """Plant the fault, examine, and return the finding of the check that is meant to see it."""
-    from distill.doctor.finding import examine
+    from distill.doctor.examine import examine
     from distill.doctor.subject import open_subjects
 
     out.mkdir(parents=True, exist_ok=True)
@@ -271,13 +271,15 @@ def pad_token_added_without_resizing(healthy, out):
 
 @fault("padding_makes_no_difference")
 def attention_mask_forgotten(healthy, out):
+    import torch
+
     from distill.doctor import pooling as checks_pooling
 
     real = checks_pooling.padded
 
-    def unmasked(rows, pad, side):
-        ids, mask = real(rows, pad, side)
-        return ids, mask.fill_(1)
+    def unmasked(rows, pad, side="right"):
+        batch = real(rows, pad, side)
+        return {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
 
     with mock.patch.object(checks_pooling, "padded", unmasked):
         yield healthy.llama, {}

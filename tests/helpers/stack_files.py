@@ -12,7 +12,7 @@ from data.dataset import load_prepared, prepare
 from data.files import write_json
 from data.schema import PREFERENCE, Rows, make_rows
 from data.softlabels import write_logits
-from ensemble.methods.base import softmax
+from data.softmax import softmax
 
 CLASSES = PREFERENCE.names
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ensemble.methods.base import softmax
+from data.softmax import softmax
 
 
 def task(n: int, members: int = 2, k: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

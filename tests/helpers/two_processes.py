@@ -14,12 +14,12 @@ from data.encoding.encode import Encoder, Truncation, pad_token_id
 from data.encoding.template import Template
 from data.errors import UserError
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
+from distill.losses import cross_entropy, label_loss
 from distill.model import sharding
 from distill.model.backbone import add_adapters, load_base, load_tokenizer
 from distill.model.tiny import tiny_backbone
 from distill.packing.examples import Examples
 from distill.processes import join_others, on_first, process
-from distill.teaching.losses import cross_entropy
 from distill.training import predict as inference
 from distill.training import trainer
 from distill.training.keep_best import KeepBest
@@ -61,10 +61,6 @@ class Killed(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def plain_loss(logits, batch):
-    return cross_entropy(logits, batch["targets"])
-
-
 def main(out: Path) -> None:
     join_others()
     rows = simulate_arena(ArenaConfig(n_rows=21, seed=5))
@@ -85,7 +81,7 @@ def main(out: Path) -> None:
     else:
         raise AssertionError("a mistake of the first process is everyone's")
 
-    def fit(name, loss=plain_loss, config=CONFIG, killed_at=0, **base):
+    def fit(name, loss=label_loss, config=CONFIG, killed_at=0, **base):
         base = replace(backbone, **base)
         classifier = add_adapters(load_base(base, path, 3), LoraConfig(r=4, targets=TARGETS), 0)
         keeper = KeepBest(classifier, examples, everything[:6], out / name, every=2)

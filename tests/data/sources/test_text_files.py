@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import data.sources.text_files
+from data.errors import UserError
 from data.sources.open import open_table
 from data.sources.text_files import open_csv, open_json
 
@@ -36,28 +37,44 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     st.lists(st.dictionaries(st.text(), JSON, max_size=4), max_size=5),
     st.sampled_from([None, 1]),
     st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]),
-    st.integers(1, 9),
 )
-def test_a_json_list_read_in_pieces_is_the_list(
-    tmp_path_factory: pytest.TempPathFactory, records: list, indent: int | None, encoding: str, piece: int
+def test_a_json_list_read_element_by_element_is_the_list(
+    tmp_path_factory: pytest.TempPathFactory, records: list, indent: int | None, encoding: str
 ) -> None:
     path = tmp_path_factory.mktemp("json") / "t.json"
     path.write_bytes(json.dumps(records, indent=indent, ensure_ascii=False).encode(encoding, "surrogatepass"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.sources.text_files, "_JSON_CHUNK", piece)
-        assert list(data.sources.text_files._list_of(path)) == records
+    assert list(data.sources.text_files._list_of(path)) == records
 
 
-def test_a_json_list_is_not_held_in_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"a": 1} {"a": 2}]', "row 1 .*a comma or the list's end is missing before it"),
+        ('[{"a": 1}, ]', "row 1 .*Expecting value"),
+        ('[{"a": 1}] x', "row 1 .*text follows the list's end"),
+        ('[{"a": 1}', "row 1 .*a comma or the list's end is missing"),
+        ("[", "row 0 .*Expecting value"),
+        ('[{"a": 1, "a": 2}]', "row 0 .*the key a twice"),
+        ("3", "expected a list of objects"),
+        ("[3]", r"row 0 \(counted from 0\) is '3'"),
+    ],
+)
+def test_a_damaged_json_list_is_named_with_its_row(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        rows_of(tmp_path / "t.json")
+
+
+def test_the_objects_of_a_json_list_are_not_held_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
-    path.write_text(json.dumps([{"id": i, "prompt": "x" * 20_000} for i in range(3000)], indent=1))
+    path.write_text(json.dumps([{"id": i, "prompt": f"x{i}"} for i in range(100_000)]))
     tracemalloc.start()
     names, batches = open_json(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert names == ["id", "prompt"]
-    assert peak < 12_000_000 < path.stat().st_size
-    assert sum(len(batch["id"]) for batch in batches()) == 3000
+    assert peak < 3 * path.stat().st_size
+    assert sum(len(batch["id"]) for batch in batches()) == 100_000
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

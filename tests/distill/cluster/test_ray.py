@@ -191,7 +191,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cluster, trained, tin
 
 def test_two_processes_on_two_machines_share_a_unit(cluster, trained, tiny_recipe, tmp_path):
     from distill.cluster.units import run_units
-    from distill.config import load_recipe
+    from distill.recipe import load_recipe
     from distill.runs.units import ModelSpec, Unit
 
     pytest.importorskip("distill.processes", reason="needs training that several processes share")

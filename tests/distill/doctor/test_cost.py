@@ -7,8 +7,8 @@ from data.arena import ArenaConfig, simulate_arena
 from data.encoding.encode import Encoded
 from data.folds import make_folds
 from distill.config import TinyConfig
-from distill.doctor import cost
-from distill.doctor.finding import all_checks
+from distill.doctor import cost, faults
+from distill.doctor.examine import all_checks
 
 
 def test_edits_are_what_a_faulty_pipeline_feeds():
@@ -18,15 +18,15 @@ def test_edits_are_what_a_faulty_pipeline_feeds():
         changed = cost.edited(encoded, edit, 1)
         return [changed[s].tolist() for s in range(2)]
 
-    assert lists(cost._no_bos) == [[2, 3, 4], [6, 7, 8, 9]]
-    assert lists(cost._two_bos) == [[1, 1, 2, 3, 4], [1, 5, 6, 7, 8, 9]]
-    assert lists(cost._bos_inside)[1] == [5, 6, 1, 7, 8, 1, 9]
-    assert lists(cost._neighbour_in_sight)[0] == [5, 6, 7, 8, 9, 1, 2, 3, 4]
+    assert lists(faults._no_bos) == [[2, 3, 4], [6, 7, 8, 9]]
+    assert lists(faults._two_bos) == [[1, 1, 2, 3, 4], [1, 5, 6, 7, 8, 9]]
+    assert lists(faults._bos_inside)[1] == [5, 6, 1, 7, 8, 1, 9]
+    assert lists(faults._neighbour_in_sight)[0] == [5, 6, 7, 8, 9, 1, 2, 3, 4]
 
 
 def test_every_cost_belongs_to_a_check():
-    assert set(cost.FAULTS.values()) <= {check.name for check in all_checks()}
-    assert len(cost.FAULTS) == len(cost.FAULT_ARMS)
+    assert set(faults.FAULTS.values()) <= {check.name for check in all_checks()}
+    assert len(faults.FAULTS) == len(faults.FAULT_ARMS)
 
 
 def test_rows_of_one_prompt_count_once():
@@ -52,11 +52,11 @@ def bench(tmp_path_factory):
 
 
 def test_a_fault_is_measured_against_its_faultless_twin(bench):
-    faults = [
-        cost.Fault("none at all", "one_start_token", cost.Arm()),
-        cost.Fault("head starts large", "first_loss_is_uniform", cost.Arm(adapt=cost._large_head)),
+    arms = [
+        faults.Fault("none at all", "one_start_token", faults.Arm()),
+        faults.Fault("head starts large", "first_loss_is_uniform", faults.Arm(adapt=faults._large_head)),
     ]
-    nothing, large = cost.measure(bench, faults, seeds=1)
+    nothing, large = cost.measure(bench, arms, seeds=1)
     assert (nothing.difference, nothing.half) == (0, 0)
     assert "makes no difference" in nothing.in_words()
     assert large.difference - large.half > 0
@@ -68,6 +68,6 @@ def test_a_fault_is_measured_against_its_faultless_twin(bench):
 def test_another_twin_may_be_found_better(bench):
     rng = np.random.default_rng(0)
     clean = rng.random((2, len(bench.held_out)))
-    found = bench.compare(cost.FAULT_ARMS[0], clean, clean - 0.1)
+    found = bench.compare(faults.FAULT_ARMS[0], clean, clean - 0.1)
     assert found.difference == pytest.approx(-0.1)
     assert "helps" in found.in_words()

@@ -12,7 +12,7 @@ from planted import FAULTS, Healthy, find, recipe_file
 from data.arena import ArenaConfig, simulate_arena
 from data.encoding.template import Template
 from distill.config import TinyConfig
-from distill.doctor.finding import all_checks, examine
+from distill.doctor.examine import all_checks, examine
 from distill.doctor.subject import open_subjects
 from distill.model.tiny import tiny_backbone
 
@@ -93,20 +93,20 @@ def test_the_llama_tokenizer_as_meta_ships_it_is_healthy(real_data, tmp_path):
 def test_a_kernel_for_packs_is_judged_by_the_formula(healthy, tmp_path, monkeypatch):
     """What the doctor does with CUDA's kernels, with those that a CPU has."""
     from distill.doctor.attention import kernel_in_packs
-    from distill.kernels import attention
+    from distill.kernels import agreement
 
     (llama,) = open_subjects(str(healthy.llama), tmp_path / "l")
     (gemma,) = open_subjects(str(healthy.gemma2), tmp_path / "g")
     assert kernel_in_packs(llama, "sdpa").status == "pass"
     assert kernel_in_packs(gemma, "eager").status == "pass"
     assert kernel_in_packs(gemma, "sdpa").status == "fail"  # it refuses the cap
-    right = attention.eager
+    right = agreement.eager
     for forgotten in ("softcap", "sliding_window"):
 
         def wrong(*tensors, forgotten=forgotten, **options):
             return right(*tensors, **{**options, forgotten: None})
 
-        monkeypatch.setitem(attention.IMPLEMENTATIONS, "varlen", wrong)
+        monkeypatch.setitem(agreement.IMPLEMENTATIONS, "varlen", wrong)
         finding = kernel_in_packs(gemma, "varlen")
         assert finding.status == "fail", finding
         assert "equals the formula to" in finding.seen

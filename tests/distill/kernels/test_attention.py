@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
 from distill.kernels import agreement as flash
-from distill.kernels.attention import _capped, attention_for, block_masks, eager, sdpa
+from distill.kernels.attention import eager, sdpa
+from distill.kernels.choice import attention_for
+from distill.kernels.flex import _capped, block_masks
 
 
 @settings(max_examples=30, deadline=None)

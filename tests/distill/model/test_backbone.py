@@ -14,7 +14,8 @@ from data.arena import ArenaConfig, simulate_arena
 from data.encoding.template import Template
 from data.errors import UserError
 from distill.config import BackboneConfig, LoraConfig, TinyConfig
-from distill.kernels.attention import attention_for, sdpa
+from distill.kernels.attention import sdpa
+from distill.kernels.choice import attention_for
 from distill.model.backbone import (
     add_adapters,
     attention_name,

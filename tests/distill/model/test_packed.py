@@ -14,12 +14,13 @@ from data.arena import ArenaConfig, simulate_arena
 from data.encoding.encode import Encoded
 from data.encoding.template import Template
 from distill.config import BackboneConfig, LoraConfig, TinyConfig
-from distill.kernels.attention import registered
+from distill.kernels.choice import registered
 from distill.model.backbone import add_adapters, load_base
 from distill.model.classifier import Classifier
 from distill.model.tiny import tiny_backbone
+from distill.packing.cutting import Static
 from distill.packing.examples import pad
-from distill.packing.pack import Static, pack
+from distill.packing.pack import pack
 
 LONGEST = 40
 

@@ -13,11 +13,12 @@ from data.encoding.encode import Encoder, Truncation, pad_token_id
 from data.encoding.template import Template
 from data.errors import UserError
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
+from distill.losses import label_loss as loss
 from distill.model.backbone import add_adapters, attention_name, load_base, load_tokenizer, load_trained
 from distill.model.tiny import tiny_backbone, train_tokenizer
+from distill.packing.cutting import Static
 from distill.packing.examples import Examples
-from distill.packing.pack import Static, pack
-from distill.teaching.losses import cross_entropy
+from distill.packing.pack import pack
 from distill.training.trainer import predict_logits, train
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 4, "vocab_size": 320}
@@ -25,10 +26,6 @@ CASES = [
     ("bert", True), ("bert", False), ("llama", True), ("llama", False),
     ("deberta", False), ("modernbert", True), ("electra", True), ("roberta", False),
 ]  # fmt: skip
-
-
-def loss(logits, batch):
-    return cross_entropy(logits, batch["targets"])
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,18 @@ from data.errors import UserError
 from data.schema import read_rows
 from data.softlabels import read_store
 from distill import teacher_oof
-from distill.config import BackboneConfig, LoraConfig, ModelConfig, TinyConfig, TrainConfig, load_recipe
+from distill.config import BackboneConfig, LoraConfig, ModelConfig, TinyConfig, TrainConfig
 from distill.doctor.attention import head_stays_float32
 from distill.doctor.subject import Subject
 from distill.doctor.training import first_loss_is_uniform, head_is_saved
+from distill.losses import label_loss
 from distill.model.backbone import add_adapters, load_base, load_tokenizer, load_trained
 from distill.model.tiny import tiny_backbone
 from distill.model.verdict import VerdictClassifier, verdict_ids
 from distill.packing.examples import Examples, pad
 from distill.prediction.merge import merged_model
+from distill.recipe import load_recipe
 from distill.runs.saved import examples_of, predict_rows, read_saved
-from distill.teaching.losses import cross_entropy
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
 
@@ -52,8 +53,7 @@ def test_it_learns_and_plain_libraries_read_the_same_logits_from_what_it_saves(s
     classifier = add_adapters(load_base(backbone, backbone.path, 3), LoraConfig(r=4), 0)
     assert isinstance(classifier, VerdictClassifier)
     config = TrainConfig(epochs=15, lr=2e-2, rows_per_step=7, log_steps=3)
-    row_loss = lambda logits, batch: cross_entropy(logits, batch["targets"])  # noqa: E731
-    train(classifier, examples, np.arange(21), config, row_loss, tmp_path, "test")
+    train(classifier, examples, np.arange(21), config, label_loss, tmp_path, "test")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0] - 0.05  # a frozen, random head of 64 dimensions can do no wonders

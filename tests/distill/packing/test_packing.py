@@ -6,19 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.encoding.encode import Encoded
+from distill.packing.cutting import Cutter, Static, by_length, cost, cut, static_shape
 from distill.packing.examples import Examples, pad
-from distill.packing.pack import (
-    Cutter,
-    Static,
-    Step,
-    by_length,
-    cost,
-    cut,
-    pack,
-    plan_steps,
-    static_shape,
-    targets_of,
-)
+from distill.packing.pack import pack
+from distill.packing.steps import Step, plan_steps, targets_of
 
 
 def encoded(lengths, orders=2):

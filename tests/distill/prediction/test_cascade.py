@@ -5,7 +5,7 @@ import pyarrow.csv as pc
 import pytest
 
 from distill.prediction.cascade import cross_fitted_curve, curve, features, fit_cascade, route
-from ensemble.scoring.crossfit import log_loss
+from ensemble.solvers.numbers import log_loss
 
 CLASSES = ["winner_model_a", "winner_model_b", "winner_tie"]
 

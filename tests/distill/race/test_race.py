@@ -167,8 +167,8 @@ def test_a_worse_backbone_is_stopped_and_its_steps_are_saved(finished, recipe, a
 
 def test_budgets_of_tokens_and_seconds(recipe, arena, tmp_path):
     from data.dataset import load_prepared
-    from distill.config import load_recipe
     from distill.race.race import Rules, budget_tokens
+    from distill.recipe import load_recipe
 
     rows, folds = load_prepared(arena)
     models = dict(load_recipe(str(recipe)).teachers)
@@ -191,9 +191,9 @@ def test_tuning_picks_a_rate_by_another_fold(recipe, arena, tmp_path):
     from dataclasses import replace
 
     from data.dataset import load_prepared
-    from distill.config import load_recipe
     from distill.race.race import Rules
     from distill.race.tuning import FACTORS
+    from distill.recipe import load_recipe
 
     rows, folds = load_prepared(arena)
     model = load_recipe(str(recipe)).teachers["llama"]
@@ -232,7 +232,7 @@ def test_row_losses_average_the_orders():
 
 
 def test_the_threads_recipe_freezes_the_layers_it_says():
-    from distill.config import load_recipe
+    from distill.recipe import load_recipe
 
     shares = {n: m.lora.first_layer for n, m in load_recipe("seed-thread").teachers.items()}
     assert round(shares["gemma2-9b"] * 42) == 16

@@ -12,19 +12,15 @@ from data.arena import ArenaConfig, simulate_arena
 from data.encoding.encode import Encoder, Truncation, pad_token_id
 from data.encoding.template import Template
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
+from distill.losses import label_loss
 from distill.model.backbone import add_adapters, load_base, load_tokenizer
 from distill.model.tiny import tiny_backbone
 from distill.packing.examples import Examples
-from distill.teaching.losses import cross_entropy
 from distill.training.trainer import ClassifierTrainer, train
 
 CONFIG = TrainConfig(
     epochs=1, lr=1e-2, rows_per_step=8, micro_rows=8, log_steps=1, warmup=0, schedule="constant"
 )
-
-
-def loss(logits, batch):
-    return cross_entropy(logits, batch["targets"])
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +34,7 @@ def setting(tmp_path_factory):
     return backbone, Examples(encoded, rows.targets, [1, 0, 2], pad_token_id(tokenizer))
 
 
-def trained(setting, out, config=CONFIG, rows=21, row_loss=loss, callbacks=(), hook=None, **lora):
+def trained(setting, out, config=CONFIG, rows=21, row_loss=label_loss, callbacks=(), hook=None, **lora):
     backbone, examples = setting
     classifier = add_adapters(load_base(backbone, backbone.path, 3), LoraConfig(r=4, **lora), 0)
     if hook is not None:
@@ -83,7 +79,7 @@ def test_the_loss_falls_and_is_logged(setting, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(setting, tmp_path):
     def broken(logits, batch):
-        return loss(logits, batch) * torch.tensor(float("nan"))
+        return label_loss(logits, batch) * torch.tensor(float("nan"))
 
     with pytest.raises(FloatingPointError, match="loss is nan at step 1, rows"):
         trained(setting, tmp_path, row_loss=broken)
@@ -97,7 +93,7 @@ def test_one_bad_row_is_named_with_its_step(setting, tmp_path):
 
     def broken(logits, batch):
         steps.append(1)
-        value = loss(logits, batch)
+        value = label_loss(logits, batch)
         return torch.cat([value[:1] * float("inf"), value[1:]]) if len(steps) == 7 else value
 
     with pytest.raises(FloatingPointError, match=r"loss is inf at step 2, rows row-\d+$"):

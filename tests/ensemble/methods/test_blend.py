@@ -10,13 +10,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from ensemble.methods.base import PROB_FLOOR, cross_entropy, softmax
+from data.softmax import softmax
+from ensemble.methods.base import from_dict
 from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, LogOpinionPool, SimplexBlend
-from ensemble.methods.catalogue import from_dict
-from ensemble.methods.greedy import GreedySelection
 from ensemble.solvers.folds import group_folds
 from ensemble.solvers.newton import BlockDesign, SharedDesign, SoftmaxProblem, minimise
-from ensemble.solvers.simplex import solve_simplex
+from ensemble.solvers.numbers import PROB_FLOOR, cross_entropy
+from ensemble.solvers.simplex import ConvergenceWarning, solve_simplex
 
 
 def sample(n: int, members: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -88,6 +88,56 @@ def test_shrinkage_draws_to_equal_weights() -> None:
     ]
     assert spread == sorted(spread, reverse=True)
     assert spread[-1] < 0.01
+
+
+def shrunk_task(kind: str, seed: int) -> np.ndarray:
+    """Likelihoods (n, members) of members that are independent, nearly copies, or more than the rows."""
+    rng = np.random.default_rng(seed)
+    n, members = {"random": (400, 8), "copies": (400, 5), "tiny": (5, 6)}[kind]
+    own = 1.5 * rng.normal(size=(n, members))
+    if kind == "copies":
+        own = own[:, :1] + 1e-3 * own
+    return 1 / (1 + np.exp(own))
+
+
+@pytest.mark.parametrize("kind", ["random", "copies", "tiny"])
+@pytest.mark.parametrize("shrinkage", [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.filterwarnings("error")
+def test_a_shrunk_blend_is_solved_and_certified_however_small_its_prior(
+    kind: str, shrinkage: float, seed: int
+) -> None:
+    L = shrunk_task(kind, seed)
+    n, members = L.shape
+    P = np.stack([L, 1 - L], axis=2)
+    blend = SimplexBlend(shrinkage).fit(P, np.zeros(n, dtype=int))
+
+    def penalised(x: np.ndarray) -> float:
+        return float(-np.log(L @ x).mean() - shrinkage / members * np.log(x).sum())
+
+    # SciPy on the logarithms of the weights, where the prior is no wall.
+    def free(z: np.ndarray) -> tuple[float, np.ndarray]:
+        x = softmax(z)
+        slope = -(1 / (L @ x)) @ L / n - shrinkage / members / x
+        return penalised(x), x * (slope - x @ slope)
+
+    options = {"ftol": 1e-15, "gtol": 1e-12, "maxiter": 5000, "maxfun": 20_000}
+    bounds = [(-40, 0)] * members
+    theirs = minimize(
+        free, np.full(members, -1.0), jac=True, method="L-BFGS-B", bounds=bounds, options=options
+    )
+    ours = penalised(blend.weights_)
+    assert blend.gap_ <= 1e-10
+    assert ours <= theirs.fun + 1e-9
+    assert theirs.fun >= ours - blend.gap_ - 1e-9
+
+
+def test_a_solver_that_ends_early_says_how_far_it_is() -> None:
+    P, y = sample(400, 4, 3)
+    likelihoods, weights = P[np.arange(400), :, y], np.full(400, 1 / 400)
+    with pytest.warns(ConvergenceWarning, match=r"may cost \d\.\de-\d+ nats more than the best") as told:
+        found = solve_simplex(likelihoods, weights, max_iterations=1)
+    assert f"{found.gap:.1e}" in str(told[0].message)
 
 
 def test_soft_targets_equal_repeated_rows() -> None:
@@ -178,12 +228,3 @@ def test_a_member_that_says_zero_is_floored_where_that_helps() -> None:
     assert chosen.floor_ > PROB_FLOOR
     assert cross_entropy(chosen.oof_, targets).mean() <= cross_entropy(lowest.oof_, targets).mean()
     assert LogOpinionPool().fit(np.clip(P, 0.05, None), y).floor_ == PROB_FLOOR
-
-
-def test_greedy_selection_approaches_the_simplex_blend_from_above() -> None:
-    P, y = sample(1000, 5, 3)
-    targets = np.eye(3)[y]
-    greedy, exact = GreedySelection().fit(P, y), SimplexBlend().fit(P, y)
-    losses = [cross_entropy(method.predict_proba(P), targets).mean() for method in (greedy, exact)]
-    assert greedy.weights_.sum() == pytest.approx(1)
-    assert losses[1] - 1e-10 <= losses[0] <= losses[1] + 1e-3

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from ensemble.methods.base import cross_entropy, log_probs, softmax
+from data.softmax import softmax
 from ensemble.methods.blend import EqualMean
 from ensemble.methods.calibrate import Calibrated
 from ensemble.methods.temperature import LOG_T_BRACKET, TemperatureScaling
+from ensemble.solvers.numbers import cross_entropy, log_probs
 
 
 def drawn(n: int, k: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -67,8 +68,8 @@ def test_uses_crossfitted_predictions_where_the_method_has_them() -> None:
     class Memoriser(EqualMean):
         """Perfect on what it was fitted to, useless elsewhere, and honest about it in ``oof_``."""
 
-        def fit(self, P, y, sample_weight=None, groups=None):
-            self.seen_ = np.full((len(y), 3), 0.01) + 0.97 * np.eye(3)[y]
+        def fit_on(self, data):
+            self.seen_ = np.full((len(y), 3), 0.01) + 0.97 * data.targets
             self.oof_ = np.roll(self.seen_, 1, axis=0)
             return self
 

@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from ensemble.methods.base import cross_entropy, softmax
+from data.softmax import softmax
+from ensemble.methods.base import from_dict
 from ensemble.methods.blend import LogOpinionPool
-from ensemble.methods.catalogue import from_dict
 from ensemble.methods.sliced import SlicedPool
 from ensemble.reading.features import NAMES
+from ensemble.solvers.numbers import cross_entropy
 
 
 def turning(n: int, seed: int = 0, differ: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

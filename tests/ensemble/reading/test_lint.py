@@ -11,7 +11,7 @@ from stack_files import CLASSES, write_csv, write_sets
 
 from data.errors import UserError
 from data.schema import Classes
-from ensemble.methods.base import softmax
+from data.softmax import softmax
 from ensemble.reading.lint import in_sample_suspects, leave_out_suspects
 from ensemble.reading.problem import Problem
 from ensemble.scoring.explore import simulate_problem

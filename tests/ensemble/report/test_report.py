@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -20,13 +21,14 @@ from selenium.webdriver.support.select import Select
 from stack_files import prepared, write_sets, write_store
 
 from data.schema import Classes
-from ensemble.methods.base import PROB_FLOOR, Blender, softmax
+from data.softmax import softmax
+from ensemble.methods.base import Blender
 from ensemble.methods.blend import EqualMean, LogOpinionPool, SimplexBlend
-from ensemble.reading.problem import Problem, load_problem
-from ensemble.report.frame import SCRIPT, SCRIPT_HASH
+from ensemble.reading.load import load_problem
+from ensemble.reading.problem import Problem
+from ensemble.report.frame import SCRIPT, SCRIPT_HASH, render
 from ensemble.report.page import render_report, write_report
-from ensemble.report.panels import script_json
-from ensemble.scoring.crossfit import bootstrap, log_loss
+from ensemble.scoring.bootstrap import bootstrap
 from ensemble.scoring.explore import (
     linear_losses,
     move_weight,
@@ -45,8 +47,11 @@ from ensemble.scoring.slices import (
     reliability,
     smooth_reliability,
 )
+from ensemble.solvers.numbers import PROB_FLOOR, log_loss
 
-HOSTILE = "<script>alert(1)</script> \"><img src=x onerror=alert(2)> </svg></style> ' & &amp; ${chosen} $why"
+HOSTILE = (
+    "<script>alert(1)</script> \"><img src=x onerror=alert(2)> </svg></style> ' & &amp; {{ 6 * 7 }} {% raw %}"
+)
 
 
 class Tags(HTMLParser):
@@ -154,10 +159,23 @@ def test_intervals_of_many_groups_are_the_bootstraps_limit() -> None:
     assert limit.high == pytest.approx(drawn.high, abs=0.006)
 
 
-def test_script_data_cannot_end_early() -> None:
-    text = script_json({"names": [HOSTILE, "</script><!--", "\u2028"]})
+def test_script_data_cannot_end_early(tmp_path: Path) -> None:
+    (tmp_path / "data.jinja").write_text("{{ data | tojson }}")
+    text = render("data.jinja", tmp_path, data={"names": [HOSTILE, "</script><!--", "\u2028"]})
     assert not set(text) & set("<>&\u2028")
     assert json.loads(text)["names"] == [HOSTILE, "</script><!--", "\u2028"]
+
+
+def test_a_number_that_is_none_is_no_data_of_a_script(tmp_path: Path) -> None:
+    (tmp_path / "data.jinja").write_text("{{ data | tojson }}")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        render("data.jinja", tmp_path, data=[float("nan")])
+
+
+def test_a_name_that_nobody_gives_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "page.jinja").write_text("{{ absent }}")
+    with pytest.raises(UndefinedError, match="absent"):
+        render("page.jinja", tmp_path)
 
 
 def test_policy_allows_the_script_that_the_page_holds(page: str) -> None:

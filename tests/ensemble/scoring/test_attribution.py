@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from data.schema import Classes
-from ensemble.methods.base import cross_entropy
 from ensemble.methods.blend import SimplexBlend
 from ensemble.reading.problem import Problem
-from ensemble.scoring.crossfit import bootstrap
+from ensemble.scoring.bootstrap import bootstrap
 from ensemble.scoring.explore import simulate_problem
 from ensemble.scoring.members import (
     EXACT_MEMBERS,
@@ -21,6 +20,7 @@ from ensemble.scoring.members import (
     member_values,
     smallest_sets,
 )
+from ensemble.solvers.numbers import cross_entropy
 
 
 def with_members(problem: Problem, P: np.ndarray) -> Problem:

@@ -12,19 +12,12 @@ from data.schema import PREFERENCE, Classes
 from ensemble.methods.base import Blender
 from ensemble.methods.blend import EqualMean
 from ensemble.reading.problem import Problem
-from ensemble.scoring.crossfit import (
-    Bootstrap,
-    average,
-    bootstrap,
-    choice_included,
-    choose,
-    cross_fit,
-    log_loss,
-    near_best,
-    sample_note,
-)
+from ensemble.scoring.bootstrap import Bootstrap, bootstrap
+from ensemble.scoring.choice import average, choice_included, choose, near_best
+from ensemble.scoring.crossfit import cross_fit, sample_note
 from ensemble.scoring.results import evaluate
 from ensemble.solvers.folds import group_folds
+from ensemble.solvers.numbers import log_loss
 
 
 def make_problem(P: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None, n_folds: int = 3) -> Problem:
@@ -190,7 +183,7 @@ def test_very_many_groups_are_drawn_in_bunches_of_the_same_spread(monkeypatch: p
     groups = np.repeat(np.arange(6000), 2)
     values = np.repeat(rng.normal(size=6000), 2)[:, None] + 0.3 * rng.normal(size=(12000, 20))
     each = bootstrap(groups, 400, seed=3)
-    monkeypatch.setattr("ensemble.scoring.crossfit.DRAWN_GROUPS", 500)
+    monkeypatch.setattr("ensemble.scoring.bootstrap.DRAWN_GROUPS", 500)
     bunched = bootstrap(groups, 400, seed=3)
     assert bunched.counts.shape == (400, 500)
     assert all(len(set(codes)) == 1 for codes in bunched.groups.reshape(-1, 2).tolist())  # none is parted

@@ -14,7 +14,6 @@ from stack_files import prepared, write_store
 from data.schema import Classes
 from ensemble.methods.blend import SimplexBlend
 from ensemble.methods.calibrate import TemperatureScaling
-from ensemble.scoring.crossfit import log_loss
 from ensemble.scoring.explore import (
     best_weights,
     linear_losses,
@@ -29,6 +28,7 @@ from ensemble.scoring.explore import (
     triangles,
     weight_curve,
 )
+from ensemble.solvers.numbers import log_loss
 
 
 def test_losses_are_those_of_the_blend() -> None:

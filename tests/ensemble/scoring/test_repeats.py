@@ -14,9 +14,11 @@ from data.errors import UserError
 from data.schema import Classes
 from ensemble.methods.blend import BestSingle, EqualMean, LogOpinionPool, SimplexBlend
 from ensemble.reading.problem import Problem, dealt_again, declare_swap
-from ensemble.scoring.crossfit import choice_included, cross_fit, log_loss
+from ensemble.scoring.choice import choice_included
+from ensemble.scoring.crossfit import cross_fit
 from ensemble.scoring.results import evaluate
 from ensemble.solvers.folds import group_folds
+from ensemble.solvers.numbers import log_loss
 from ensemble.stack import main
 
 

@@ -1,0 +1,52 @@
+"""Which attention a backbone gets, and under which name the library knows it."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
+
+from data.errors import UserError, listing
+from distill.architectures import architecture
+from distill.kernels.agreement import IMPLEMENTATIONS, flash_package
+
+REGISTERED = {name: f"packed_{name}" for name in IMPLEMENTATIONS}
+LIBRARY = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+"""The library's own bindings to FlashAttention packages; they read packed lengths by themselves."""
+ALIASES = {"flex_attention": "flex"}
+CANNOT_CAP = {"varlen", "sdpa"}
+
+
+def attention_for(model_type: str, wanted: str) -> str:
+    """Return the attention implementation; soft-capped models never get one that drops the cap.
+
+    transformers 5.17 gives Gemma-2 ``sdpa``, which ignores ``attn_logit_softcapping`` without a word.
+    """
+    cuda = torch.cuda.is_available()
+    capped = architecture(model_type).capped
+    chosen = ALIASES.get(wanted, wanted)
+    if chosen == "auto":
+        if capped:
+            chosen = "flex" if cuda else "eager"
+        else:
+            chosen = (flash_package() or "varlen") if cuda else "sdpa"
+    if chosen not in REGISTERED and chosen not in LIBRARY:
+        raise UserError(
+            f"recipe: attention is {wanted!r}; it is auto or one of {listing([*REGISTERED, *LIBRARY], 9)}"
+        )
+    if chosen in CANNOT_CAP and capped:
+        raise UserError(
+            f"recipe: attention {wanted} drops the soft-capping of {model_type}; use eager, flex_attention "
+            "or flash_attention_2"
+        )
+    if chosen in {"varlen", "flex"} and not cuda:
+        raise UserError(f"recipe: attention {wanted} needs a CUDA device; use auto, eager or sdpa")
+    return chosen
+
+
+def registered(name: str) -> str:
+    """Return the name under which ``transformers`` knows an implementation, registering ours."""
+    for own, known in REGISTERED.items():
+        AttentionInterface.register(known, IMPLEMENTATIONS[own])
+        AttentionMaskInterface.register(known, eager_mask if own in {"eager", "flex"} else sdpa_mask)
+    return REGISTERED.get(name, name)
