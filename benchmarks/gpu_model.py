@@ -72,6 +72,11 @@ SHAPES: dict[str, Any] = {
     "llama1b": _llama(
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, head_dim=64
     ),
+    "smol": LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+        num_attention_heads=9, num_key_value_heads=3, head_dim=64, rms_norm_eps=1e-5, pad_token_id=2,
+        bos_token_id=0, eos_token_id=1, num_labels=3,
+    ),
     "gemma2b": _gemma(
         hidden_size=2304, intermediate_size=9216, num_hidden_layers=26, num_attention_heads=8,
         num_key_value_heads=4,
@@ -182,13 +187,16 @@ def work(config: Any, lengths: np.ndarray, training: bool) -> float:
 def make_classifier(
     family: str, precision: str, compiled: bool = True, shard: bool = False, attention: str = "auto"
 ) -> Any:
-    """Build the classifier as the commands do, from random weights."""
+    """Build the classifier as the commands do, from random weights; ``nf4fp8`` multiplies NF4 in FP8."""
     config = config_of(family)
+    compute = "fp8" if precision == "nf4fp8" else "auto"
+    precision = precision.removesuffix("fp8") or precision
     if precision == "bf16" and not CUDA:
         precision = "fp32"
     backbone = BackboneConfig(
-        path="random", precision=precision, double_quant=True, compile="auto" if compiled else "false"
-    )
+        path="random", precision=precision, compute=compute, double_quant=True,
+        compile="auto" if compiled else "false",
+    )  # fmt: skip
     chosen = registered(attention_for(config.model_type, attention))
     weights, dtype = RandomWeights(family), compute_dtype(backbone)
     base = build(config, weights, precision, dtype, chosen, DEVICE, backbone.double_quant, shard)

@@ -62,6 +62,7 @@ FIELD_CEILING = 790e12
 PHASES = {
     "ceiling": ["matmul"],
     "llama-nf4": ["train", "checkpoint"],
+    "llama-nf4fp8": ["train", "checkpoint"],
     "llama-bf16": ["train", "predict"],
     "llama-fp8": ["train", "predict"],
     "gemma-bf16": ["train", "predict"],
@@ -70,7 +71,7 @@ PHASES = {
     "llama-padded": ["train"],
     "llama-grouped": ["train"],
     "gemma-padded": ["train"],
-    "llama1b-bf16": ["predict"],
+    "llama1b-bf16": ["train", "predict"],
     "gemma2b-bf16": ["predict"],
 }
 UNMEASURED = [
@@ -108,12 +109,18 @@ def compiled_graphs() -> dict[str, Any]:
 
 
 def measure_training(
-    classifier: Any, family: str, lengths: Path | None, measure: str, n_timed: int, pack_tokens: int
+    classifier: Any,
+    family: str,
+    lengths: Path | None,
+    measure: str,
+    n_timed: int,
+    pack_tokens: int,
+    rows_per_step: int = ROWS_PER_STEP,
 ) -> dict[str, Any]:
     """Train some steps through the engine's own ``train``; time all but the first few."""
     config = config_of(family)
     tokens = MAX_LENGTH if measure == "row" else pack_tokens
-    rows = 1 if measure == "row" else ROWS_PER_STEP
+    rows = 1 if measure == "row" else rows_per_step
     n_steps = WARM + n_timed
     examples = make_examples(n_steps * rows, lengths, config.vocab_size)
     settings = TrainConfig(

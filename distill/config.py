@@ -99,8 +99,9 @@ class BackboneConfig:
     compute: str = setting(
         "auto",
         "matmul dtype of a quantised base; auto is bfloat16 on cards that have it, float16 on those that do "
-        "not, float32 on the CPU",
-        choices=("auto", "bf16", "fp16", "fp32"),
+        "not, float32 on the CPU; fp8, with nf4 only, unpacks the base to FP8 and multiplies so "
+        "(distill.kernels.unpack)",
+        choices=("auto", "bf16", "fp16", "fp32", "fp8"),
     )
     attention: str = setting(
         "auto",

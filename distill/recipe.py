@@ -193,6 +193,11 @@ def _check_model(name: str, model: ModelConfig) -> None:
         raise UserError(f"recipe: {name}.backbone needs either a path or tiny, and not both")
     if backbone.tiny is not None:
         _check_tiny(f"{name}.backbone.tiny", backbone.tiny, backbone.precision)
+    if backbone.compute == "fp8" and (backbone.precision != "nf4" or not backbone.packed or backbone.shard):
+        raise UserError(
+            f"recipe: {name}.backbone.compute fp8 is for precision nf4 in packs, and not for a sharded base; "
+            "precision fp8 computes in FP8 by itself"
+        )
     if not lora.enabled and backbone.precision in {*QUANTISED, "fp16"}:
         raise UserError(
             f"recipe: {name} trains full weights, which {backbone.precision} cannot; use bf16 or fp32"

@@ -12,10 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.kernels.products import FP8, FrozenProduct, LoraProduct, dense, quantise_int8, quantise_rows
+from distill.kernels.gated import ACTIVATIONS, WIDEST, gated_fp8
+from distill.kernels.products import FrozenProduct, LoraProduct, dense, quantise_int8, quantise_rows
+from distill.kernels.unpack import FP8, row_scales
 
 LAST = ("o_proj", "down_proj")
 """The linear layers that end a decoder layer's two halves."""
+GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
+"""What a gated unit is made of."""
 Parts = tuple[str, tuple[int, int], tuple[Tensor, ...]]
 
 
@@ -64,7 +68,19 @@ def parts(layer: Any) -> Parts:
     tensors = [weight.detach().as_subclass(torch.Tensor), state.absmax]
     if state.nested:
         tensors += [state.state2.code, state.state2.absmax, state.offset]
-    return "nf4", (state.shape[0], state.shape[1]), tuple(tensors)
+    shape = (state.shape[0], state.shape[1])
+    scale = getattr(layer, "row_scale", None)
+    if scale is None:
+        return "nf4", shape, tuple(tensors)
+    return "nf4_fp8", shape, (tensors[0], scale, *tensors[1:])
+
+
+def multiply_in_fp8(model: nn.Module) -> None:
+    """Have every NF4 layer's products done in FP8 (:mod:`distill.kernels.unpack`); before :func:`fuse`."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state"):
+            _, shape, (packed, absmax, *nested) = parts(module)
+            object.__setattr__(module, "row_scale", row_scales(packed, absmax, nested, list(shape)))
 
 
 def is_frozen_linear(module: nn.Module) -> bool:
@@ -128,6 +144,38 @@ class _FusedFrozen:
         return frozen_product(self, x)
 
 
+def _is_gated(module: Any) -> bool:
+    """Whether a module is a gated unit with an activation that we know."""
+    return all(hasattr(module, name) for name in GATED) and type(module.act_fn).__name__ in ACTIVATIONS
+
+
+class _FusedGate:
+    """Mixed into gated units: in prediction with FP8 weights the output is rounded as it is made."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """Run the unit."""
+        down = self.down_proj
+        if torch.is_grad_enabled() or not isinstance(down, QuantisedLinear) or down.kind != "fp8":
+            return super().forward(x)  # type: ignore[misc]
+        kind, shape, stored = parts(down)
+        if down.bias is not None or shape[1] > WIDEST:
+            return super().forward(x)  # type: ignore[misc]
+        gate, up = (layer(x).view(-1, shape[1]) for layer in (self.gate_proj, self.up_proj))
+        rounded, scale = gated_fp8(gate, up, ACTIVATIONS[type(self.act_fn).__name__])
+        y = torch.ops.distillstack.frozen_mm(rounded, scale, kind, list(stored), list(shape), gate.dtype)
+        return _delivered(down, y.view(*x.shape[:-1], shape[0]))
+
+
+def fused_factors(model: nn.Module) -> list[nn.Parameter]:
+    """The adapters' trained factors that fused products cast to the activations' dtype."""
+    found: list[nn.Parameter] = []
+    for module in model.modules():
+        if isinstance(module, _FusedLora):
+            lora: Any = module
+            found += [layer.weight for pair in (lora.lora_A, lora.lora_B) for layer in pair.values()]
+    return [p for p in found if p.requires_grad]
+
+
 @cache
 def _mixed(mixin: Any, cls: Any) -> Any:
     return type(cls.__name__, (mixin, cls), {"__module__": cls.__module__})
@@ -157,9 +205,11 @@ def fuse(model: nn.Module, compute: torch.dtype | None = None) -> None:
             if isinstance(base, nn.Linear) and hasattr(base, "stored"):
                 module.__class__ = _mixed(_FusedLora, module.__class__)
         elif hasattr(module, "stored") and not isinstance(module, (_FusedFrozen, QuantisedLinear)):
-            if module.stored[0] != "nf4" and module.weight.numel() and compute is None:
+            if module.stored[0] == "dense" and module.weight.numel() and compute is None:
                 continue
             module.__class__ = _mixed(_FusedFrozen, module.__class__)
+        elif _is_gated(module) and not isinstance(module, _FusedGate):
+            module.__class__ = _mixed(_FusedGate, module.__class__)
 
 
 @torch.no_grad()
@@ -175,7 +225,7 @@ def merge_adapters(model: nn.Module) -> None:
             if not isinstance(module, LoraLayer) or not isinstance(module.base_layer, nn.Linear):
                 continue
             kind, shape, stored = parts(module.base_layer)
-            if kind == "nf4":
+            if kind in ("nf4", "nf4_fp8"):
                 raise ValueError("adapters cannot be merged into an NF4 base without changing the model")
             if kind == "fp8":
                 weight = stored[0].float() * stored[1]
@@ -193,3 +243,20 @@ def merge_adapters(model: nn.Module) -> None:
                 merged = QuantisedLinear(weight, kind, bias)
                 object.__setattr__(merged, "stored", parts(merged))
             setattr(parent, name, merged)
+
+
+@torch.no_grad()
+def quantise_linears(model: nn.Module, kind: str) -> None:
+    """Hold the plain linear layers of ``model`` in int8 or FP8 from here on, one after the other."""
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if isinstance(module, nn.Linear) and parts(module)[0] == "dense":
+                made = QuantisedLinear(module.weight, kind, module.bias)
+                for noted, value in (("stored", parts(made)), *_noted(module)):
+                    object.__setattr__(made, noted, value)
+                setattr(parent, name, made)
+
+
+def _noted(module: nn.Module) -> list[tuple[str, Any]]:
+    """What :func:`fuse` noted on a layer, beside how it is stored."""
+    return [(name, getattr(module, name)) for name in ("compute", "into_residuals") if hasattr(module, name)]

@@ -5,22 +5,23 @@ A frozen weight has an input gradient and none of its own, whatever it is stored
 Layout. ``x`` is (tokens, in), a weight (out, in), adapters ``a`` (r, in) and ``b`` (out, r). A stored weight
 is a kind and a list of tensors:
 
-=====  ============================================================================================
-kind   tensors
-=====  ============================================================================================
-dense  the weight
-nf4    two values a byte, one scale for 64 of them; doubly quantised scales: their code book, outer
-       scales (one for 256) and offset beside them
-int8   int8 (out, in) and float32 scales (out, 1)
-fp8    e4m3 (out, in), float32 scales (out, 1) and, on a GPU, the same values laid out (in, out)
-=====  ============================================================================================
+=======  ==========================================================================================
+kind     tensors
+=======  ==========================================================================================
+dense    the weight
+nf4      two values a byte, one scale for 64 of them; doubly quantised scales: their code book, outer
+         scales (one for 256) and offset beside them
+nf4_fp8  as nf4, with float32 scales (out, 1) for its rows in FP8 behind the values
+int8     int8 (out, in) and float32 scales (out, 1)
+fp8      e4m3 (out, in), float32 scales (out, 1) and, on a GPU, the same values laid out (in, out)
+=======  ==========================================================================================
 
 Dtype. NF4 and int8 are written out in the activations' dtype before each product, forward and backward, so
-that nothing of full size is kept between. FP8 multiplies as it is: each row of activations is rounded under a
-scale of its own, hardware multiplies the e4m3 values, and both scales are applied to the sum. In the backward
-pass the weight's row scales are multiplied into the gradient before that is rounded, so the very values
-of the forward pass serve again. The adapter is computed in the activations' dtype; its factors may be
-kept in float32.
+that nothing of full size is kept between; nf4_fp8 is unpacked to FP8 (:mod:`distill.kernels.unpack`). FP8
+multiplies as it is: each row of activations is rounded under a scale of its own, hardware multiplies the e4m3
+values, and both scales are applied to the sum. In the backward pass the weight's row scales are multiplied
+into the gradient before that is rounded, so the very values of the forward pass serve again. The adapter is
+computed in the activations' dtype; its factors may be kept in float32.
 
 Trade-offs. FP8's second layout costs a byte a weight, since hardware reads only one of the two; e4m3 has
 three bits of mantissa, so a rounded value is off by up to 6 %. The adapter is added into the product in
@@ -40,9 +41,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
-NF4_BLOCK = 64
+from distill.kernels.unpack import FP8, FP8_MAX, NF4_BLOCK, block_scales, unpack
+
+ROUNDED = ("fp8", "nf4_fp8")
+"""Kinds of weights whose products are in FP8: what they multiply is rounded too."""
 
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,10 +76,8 @@ def dense(kind: str, stored: list[Tensor], shape: list[int], dtype: torch.dtype)
         return stored[0] if stored[0].dtype == dtype else stored[0].to(dtype)
     if kind == "int8":
         return (stored[0].to(torch.float32) * stored[1]).to(dtype)
-    packed, scales, *nested = stored
-    if nested:
-        code, outer, offset = nested
-        scales = torch.ops.bitsandbytes.dequantize_blockwise(scales, outer, code, 256, torch.float32) + offset
+    packed, scales, *nested = stored if kind == "nf4" else (stored[0], *stored[2:])
+    scales = block_scales(scales, nested)
     return torch.ops.bitsandbytes.dequantize_4bit(packed, scales, NF4_BLOCK, "nf4", shape, dtype)
 
 
@@ -85,7 +85,8 @@ def _product(
     x: Tensor, x_scale: Tensor | None, kind: str, stored: list[Tensor], shape: list[int], dtype: torch.dtype
 ) -> Tensor:
     if x_scale is not None:
-        return scaled_mm(x, x_scale, stored[0], stored[1], dtype)
+        weight = stored[0] if kind == "fp8" else unpack(stored, shape)
+        return scaled_mm(x, x_scale, weight, stored[1], dtype)
     return x @ dense(kind, stored, shape, dtype).t()
 
 
@@ -95,7 +96,10 @@ def _transposed_product(
     if dy_scale is not None:
         # The weight's own row scales were multiplied into dy, so the very FP8 values of the forward pass
         # serve again, and the scale of the transposed weight is one.
-        turned = stored[2] if len(stored) > 2 else stored[0].t().contiguous()
+        if kind == "nf4_fp8":
+            turned = unpack(stored, shape, turned=True)
+        else:
+            turned = stored[2] if len(stored) > 2 else stored[0].t().contiguous()
         return scaled_mm(dy, dy_scale, turned, dy_scale.new_ones(len(turned), 1), dtype)
     return dy @ dense(kind, stored, shape, dtype)
 
@@ -137,8 +141,8 @@ def _lora_mm(
     scaling: float,
 ) -> tuple[Tensor, Tensor]:
     y = _product(x if rounded is None else rounded, x_scale, kind, stored, shape, x.dtype)
-    inner = (x @ a.t()).mul_(scaling)
-    return y.addmm_(inner, b.t()), inner
+    inner = x @ a.t()
+    return y.addmm_(inner, b.t(), alpha=scaling), inner
 
 
 @_lora_mm.register_fake
@@ -161,12 +165,14 @@ def _lora_mm_backward(
     scaling: float,
     needs_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    d_inner = (dy @ b).mul_(scaling)
-    da, db = d_inner.t() @ x, dy.t() @ inner
+    # The factor is part of the products: by itself it would be two launches more.
+    d_inner = dy @ b
+    da = torch.empty_like(a).addmm_(d_inner.t(), x, beta=0, alpha=scaling)
+    db = torch.empty_like(b).addmm_(dy.t(), inner, beta=0, alpha=scaling)
     if not needs_x:
         return x.new_empty(0), da, db
     dx = _transposed_product(dy if rounded is None else rounded, dy_scale, kind, stored, shape, dy.dtype)
-    return dx.addmm_(d_inner, a), da, db
+    return dx.addmm_(d_inner, a, alpha=scaling), da, db
 
 
 @_lora_mm_backward.register_fake
@@ -175,7 +181,7 @@ def _(dy, rounded, dy_scale, x, inner, kind, stored, shape, a, b, scaling, needs
 
 
 def _rounded(kind: str, x: Tensor, factors: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
-    if kind != "fp8":
+    if kind not in ROUNDED:
         return None, None
     return quantise_rows(x if factors is None else x.float() * factors)
 
@@ -198,9 +204,10 @@ class FrozenProduct(torch.autograd.Function):
         s2: Tensor | None = None,
         s3: Tensor | None = None,
         s4: Tensor | None = None,
+        s5: Tensor | None = None,
     ) -> Tensor:
         """Multiply; ``x`` is (tokens, in). Stored tensors come singly: the compiler misreads ``*args``."""
-        stored = _given(s0, s1, s2, s3, s4)
+        stored = _given(s0, s1, s2, s3, s4, s5)
         ctx.kind, ctx.shape = kind, shape
         ctx.save_for_backward(*stored)
         rounded, scale = _rounded(kind, x)
@@ -213,11 +220,11 @@ class FrozenProduct(torch.autograd.Function):
         """Return the input gradient."""
         stored = ctx.saved_tensors
         dy = dy.contiguous()
-        rounded, scale = _rounded(ctx.kind, dy, stored[1].t() if ctx.kind == "fp8" else None)
+        rounded, scale = _rounded(ctx.kind, dy, stored[1].t() if ctx.kind in ROUNDED else None)
         dx = torch.ops.distillstack.frozen_mm_backward(
             dy if rounded is None else rounded, scale, ctx.kind, list(stored), list(ctx.shape), dy.dtype
         )
-        return dx, None, None, None, None, None, None, None
+        return dx, *[None] * 8
 
 
 class LoraProduct(torch.autograd.Function):
@@ -237,9 +244,10 @@ class LoraProduct(torch.autograd.Function):
         s2: Tensor | None = None,
         s3: Tensor | None = None,
         s4: Tensor | None = None,
+        s5: Tensor | None = None,
     ) -> Tensor:
         """Multiply; ``x`` is (tokens, in), ``a`` (r, in), ``b`` (out, r), all of one dtype."""
-        stored = _given(s0, s1, s2, s3, s4)
+        stored = _given(s0, s1, s2, s3, s4, s5)
         rounded, scale = _rounded(kind, x)
         y, inner = torch.ops.distillstack.lora_mm(x, rounded, scale, kind, stored, list(shape), a, b, scaling)
         ctx.scaling, ctx.kind, ctx.shape = scaling, kind, shape
@@ -254,8 +262,8 @@ class LoraProduct(torch.autograd.Function):
         needs_x = ctx.needs_input_grad[0]
         rounded, scale = None, None
         if needs_x:
-            rounded, scale = _rounded(ctx.kind, dy, stored[1].t() if ctx.kind == "fp8" else None)
+            rounded, scale = _rounded(ctx.kind, dy, stored[1].t() if ctx.kind in ROUNDED else None)
         dx, da, db = torch.ops.distillstack.lora_mm_backward(
             dy, rounded, scale, x, inner, ctx.kind, stored, list(ctx.shape), a, b, ctx.scaling, needs_x
         )
-        return dx if needs_x else None, da, db, None, None, None, None, None, None, None, None
+        return dx if needs_x else None, da, db, *[None] * 9

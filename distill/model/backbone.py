@@ -20,6 +20,7 @@ from data.files import sha256_files, sha256_text
 from distill.architectures import HEADS, NESTED, PACKED, POOLERS, architecture
 from distill.config import CHECKPOINTING, QUANTISED, BackboneConfig, LoraConfig
 from distill.kernels.choice import attention_for, registered
+from distill.kernels.linear import multiply_in_fp8
 from distill.model.classifier import Classifier
 from distill.model.padded import blocks_of, head_of, poolers_of, wrap
 from distill.model.quantised import Checkpoint, build
@@ -30,6 +31,8 @@ ALL_LINEAR = "all-linear"
 CPU = torch.device("cpu")
 TASKS = {"score": "AutoModelForSequenceClassification", "tokens": "AutoModelForCausalLM"}
 """The library's class for each head."""
+FP8_SINCE = (8, 9)
+"""Compute capability from which on there are products in FP8."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -38,7 +41,7 @@ def compute_dtype(config: BackboneConfig) -> torch.dtype:
     wanted = config.compute if config.precision in QUANTISED else config.precision
     if wanted in DTYPES:
         return DTYPES[wanted]
-    if wanted != "auto":
+    if wanted not in ("auto", "fp8"):  # with FP8 products, what is not a frozen product is as by auto
         raise UserError(f"recipe: compute is {wanted!r}; it is auto or one of {listing(DTYPES)}")
     if not torch.cuda.is_available():
         return torch.float32
@@ -180,6 +183,13 @@ def _configure(model: Any, config: BackboneConfig) -> None:
     """Note on a loaded model how it is to be run; a decoder's head computes in float32."""
     model.config.use_cache = False
     model.compile_layers = _compiles(config)
+    if config.compute == "fp8":
+        if torch.cuda.is_available() and torch.cuda.get_device_capability() < FP8_SINCE:
+            raise UserError(
+                f"recipe: compute fp8 needs a card with FP8 products, of compute capability 8.9 or higher; "
+                f"{torch.cuda.get_device_name()} has none: use compute auto"
+            )
+        multiply_in_fp8(model)
     model.padded = not packs(config, model.config.model_type)
     if not architecture(model.config.model_type).encoder and config.head == "score":
         model.score.to(torch.float32)

@@ -7,6 +7,7 @@ really ends in that id (transformers #35352). Here the index is given.
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import nn
 
 from distill.kernels.choice import REGISTERED
 from distill.kernels.linear import fuse
-from distill.model.decoder import Plan, pooled_hidden, wide_residuals
+from distill.model.decoder import Plan, wide_residuals
+from distill.model.graphs import Graphs, is_small
 from distill.packing.pack import Pack
 
 
@@ -41,6 +43,8 @@ class Classifier(nn.Module):
         attention = self.inner.config._attn_implementation
         compiled = getattr(self.inner, "compile_layers", False)
         self.plan = Plan(attention=known.get(attention, attention), compiled=compiled)
+        self.plan.graphs = compiled and self._replayable
+        self.graphs = Graphs()
         fuse(model, self._compute)
 
     @property
@@ -60,6 +64,13 @@ class Classifier(nn.Module):
         return torch.float16 if wide_residuals(decoder, decoder.embed_tokens.weight.dtype) else None
 
     @property
+    def _replayable(self) -> bool:
+        """Whether passes over packs are worth recording, and can be."""
+        if self.plan.attention != "varlen" or self.base_dtype != torch.bfloat16 or self.sharded:
+            return False
+        return is_small(self.inner.get_decoder())
+
+    @property
     def sharded(self) -> bool:
         """Whether the base is cut over several processes, which then must run packs together."""
         return getattr(self.inner.get_decoder(), "cut_layers", None) is not None
@@ -73,6 +84,16 @@ class Classifier(nn.Module):
     def base_dtype(self) -> torch.dtype:
         """What the base computes in."""
         return self.inner.get_decoder().embed_tokens.weight.dtype
+
+    @cached_property
+    def trained(self) -> list[nn.Parameter]:
+        """What is trained; kept, as a walk over a decoder's thousands of modules takes milliseconds."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients: only what is trained has any."""
+        for parameter in self.trained:
+            parameter.grad = None
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +119,7 @@ class Classifier(nn.Module):
         """
         inner = self.inner
         if pack is not None:
-            pooled = pooled_hidden(inner.get_decoder(), pack, self.plan)
+            pooled = self.graphs.pooled(inner.get_decoder(), pack, self.plan)
         else:
             assert input_ids is not None
             assert last is not None
@@ -130,6 +151,8 @@ class Classifier(nn.Module):
 
             self.model = PeftModel.from_pretrained(self.model, str(directory), is_trainable=trainable)
             fuse(self.model, self._compute)
+            self.graphs.forget()
+            self.__dict__.pop("trained", None)
         else:
             self._load_full(directory)
         if not trainable:

@@ -43,6 +43,8 @@ class Plan:
         Compute the last layer only where it is read.
     kept : int or None
         Layers that keep their activations, once ``auto`` has measured.
+    graphs : bool
+        Record and replay the passes over packs of one shape (:mod:`distill.model.graphs`).
     """
 
     attention: str
@@ -50,11 +52,12 @@ class Plan:
     checkpoint: str = "none"
     prune: bool = True
     kept: int | None = field(default=None)
+    graphs: bool = False
 
     @property
     def static(self) -> bool:
         """Whether packs must all have one size; flex attention is compiled even where the layers are not."""
-        return self.compiled or self.attention == "flex"
+        return self.compiled or self.graphs or self.attention == "flex"
 
 
 def _run_layer(layer: nn.Module, hidden: Tensor, options: dict[str, Any]) -> Tensor:

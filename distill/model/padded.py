@@ -66,7 +66,7 @@ class PaddedClassifier(Classifier):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self.plan.compiled = False
+        self.plan.compiled = self.plan.graphs = False
         self.encoder = architecture(self.inner.config.model_type).encoder
         self.recomputes = False
 

@@ -34,6 +34,8 @@ class Pack:
         Documents that are rows; fillers come after them.
     max_length : int
         Upper bound of the documents' lengths.
+    static : bool
+        Whether the pack was filled up to a shape that others have too.
     """
 
     input_ids: Tensor
@@ -43,6 +45,12 @@ class Pack:
     last: Tensor
     rows: int
     max_length: int
+    static: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Tokens, entries of ``cu_seqlens`` and bound of the lengths: what compiled code depends on."""
+        return self.input_ids.shape[1], len(self.cu_seqlens), self.max_length
 
     def to(self, device: torch.device) -> Pack:
         """Copy to a device, without waiting where that device is a GPU."""
@@ -80,4 +88,5 @@ def pack(encoded: Encoded, sequences: np.ndarray, pad_id: int, static: Static | 
         last=torch.from_numpy(ends - 1),
         rows=len(pieces),
         max_length=longest,
+        static=static is not None,
     )

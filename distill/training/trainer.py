@@ -144,7 +144,8 @@ class ClassifierTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Run a whole step, again with smaller packs if CUDA runs out of memory in any process."""
-        model.train()
+        if not model.training:
+            model.train()
         step = Step(inputs["rows"], inputs["swapped"])
         plan = self.classifier.plan
         while True:
@@ -161,7 +162,7 @@ class ClassifierTrainer(Trainer):
             if plan.kept is not None:
                 plan.kept = kept
             if done:
-                sum_gradients([p for p in self.classifier.parameters() if p.requires_grad])
+                sum_gradients(self.classifier.trained)
                 return total
             self._spare_memory(model, failure)
 
@@ -242,6 +243,8 @@ class ClassifierTrainer(Trainer):
         """Give the head its own learning rate, and see that every group has the one it was asked for."""
         if self.optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args)
+            if cls is torch.optim.AdamW and torch.cuda.is_available():
+                options["fused"] = True  # one launch for all parameters; the arithmetic is the same
             learnt = [(n.split("."), p) for n, p in self.classifier.named_parameters() if p.requires_grad]
             head = [p for path, p in learnt if self.classifier.head_name in path]
             body = [p for path, p in learnt if self.classifier.head_name not in path]
@@ -255,6 +258,9 @@ class ClassifierTrainer(Trainer):
             if [group["lr"] for group in self.optimizer.param_groups] != asked:
                 raise AssertionError("an optimizer group did not take its learning rate")
         return self.optimizer
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return self.accelerator.clip_grad_norm_(self.classifier.trained, self.args.max_grad_norm)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, after a look at the losses behind the numbers."""

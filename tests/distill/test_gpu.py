@@ -17,8 +17,10 @@ from data.encoding.template import Template
 from data.schema import read_rows
 from data.softlabels import read_store
 from distill.config import BackboneConfig, LoraConfig, TinyConfig
+from distill.kernels.gated import gated_fp8
 from distill.kernels.linear import QuantisedLinear, parts
-from distill.kernels.products import FrozenProduct, quantise_rows
+from distill.kernels.products import FrozenProduct, dense, quantise_rows
+from distill.kernels.unpack import row_scales, unpack
 from distill.model.backbone import add_adapters, load_base
 from distill.model.tiny import tiny_backbone
 from distill.packing.cutting import static_shape
@@ -111,6 +113,52 @@ def test_compiled_layers_are_the_layers_and_compile_once(make):
                 logits.sum().backward()
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[1] > 0
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_nf4_is_unpacked_to_the_fp8_numbers_of_its_dequantised_rows(nested):
+    import bitsandbytes.functional as bnb
+
+    shape = [200, 320]
+    weight = torch.randn(shape, device=DEVICE, dtype=torch.bfloat16)
+    packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=nested)
+    extra = [state.state2.code, state.state2.absmax, state.offset] if nested else []
+    scale = row_scales(packed, state.absmax, extra, shape)
+    found = unpack([packed, scale, state.absmax, *extra], shape)
+    turned = unpack([packed, scale, state.absmax, *extra], shape, turned=True)
+    wanted = (dense("nf4", [packed, state.absmax, *extra], shape, torch.float32) / scale).to(found.dtype)
+    # A product in another order may fall on the other side of a tie.
+    assert (found.float() == wanted.float()).float().mean() > 0.999
+    assert torch.equal(turned.t().float(), found.float())
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_the_gated_kernel_is_its_formula(activation):
+    gate, up = (torch.randn(70, 1000, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    found, wanted = (gated_fp8(*(t.to(d) for t in (gate, up)), activation) for d in ("cuda", "cpu"))
+    torch.testing.assert_close(found[1].cpu(), wanted[1], rtol=1e-4, atol=0)
+    assert (found[0].cpu().float() == wanted[0].float()).float().mean() > 0.99
+
+
+def test_replayed_passes_are_those_of_the_layers(make):
+    """Two packs of one shape and changing parameters, with graphs and without."""
+    classifier = make("llama", precision="bf16", compile="true")
+    assert classifier.plan.graphs
+    encoded = documents(LENGTHS), documents([3] * 40 + [260, 250], seed=1)
+    shape = static_shape([e.lengths for e in encoded], 300)
+    outcomes = {}
+    for graphs in (False, True):
+        classifier.plan.graphs = graphs
+        classifier.zero_grad()
+        logits = []
+        for one in (pack(e, np.arange(len(e.lengths)), 7, shape).to(DEVICE) for e in encoded):
+            logits.append(classifier(pack=one))
+            logits[-1].square().sum().backward()
+        outcomes[graphs] = torch.cat(logits).detach(), torch.cat([p.grad.ravel() for p in classifier.trained])
+    for found, wanted in zip(outcomes[True], outcomes[False], strict=True):
+        assert_near(found, wanted, 0.02)
+    assert classifier.plan.graphs
+    assert len(classifier.graphs._recorded) == 1
 
 
 def test_fp8_products_are_those_of_the_rounded_weights():
