@@ -52,7 +52,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     made.add_argument("--teachers", nargs="+", default=list(TEACHERS))
     made.add_argument("--student", default=STUDENT)
     made.add_argument("--student-layers", type=int)
-    whole = {"rows": int, "r": int, "tokens": int, "step": int, "seed": int, "compiled": str}
+    whole = {"rows": int, "folds": int, "r": int, "tokens": int, "step": int, "seed": int, "compiled": str}
     kinds = {**whole, "epochs": float, "lr": float, "student_epochs": float, "student_lr": float}
     usual = {field.name: field.default for field in fields(Plan)}
     for name, kind in kinds.items():
@@ -60,6 +60,10 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     made.add_argument("--votes", action="store_true", help="train and score on the shares of the votes")
     made.add_argument("--processes", type=int, default=12, help="units side by side (default: 12)")
     made.add_argument("--seconds", type=float, default=1e9, help="stop after so long, to go on later")
+
+    told = with_data("report", "score what stands in a chain's home, frozen features beside it")
+    told.add_argument("--home", type=Path, required=True)
+    told.add_argument("--features", type=Path, help="directory of the states")
 
     for verb, what in (("collect", "put a home's state into parts"), ("restore", "take it out again")):
         carried = verbs.add_parser(verb, help=what)
@@ -80,9 +84,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
-    verbs = {"get": get_models, "features": keep_features, "baselines": score_baselines, "chain": run_chain}
+    made = {"features": keep_features, "baselines": score_baselines, "chain": run_chain, "report": report}
     carry = {"collect": carry_state, "restore": carry_state, "pack": pack_model, "unpack": unpack_model}
-    return {**verbs, **carry}[args.verb](args)
+    return {"get": get_models, **made, **carry}[args.verb](args)
 
 
 def get_models(args: argparse.Namespace) -> int:
@@ -123,6 +127,21 @@ def run_chain(args: argparse.Namespace) -> int:
     chosen = {field.name: getattr(args, field.name) for field in fields(Plan)}
     plan = Plan(**{**chosen, "teachers": tuple(args.teachers)})
     return int(not chain(plan, args.processes, args.seconds))
+
+
+def report(args: argparse.Namespace) -> int:
+    """Score what stands in a chain's home."""
+    from benchmarks.pretrained_baselines import frozen
+    from benchmarks.pretrained_chain import report
+    from benchmarks.pretrained_data import ukp_rows
+    from data.dataset import load_prepared
+    from data.ids import align
+
+    whole, strict = ukp_rows(args.shared)
+    rows, folds = load_prepared(args.home / "data")
+    beside = frozen("ukp", args.shared, args.features, rows, folds) if args.features else None
+    report(args.home, rows, strict[align(rows.row_ids, whole.row_ids, "the arguments")], beside)
+    return 0
 
 
 def carry_state(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from benchmarks.pretrained_scores import Judge, header, line
 from data.command import format_table
 from data.files import write_json
 from data.folds import Folds, make_folds
+from data.ids import align
 from data.schema import Rows
 from data.softlabels import softmax
 from distill.race.probe import frozen_states, length_features, probe, state_features, texts_of
@@ -74,6 +75,27 @@ def words(rows: Rows, folds: Folds) -> np.ndarray:
     return found
 
 
+def untrained(rows: Rows, folds: Folds) -> dict[str, np.ndarray]:
+    """What class shares and lengths predict, each (n, K), by name."""
+    return {
+        "class shares": cross_fitted_prior(rows.targets, folds.fold),
+        "lengths": probe(length_features(rows), rows, folds),
+    }
+
+
+def frozen(name: str, shared: Path, features: Path, rows: Rows, folds: Folds) -> dict[str, np.ndarray]:
+    """What each frozen model's states of a set predict of some of its rows, each (n, K), by name."""
+    whole = rows_of(name, shared)
+    texts = texts_of(whole)
+    texts = replace(texts, sides=texts.sides[align(rows.row_ids, whole.row_ids, name)])
+    return {
+        path.stem.removeprefix(f"{name}-") + ", frozen": probe(
+            state_features(np.load(path), texts, rows), rows, folds
+        )
+        for path in sorted(features.glob(f"{name}-*.npy"))
+    }
+
+
 def baselines(name: str, shared: Path, features: Path, n_folds: int, out: Path) -> str:
     """Score every baseline of a set; write the numbers and return the table.
 
@@ -95,16 +117,10 @@ def baselines(name: str, shared: Path, features: Path, n_folds: int, out: Path) 
         fold = np.unique(folds.group_ids, return_inverse=True)[1].astype(np.int64)
         folds = replace(folds, fold=fold)
     judge = Judge.of(rows, folds, strict)
-    found = {"class shares": cross_fitted_prior(rows.targets, folds.fold)}
-    found["lengths"] = probe(length_features(rows), rows, folds)
+    found = untrained(rows, folds)
     if name == "ukp":
         found["TF-IDF, lengths"] = words(rows, folds)
-    texts = texts_of(rows_of(name, shared))
-    place = {row_id: i for i, row_id in enumerate(rows_of(name, shared).row_ids)}
-    texts = replace(texts, sides=texts.sides[[place[row_id] for row_id in rows.row_ids]])
-    for path in sorted(features.glob(f"{name}-*.npy")):
-        states = state_features(np.load(path), texts, rows)
-        found[path.stem.removeprefix(f"{name}-") + ", frozen"] = probe(states, rows, folds)
+    found |= frozen(name, shared, features, rows, folds)
     scores = {what: judge.score(probs, found["lengths"]) for what, probs in found.items()}
     write_json(out, scores)
     return format_table(header("lengths"), [line(what, score) for what, score in scores.items()])

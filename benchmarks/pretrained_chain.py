@@ -1,22 +1,22 @@
 """The whole mission on real models and real rows: teachers → student → stack → export, by debate.
 
-Every model is a run of the project's own commands; only their units, a fold of a model each, run side by side
-in processes that share the card, since a small model leaves most of it idle. A unit continues from its last
-checkpoint, a finished one does nothing, and the commands then join what the units left. So the same call goes
-on wherever the one before it was cut off, also on another machine
-(:mod:`benchmarks.pretrained_parts`).
+The project's own commands do it; only their units, a fold of a model each, run first and side by side in
+processes that share the card, since a small model leaves most of it idle. A unit continues from its last
+checkpoint and a finished one does nothing, so the commands then only join what is there, and the same call
+goes on wherever the one before it was cut off, also on another machine (:mod:`benchmarks.pretrained_parts`).
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,14 +25,18 @@ from benchmarks.pretrained_data import ukp_rows
 from benchmarks.pretrained_scores import Judge, header, line
 from data.command import format_table
 from data.dataset import load_prepared, prepare
-from data.files import write_json, write_text
+from data.files import read_parquet, write_json, write_text
+from data.ids import align
 from data.schema import Rows
-from data.softlabels import read_store
+from data.softlabels import is_store, read_store
+
+if TYPE_CHECKING:
+    from distill.runs.units import ModelSpec, Unit
 
 TEACHERS = ("smollm2-135m", "gemma3-270m", "qwen25-coder-0.5b")
 STUDENT = "smollm2-135m"
 FOLDS = 4
-RESULTS, TABLE = "results.json", "results.md"
+RECIPE, RESULTS, TABLE = "recipe.yaml", "results.json", "results.md"
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Plan:
         Layers that it keeps.
     rows : int
         As many rows only, from all debates alike (0: all).
+    folds : int
+        Of whole debates.
     epochs, lr, r : float, float, int
         Of the teachers.
     student_epochs, student_lr : float, float
@@ -74,14 +80,15 @@ class Plan:
     student: str = STUDENT
     student_layers: int | None = None
     rows: int = 0
+    folds: int = FOLDS
     epochs: float = 2.0
     lr: float = 3e-4
     r: int = 32
     student_epochs: float = 2.0
     student_lr: float = 3e-4
     tokens: int = 512
-    step: int = 32
-    compiled: str = "false"
+    step: int = 16
+    compiled: str = "auto"
     votes: bool = False
     seed: int = 0
 
@@ -93,7 +100,7 @@ class Plan:
     @property
     def recipe(self) -> Path:
         """The recipe's file."""
-        return self.home / "recipe.yaml"
+        return self.home / RECIPE
 
 
 def short(name: str) -> str:
@@ -133,25 +140,25 @@ def begin(plan: Plan) -> tuple[Rows, np.ndarray]:
     if plan.rows:
         some = np.sort(np.random.default_rng(0).choice(len(rows), plan.rows, replace=False))
         rows, strict = rows.take(some), strict[some]
-    prepare(rows, plan.data, FOLDS, seed=0)
+    prepare(rows, plan.data, plan.folds, seed=0)
     write_text(plan.recipe, json.dumps(recipe_of(plan), indent=1))  # JSON is YAML
     return rows, strict
 
 
-def run_unit(unit: Any) -> tuple[str, float]:
+def run_unit(unit: Unit) -> tuple[str, float]:
     """Run a unit in a worker; return its name and its seconds."""
     import torch
 
     from distill.quiet import quiet_transformers
 
-    torch.set_num_threads(1 if torch.cuda.is_available() else 2)
+    torch.set_num_threads(2)
     begun = time.perf_counter()
     with quiet_transformers():
         unit.run()
     return unit.name, time.perf_counter() - begun
 
 
-def run_units(units: Sequence[Any], processes: int, deadline: float) -> bool:
+def run_units(units: Sequence[Unit], processes: int, deadline: float) -> bool:
     """Run units side by side until the deadline (seconds of ``time.monotonic``); return whether all are done.
 
     What is cut off goes on from its last checkpoint next time.
@@ -180,73 +187,88 @@ def run_units(units: Sequence[Any], processes: int, deadline: float) -> bool:
 def chain(plan: Plan, processes: int, seconds: float) -> bool:
     """Do what is left of the chain, for so many seconds at most; return whether it is finished."""
     from distill import export, student, teacher_oof
-    from distill.config import load_recipe
-    from distill.runs.crossfit import open_run
+    from distill.recipe import load_recipe
     from distill.runs.units import ModelSpec, units_of
     from ensemble import stack
 
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     deadline = time.monotonic() + seconds
     rows, strict = begin(plan)
-    _, folds = load_prepared(plan.data)
+    loaded = load_prepared(plan.data)
     recipe = load_recipe(str(plan.recipe))
-    models = [ModelSpec(name, model, plan.data, plan.data / name) for name, model in recipe.teachers.items()]
-    for model in models:
-        open_run(model.plan((rows, folds)))
-    units = [unit for model in models for unit in units_of(model, folds.n_folds, everywhere=True)]
-    # Fold by fold and not model by model, so that large and small ones run beside each other.
-    units.sort(key=lambda unit: unit.part)
-    if not run_units(units, processes, deadline):
-        return False
-    common = ["--recipe", str(plan.recipe), "--data", str(plan.data)]
-    assert not teacher_oof.main(common)
-
     assert recipe.student is not None
-    stores = tuple(model.out for model in models)
-    learner = ModelSpec(
-        "student", recipe.student, plan.data, plan.data / "student", stores, recipe.student.distill.leakage
-    )
-    open_run(learner.plan((rows, folds)))
-    if not run_units(units_of(learner, folds.n_folds, final=True), processes, deadline):
+    teachers = [
+        ModelSpec(name, model, plan.data, plan.data / name) for name, model in recipe.teachers.items()
+    ]
+    stores = tuple(model.out for model in teachers)
+    leakage = recipe.student.distill.leakage
+    learner = ModelSpec("student", recipe.student, plan.data, plan.data / "student", stores, leakage)
+    common = ["--recipe", str(plan.recipe), "--data", str(plan.data)]
+
+    def done_by(models: Sequence[ModelSpec], command: Any, *options: str, **parts: Any) -> bool:
+        for model in models:
+            model.plan(loaded).claim()
+        units = [unit for model in models for unit in units_of(model, plan.folds, **parts)]
+        # Fold by fold and not model by model, so that large and small ones run beside each other.
+        units.sort(key=lambda unit: unit.part, reverse=True)
+        return run_units(units, processes, deadline) and not command.main([*common, *options])
+
+    if not done_by(teachers, teacher_oof, everywhere=True):
         return False
-    assert not student.main([*common, "--teachers", *map(str, stores)])
-    if not (plan.data / "stack" / "stack.json").exists():
-        stack.main(["--data", str(plan.data)])
-    report(plan, rows, strict)
+    report(plan.home, rows, strict)
+    if not done_by([learner], student, "--teachers", *map(str, stores), final=True):
+        return False
+    report(plan.home, rows, strict)
     exported = plan.home / "exported"
     if not exported.exists():
-        export.main(["--model", str(plan.data / "student"), "--out", str(exported), "--dtype", "bfloat16"])
+        export.main(["--model", str(learner.out), "--out", str(exported), "--dtype", "bfloat16"])
+    if time.monotonic() > deadline:
+        return False
+    if not (plan.data / "stack" / "stack.json").exists():
+        stack.main(["--data", str(plan.data)])
+    report(plan.home, rows, strict)
     return True
 
 
-def report(plan: Plan, rows: Rows, strict: np.ndarray) -> None:
-    """Score what stands, print the table, and write it and the numbers."""
-    from distill.race.probe import length_features, probe
+def report(
+    home: Path, rows: Rows, strict: np.ndarray, beside: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Score what stands in a home, print the table, and write it and the numbers.
 
-    _, folds = load_prepared(plan.data)
+    Parameters
+    ----------
+    beside : mapping of str to ndarray of shape (n, K), optional
+        Further predictions to score, by name.
+    """
+    from benchmarks.pretrained_baselines import untrained
+
+    _, folds = load_prepared(home / "data")
     judge = Judge.of(rows, folds, strict)
-    found = {"lengths": probe(length_features(rows), rows, folds)}
-    for name in [*map(short, plan.teachers), "student"]:
-        store = read_store(plan.data / name)
-        place = {row_id: i for i, row_id in enumerate(store.row_ids)}
-        found[name] = store.probs[[place[row_id] for row_id in rows.row_ids]]
-    found["teachers' mean"] = np.mean([found[short(name)] for name in plan.teachers], axis=0)
-    nested = plan.data / "stack" / "predictions.parquet"
+    found = {**untrained(rows, folds), **(beside or {})}
+    stores = {path.name: read_store(path) for path in sorted((home / "data").iterdir()) if is_store(path)}
+    trained = {
+        name: store.probs[align(rows.row_ids, store.row_ids, name)]
+        for name, store in stores.items()
+        if store.manifest.get("label_kind", "oof") == "oof"
+    }
+    teachers = [probs for name, probs in trained.items() if name != "student"]
+    if len(teachers) > 1:
+        trained["teachers' mean"] = np.mean(teachers, axis=0)
+    nested = home / "data" / "stack" / "predictions.parquet"
     if nested.exists():
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(nested)
-        place = {row_id: i for i, row_id in enumerate(table.column("row_id").to_pylist())}
-        columns = [table.column(name).to_numpy() for name in rows.classes.names]
-        found["stack"] = np.stack(columns, axis=1)[[place[row_id] for row_id in rows.row_ids]]
+        table = read_parquet(nested, "stack's predictions")
+        probs = np.stack([table.column(name).to_numpy() for name in rows.classes.names], axis=1)
+        trained["stack"] = probs[align(rows.row_ids, table.column("row_id").to_pylist(), str(nested))]
     scores = {
         name: judge.score(probs, None if name == "lengths" else found["lengths"])
-        for name, probs in found.items()
+        for name, probs in {**found, **trained}.items()
     }
-    gains = {name: -score["gap"] for name, score in scores.items() if "gap" in score}
-    kept = gains["student"] / gains["teachers' mean"]
-    recipe = json.loads(plan.recipe.read_text(encoding="utf-8"))
-    write_json(plan.home / RESULTS, {"scores": scores, "student_keeps": kept, "recipe": recipe})
     shown = format_table(header("lengths"), [line(name, score) for name, score in scores.items()])
-    shown += f"\n\nthe student keeps {kept:.0%} of the teachers' mean's gain over lengths"
-    write_text(plan.home / TABLE, shown + "\n")
+    if "student" in trained:
+        gain = -scores["teachers' mean" if len(teachers) > 1 else next(iter(trained))]["gap"]
+        if gain > 0:
+            shown += f"\n\nthe student keeps {-scores['student']['gap'] / gain:.0%} of its teachers' gain"
+    recipe = json.loads((home / RECIPE).read_text(encoding="utf-8"))
+    write_json(home / RESULTS, {"scores": scores, "recipe": recipe})
+    write_text(home / TABLE, shown + "\n")
     print(shown, flush=True)

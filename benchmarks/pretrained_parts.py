@@ -34,7 +34,7 @@ def collect(home: Path, out: Path) -> list[Path]:
 
 def split(whole: Path, out: Path, size: int) -> list[Path]:
     """Cut a file into numbered parts, and delete it."""
-    made = []
+    made: list[Path] = []
     with whole.open("rb") as file:
         while block := file.read(size):
             made.append(out / f"{whole.name}.{len(made):02d}")

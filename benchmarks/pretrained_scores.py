@@ -9,7 +9,8 @@ import numpy as np
 
 from data.folds import Folds
 from data.schema import Rows
-from ensemble.scoring.crossfit import bootstrap, log_loss
+from ensemble.scoring.bootstrap import bootstrap
+from ensemble.solvers.numbers import log_loss
 
 BINS = 15
 
