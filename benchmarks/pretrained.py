@@ -64,6 +64,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     told = with_data("report", "score what stands in a chain's home, frozen features beside it")
     told.add_argument("--home", type=Path, required=True)
     told.add_argument("--features", type=Path, help="directory of the states")
+    told.add_argument("--pair", nargs=2, action="append", default=[], metavar="NAME", help="to be compared")
 
     for verb, what in (("collect", "put a home's state into parts"), ("restore", "take it out again")):
         carried = verbs.add_parser(verb, help=what)
@@ -140,7 +141,7 @@ def report(args: argparse.Namespace) -> int:
     whole, strict = ukp_rows(args.shared)
     rows, folds = load_prepared(args.home / "data")
     beside = frozen("ukp", args.shared, args.features, rows, folds) if args.features else None
-    report(args.home, rows, strict[align(rows.row_ids, whole.row_ids, "the arguments")], beside)
+    report(args.home, rows, strict[align(rows.row_ids, whole.row_ids, "the arguments")], beside, args.pair)
     return 0
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.cards import take_card
 from benchmarks.pretrained_data import ukp_rows
-from benchmarks.pretrained_scores import Judge, header, line
+from benchmarks.pretrained_scores import Judge, gap_cells, header, line
 from data.command import format_table
 from data.dataset import load_prepared, prepare
 from data.files import read_parquet, write_json, write_text
@@ -231,14 +231,20 @@ def chain(plan: Plan, processes: int, seconds: float) -> bool:
 
 
 def report(
-    home: Path, rows: Rows, strict: np.ndarray, beside: Mapping[str, np.ndarray] | None = None
+    home: Path,
+    rows: Rows,
+    strict: np.ndarray,
+    beside: Mapping[str, np.ndarray] | None = None,
+    pairs: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Score what stands in a home, print the table, and write it and the numbers.
+    """Score what stands in a home, print the tables, and write them and the numbers.
 
     Parameters
     ----------
     beside : mapping of str to ndarray of shape (n, K), optional
         Further predictions to score, by name.
+    pairs : sequence of (str, str)
+        Names of predictions, whose difference in log-loss is told.
     """
     from benchmarks.pretrained_baselines import untrained
 
@@ -251,7 +257,7 @@ def report(
         for name, store in stores.items()
         if store.manifest.get("label_kind", "oof") == "oof"
     }
-    teachers = [probs for name, probs in trained.items() if name != "student"]
+    teachers = [probs for name, probs in trained.items() if stores[name].manifest["kind"] == "teacher"]
     if len(teachers) > 1:
         trained["teachers' mean"] = np.mean(teachers, axis=0)
     nested = home / "data" / "stack" / "predictions.parquet"
@@ -259,16 +265,21 @@ def report(
         table = read_parquet(nested, "stack's predictions")
         probs = np.stack([table.column(name).to_numpy() for name in rows.classes.names], axis=1)
         trained["stack"] = probs[align(rows.row_ids, table.column("row_id").to_pylist(), str(nested))]
+    found |= trained
     scores = {
         name: judge.score(probs, None if name == "lengths" else found["lengths"])
-        for name, probs in {**found, **trained}.items()
+        for name, probs in found.items()
     }
     shown = format_table(header("lengths"), [line(name, score) for name, score in scores.items()])
     if "student" in trained:
         gain = -scores["teachers' mean" if len(teachers) > 1 else next(iter(trained))]["gap"]
         if gain > 0:
             shown += f"\n\nthe student keeps {-scores['student']['gap'] / gain:.0%} of its teachers' gain"
+    gaps = {f"{one} - {other}": judge.gap(found[one], found[other]) for one, other in pairs}
+    if gaps:
+        cells = [[name, *gap_cells(gap)] for name, gap in gaps.items()]
+        shown += "\n\n" + format_table(["log-loss", "difference", "95 %", "debates"], cells)
     recipe = json.loads((home / RECIPE).read_text(encoding="utf-8"))
-    write_json(home / RESULTS, {"scores": scores, "recipe": recipe})
+    write_json(home / RESULTS, {"scores": scores, "differences": gaps, "recipe": recipe})
     write_text(home / TABLE, shown + "\n")
     print(shown, flush=True)

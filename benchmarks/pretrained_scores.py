@@ -61,12 +61,16 @@ class Judge:
             "strict_ci": kept.interval(sides[self.strict]).as_list(),
             "ece": calibration_error(probs, labels),
         }
-        if against is not None:
-            gap = losses - log_loss(against, self.rows.targets)
-            found["gap"] = float(gap.mean())
-            found["gap_ci"] = resample.interval(gap).as_list()
-            found["gap_debates"] = int((np.bincount(self.codes, weights=gap) < 0).sum())
-        return found
+        return found if against is None else found | self.gap(probs, against)
+
+    def gap(self, probs: np.ndarray, against: np.ndarray) -> dict[str, Any]:
+        """Log-loss above that of other predictions of the same rows, and in how many debates it is below."""
+        gap = log_loss(probs, self.rows.targets) - log_loss(against, self.rows.targets)
+        return {
+            "gap": float(gap.mean()),
+            "gap_ci": bootstrap(self.groups).interval(gap).as_list(),
+            "gap_debates": int((np.bincount(self.codes, weights=gap) < 0).sum()),
+        }
 
     @property
     def codes(self) -> np.ndarray:
@@ -93,13 +97,14 @@ def header(baseline: str) -> list[str]:
 
 def line(name: str, score: dict[str, Any]) -> list[str]:
     """A score as cells of a table."""
-
-    def ends(pair: list[float], signed: str = "") -> str:
-        return f"{pair[0]:{signed}.4f} to {pair[1]:{signed}.4f}"
-
-    cells = [name, f"{score['log_loss']:.4f}", ends(score["log_loss_ci"]), f"{score['accuracy']:.3f}"]
+    low, high = score["log_loss_ci"]
+    cells = [name, f"{score['log_loss']:.4f}", f"{low:.4f} to {high:.4f}", f"{score['accuracy']:.3f}"]
     low, high = score["strict_ci"]
     cells += [f"{score['strict']:.3f}", f"{low:.3f} to {high:.3f}", f"{score['ece']:.3f}"]
-    if "gap" not in score:
-        return [*cells, "", "", ""]
-    return [*cells, f"{score['gap']:+.4f}", ends(score["gap_ci"], "+"), str(score["gap_debates"])]
+    return cells + (gap_cells(score) if "gap" in score else ["", "", ""])
+
+
+def gap_cells(score: dict[str, Any]) -> list[str]:
+    """A difference, its interval, and the number of debates in which it is below zero."""
+    low, high = score["gap_ci"]
+    return [f"{score['gap']:+.4f}", f"{low:+.4f} to {high:+.4f}", str(score["gap_debates"])]
