@@ -82,7 +82,7 @@ def calibration_error(probs: np.ndarray, labels: np.ndarray) -> float:
     """Expected calibration error of the likeliest class, in :data:`BINS` bins of equal counts."""
     sure = probs.max(axis=1)
     right = probs.argmax(axis=1) == labels
-    bins = np.array_split(np.argsort(sure, kind="stable"), BINS)
+    bins = np.array_split(np.argsort(sure, kind="stable"), min(BINS, len(sure)))
     gaps = [abs(sure[part].mean() - right[part].mean()) * len(part) for part in bins]
     return float(sum(gaps) / len(labels))
 
