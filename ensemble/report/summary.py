@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from itertools import zip_longest
 from pathlib import Path
 
 from data.command import format_table
@@ -69,10 +70,10 @@ def next_commands(problem: Problem, result: Result, out: Path) -> list[str]:
     own, here called ``MEMBER_test.csv``.
     """
     commands, given = [], []
-    for name, source in zip(problem.names, problem.sources, strict=True):
+    for name, source in zip_longest(problem.names, problem.sources):  # simulated members come from no file
         file = f"{name}_test.csv"
         given.append(f"{name}={file}")
-        if is_store(source.path):
+        if source is not None and is_store(source.path):
             model = ["distill.predict", "--model", str(source.path), "--data", "test.csv", "--out", file]
             commands.append(shlex.join(["python", "-m", *model]))
     last = ["ensemble.predict", "--stack", str(out), "--oof", *given]
