@@ -14,7 +14,7 @@ import sys
 import tempfile
 import traceback
 
-from data.errors import brief, is_disk_full, printable
+from data.errors import brief, is_disk_full, printable, without_credentials
 
 FAULT = 70
 """Exit status of a fault of this package, as ``sysexits.h`` has it."""
@@ -23,7 +23,6 @@ DEBUG = "DISTILLSTACK_DEBUG"
 NEEDED = ("numpy", "pyarrow", "fsspec")
 """What every command imports before it does anything."""
 NEWEST_TOO_OLD = (3, 10)
-_SECRET = re.compile(r"(?<=://)[^/\s@'\"]+@")
 _NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|std::bad_alloc", re.IGNORECASE)
 
 
@@ -69,7 +68,7 @@ def explained(error: Exception) -> str:
         name = error.filename if isinstance(error.filename, str | bytes) else None
         where = f"{brief(os.fsdecode(name))}: " if name else ""
         remedy = REMEDIES.get(error.errno, "")
-        return without_secrets(f"{where}{error.strerror or type(error).__name__}{remedy}")
+        return without_credentials(f"{where}{error.strerror or type(error).__name__}{remedy}")
     return ""
 
 
@@ -89,25 +88,20 @@ def _said(error: Exception) -> str:
     return f" ({brief(error, 120)})" if str(error) else ""
 
 
-def without_secrets(text: str) -> str:
-    """Return text whose addresses show no user and password."""
-    return _SECRET.sub("***@", text)
-
-
 def recorded(error: Exception) -> str:
     """Say that an error is a fault, where it was raised, and in which file its traceback now stands."""
-    text = without_secrets("".join(traceback.format_exception(error)))
+    text = without_credentials("".join(traceback.format_exception(error)))
     ours = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if f"{os.sep}site-packages{os.sep}" not in frame.filename
     ]
     at = f" at {os.path.relpath(ours[-1].filename)} line {ours[-1].lineno}" if ours else ""
-    what = f"{type(error).__name__}{at}: {without_secrets(brief(error))}"
+    what = f"{type(error).__name__}{at}: {without_credentials(brief(error))}"
     try:
         handle, path = tempfile.mkstemp(prefix="distillstack-fault-", suffix=".txt")
         with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{printable(without_secrets(' '.join(sys.argv)))}\n{text}")
+            file.write(f"{printable(without_credentials(' '.join(sys.argv)))}\n{text}")
     except OSError:
         path = "run again with --debug for the traceback"
     else:

@@ -13,7 +13,7 @@ from recipes import ROOT
 
 from data.command import parser_of, plain, run
 from data.errors import UserError
-from data.failures import explained, without_secrets
+from data.failures import explained, without_credentials
 
 COMMANDS = [
     "data.prepare",
@@ -123,7 +123,7 @@ def locked_directory():
         (lambda: b"\xff".decode(), ["not UTF-8"]),
         (lambda: "\udcff".encode(), ["not UTF-8", "rename"]),
         (lambda: importlib.import_module("no_such_package"), ["lacks no_such_package", "pip install"]),
-        (lambda: os.stat("http://user:hunter2@host/x/y"), ["***@host"]),
+        (lambda: os.stat("http://user:hunter2@host/x/y"), ["://…@host"]),
     ],
 )
 def test_what_the_system_refuses_is_one_line_and_status_2(cause, words, capsys, monkeypatch):
@@ -218,5 +218,5 @@ def test_an_output_that_is_closed_or_full_is_no_traceback(to, status, tmp_path):
     assert "Exception ignored" not in done.stderr
 
 
-def test_addresses_are_shown_without_secrets():
-    assert without_secrets("zip://a::http://u:SECRET@host/x") == "zip://a::http://***@host/x"
+def test_addresses_are_shown_without_credentials():
+    assert without_credentials("zip://a::http://u:SECRET@host/x") == "zip://a::http://***@host/x"

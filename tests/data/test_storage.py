@@ -75,11 +75,20 @@ def test_what_proves_a_directory_finished_is_sent_last(mirrors, monkeypatch):
     assert len(sent) == 4
 
 
-def test_what_is_not_there_or_not_known_is_named(mirrors):
+def test_what_is_not_there_or_not_known_is_named(mirrors, trained):
     with pytest.raises(UserError, match="not a kind of storage"):
         storage.open_storage("nonsense://x/y")
     with pytest.raises(UserError, match="memory://nothing/rows: holds no Parquet files"):
-        predict.main(["--model", "x", "--data", "memory://nothing/rows", "--out", "memory://nothing/out"])
+        predict.main(
+            [
+                "--model",
+                str(trained / "llama"),
+                "--data",
+                "memory://nothing/rows",
+                "--out",
+                "memory://nothing/out",
+            ]
+        )
     with pytest.raises(UserError, match="memory://nothing/at/all: holds no prepared data"):
         teacher_oof.main(["--data", "memory://nothing/at/all"])
 

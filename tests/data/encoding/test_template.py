@@ -216,7 +216,7 @@ def test_real_chat_templates(real_data: Path, family):
     assert (ids == tokenizer.bos_token_id).sum() == 1
     whole = "".join(
         s if isinstance(s, str) else {0: "Why?", 1: "a b", 2: "c"}[s[0]]
-        for s in encoder.template.layout((1, 1, 1), chat=encoder._chat)
+        for s in encoder.template.layout((1, 1, 1), chat=encoder.chat)
     )
     if family == "gemma-it":  # turns are marked by special tokens, kept whole
         assert tokenizer.convert_tokens_to_ids("<start_of_turn>") in ids

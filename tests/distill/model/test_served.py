@@ -45,7 +45,8 @@ def logits(classifier):
     ids = np.random.default_rng(0).integers(10, 90, size=sum(LENGTHS), dtype=np.int32)
     encoded = Encoded(ids, np.concatenate([[0], np.cumsum(LENGTHS)]), 1, 0)
     with torch.no_grad():
-        return classifier(pack=pack(encoded, np.arange(len(LENGTHS)), 0))
+        device = next(classifier.parameters()).device
+        return classifier(pack=pack(encoded, np.arange(len(LENGTHS)), 0).to(device)).cpu()
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05)])
