@@ -219,4 +219,4 @@ def test_an_output_that_is_closed_or_full_is_no_traceback(to, status, tmp_path):
 
 
 def test_addresses_are_shown_without_credentials():
-    assert without_credentials("zip://a::http://u:SECRET@host/x") == "zip://a::http://***@host/x"
+    assert without_credentials("zip://a::http://u:SECRET@host/x") == "zip://a::http://…@host/x"

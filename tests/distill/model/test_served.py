@@ -33,6 +33,7 @@ def path(tmp_path_factory):
 
 def classifier_of(path, precision):
     config = BackboneConfig(path=path, precision=precision, attention="eager")
+    torch.manual_seed(0)
     classifier = add_adapters(load_base(config, path, 3), LoraConfig(r=4), 0).eval()
     generator = torch.Generator().manual_seed(1)
     for name, parameter in classifier.named_parameters():
@@ -74,7 +75,7 @@ def test_layers_in_fp8_predict_nearly_the_same(path):
     kinds = {getattr(m, "kind", None) for m in classifier.inner.get_decoder().layers.modules()}
     assert "fp8" in kinds
     after = logits(classifier)
-    assert 0 < (after - before).abs().max() < 0.2 * before.std()
+    assert 0 < (after - before).norm() < 0.15 * before.norm()
 
 
 def test_fp8_is_refused_where_it_cannot_be(monkeypatch):
