@@ -1,0 +1,45 @@
+"""README's numbers are those of the files that they come from."""
+
+from __future__ import annotations
+
+import re
+
+from recipes import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def rows(text: str, heading: str) -> dict[str, list[str]]:
+    """The first table under a heading: cells by the first of their row."""
+    section = text.split(heading, 1)[1].split("\n## ", 1)[0]
+    lines = re.search(r"(?:^\|.*\n)+", section, flags=re.M)
+    assert lines, heading
+    cells = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in lines[0].splitlines()[2:]]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_the_real_rows_are_those_of_their_report() -> None:
+    report = rows((ROOT / "benchmarks" / "pretrained.md").read_text(encoding="utf-8"), "# Real models")
+    shown = rows(README, "## Real models on real rows")
+    assert len(shown) >= 6
+    for name, (loss, interval, accuracy, strict) in shown.items():
+        assert [*report[name][:3], report[name][4]] == [loss, interval, accuracy, strict], name
+
+
+def test_the_demos_picture_shows_the_demos_table() -> None:
+    picture = (ROOT / "benchmarks" / "demo.svg").read_text(encoding="utf-8")
+    losses = re.findall(r">(\d\.\d{4})<", picture)
+    shown = rows(README, "## What the demo shows")
+    assert losses == [loss for loss, _ in shown.values()]
+    for name in shown:
+        assert f">{name.split(' (')[0]}<" in picture
+
+
+def test_tokens_a_second_are_those_of_the_log() -> None:
+    log = (ROOT / "benchmarks" / "gpu_training.md").read_text(encoding="utf-8")
+    section = README.split("## Real Llama-3.1 and Gemma-2 on one GPU", 1)[1].split("\n### ", 1)[0]
+    table = [line for line in section.splitlines() if line.startswith("|") and "GiB" in line]
+    rates = [rate for line in table for rate in re.findall(r"\d{1,3},\d{3}", line)]
+    assert len(rates) >= 15
+    missing = [rate for rate in rates if rate not in log]
+    assert not missing
