@@ -162,5 +162,5 @@ def test_the_stack_takes_no_lessons_for_members(made):
 
     from ensemble.stack import resolve
 
-    stores, _, _ = resolve(Namespace(oof=None, data=made, out=None))
+    stores, *_ = resolve(Namespace(oof=None, data=made, out=None))
     assert [s.rsplit("/", 1)[-1] for s in stores] == ["llama"]
