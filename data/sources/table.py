@@ -237,7 +237,10 @@ def _classes(
             )
         swap = (1, 0, 2)[: len(names)]
     if swap is not None and not pair:
-        raise UserError(f"{where}: a swap was given, but the rows have no two responses to swap")
+        raise UserError(
+            f"{where}: a swap was given, but the rows have no two responses to swap; where their columns are "
+            "named otherwise, give --columns prompt=COLUMN response_a=COLUMN response_b=COLUMN"
+        )
     try:
         return Classes(names, swap)
     except UserError as mistake:

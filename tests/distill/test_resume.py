@@ -147,7 +147,7 @@ def test_weights_damaged_after_training_are_not_used(trained, tiny_recipe, tmp_p
     weights.write_bytes(bytes(damaged))
     (store / "oof.parquet").unlink()
     (store / "fold-0" / "oof.parquet").unlink()
-    with pytest.raises(UserError, match=r"fold-0/adapter: these weights were changed or damaged"):
+    with pytest.raises(UserError, match=r"fold-0/adapter: was changed or damaged after fold-0 was trained"):
         teacher_oof.main(command(tiny_recipe, trained, tmp_path))
 
 
