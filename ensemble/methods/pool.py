@@ -33,6 +33,8 @@ SURE_SCALE = 4.0
 """What draws the sum of the weights to 1: as if it were known to within a half."""
 LEAST_SHARE = 1e-3
 """Penalties whose fits count for less are not fitted again."""
+LEAST_STRENGTH = 1e-9
+"""No penalty at all has no evidence: a strength of 0 is taken as this."""
 
 
 @dataclass
@@ -108,7 +110,8 @@ class LogOpinionPool(Blender):
         n, n_classes, n_members = rows.logs.shape
         equal = np.full(n_members, 1 / n_members)
         if self.strength is not None:
-            penalties = np.full((1, n_members + _biases(n_classes)), self.strength)
+            least = max(self.strength, LEAST_STRENGTH)
+            penalties = np.full((1, n_members + _biases(n_classes)), least)
             evidence = float(weigh(rows.problem(equal), penalties).evidence[0])
             return _Choice(equal, True, 1.0, evidence, ((equal, penalties, np.ones(1)),))
         penalties = _penalties(n, n_members, n_classes)
