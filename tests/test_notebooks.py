@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from recipes import ROOT
 from stack_files import prepared, write_store
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 
 
@@ -25,6 +26,34 @@ def test_outputs_are_stripped(path: Path) -> None:
         assert not cell["metadata"]
 
 
+def environment(monkeypatch: pytest.MonkeyPatch, run: Path, scratch: Path) -> None:
+    """What a notebook's kernel starts with: the run that it opens, and places of its own to write to."""
+    monkeypatch.setenv("DISTILLSTACK_RUN", str(run))
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    monkeypatch.setenv("MPLCONFIGDIR", str(scratch / "matplotlib"))
+    monkeypatch.setenv("IPYTHONDIR", str(scratch / "ipython"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(scratch / "jupyter"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_runs_on_what_the_demo_left(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CI runs ``make demo`` before the tests."""
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is missing; pip install -e '.[notebooks]'")
+    import nbformat
+
+    demo = ROOT / "runs" / "demo"
+    if not (demo / "student" / "oof.parquet").exists():
+        pytest.skip("no finished demo in runs/demo; make demo leaves one")
+    environment(monkeypatch, demo, tmp_path)
+    book = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(
+        book, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert "1500 rows, 3 members (gemma2, llama, student)" in printed
+
+
 @pytest.mark.parametrize("members", [0, 2])
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_runs(path: Path, members: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,11 +67,7 @@ def test_runs(path: Path, members: int, tmp_path: Path, monkeypatch: pytest.Monk
         for m in range(members):  # as the demo leaves them
             write_store(run / f"teacher-{m}", run, P[:, m])
             write_store(run / f"teacher-{m}-in_sample", run, P[:, m], label_kind="in_sample")
-    monkeypatch.setenv("DISTILLSTACK_RUN", str(run))
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
+    environment(monkeypatch, run, tmp_path)
     book = nbformat.read(path, as_version=4)
     nbformat.validate(book)
     if not members:  # the plain fallback
