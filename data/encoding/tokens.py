@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 FILES = ("ids", "lengths", "turns")
-FORMAT = 1
+FORMAT = 2
+"""1 read added tokens that are not flagged special as tokens, where they are text."""
 CHECKPOINT_CHUNKS = 16
 WORKER_ROWS = 50_000
 """Below this many rows, starting other processes takes longer than they save."""
