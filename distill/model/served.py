@@ -8,11 +8,10 @@ model. FP8 is made of what a 16 or 32 bit base and its adapter add up to.
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from data.errors import UserError
 from distill.config import BackboneConfig
-from distill.kernels.linear import QuantisedLinear, fuse, merge_adapters
+from distill.kernels.linear import merge_adapters, quantise_linears
 from distill.model.classifier import Classifier
 from distill.model.padded import PaddedClassifier
 from distill.model.verdict import VerdictClassifier
@@ -59,16 +58,7 @@ def serve(classifier: Classifier, config: BackboneConfig, precision: str = "") -
     if precision == "fp8":
         if isinstance(classifier, PaddedClassifier | VerdictClassifier):
             raise UserError("--precision fp8 is for decoders in packs with a head of their own")
-        for layer in classifier.inner.get_decoder().layers:
-            _hold_in_fp8(layer)
-        fuse(classifier.model, classifier._compute)
+        quantise_linears(classifier.inner.get_decoder().layers, "fp8")
+    classifier.graphs.forget()
+    classifier.__dict__.pop("trained", None)
     return classifier
-
-
-@torch.no_grad()
-def _hold_in_fp8(module: nn.Module) -> None:
-    for name, child in list(module.named_children()):
-        if type(child).__name__ == "Linear" and isinstance(child, nn.Linear):
-            setattr(module, name, QuantisedLinear(child.weight, "fp8", child.bias))
-        else:
-            _hold_in_fp8(child)

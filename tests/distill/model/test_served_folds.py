@@ -1,7 +1,5 @@
 """Adapters merged for prediction give the trained logits, and FP8 weights that are rounded once."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,7 @@ from distill.config import BackboneConfig, LoraConfig, TinyConfig
 from distill.kernels.linear import QuantisedLinear
 from distill.kernels.products import quantise_rows
 from distill.model.backbone import add_adapters, load_base, load_trained
-from distill.model.merged import can_merge, load_merged
+from distill.model.served import serve
 from distill.model.tiny import tiny_backbone
 from distill.packing.pack import pack
 
@@ -34,6 +32,10 @@ def trained(tmp_path_factory):
     return path, directory
 
 
+def merged(config, path, trained, precision=""):
+    return serve(load_trained(config, path, trained, True, 3), config, precision)
+
+
 def logits_of(classifier):
     ids = np.random.default_rng(0).integers(10, 300, size=30, dtype=np.int32)
     encoded = Encoded(ids, np.array([0, 9, 12, 30]), 1, 0)
@@ -45,15 +47,15 @@ def test_merged_adapters_give_the_logits_of_the_trained(trained):
     path, directory = trained
     config = BackboneConfig(path=path, precision="fp32")
     wanted = logits_of(load_trained(config, path, directory / "fold-0", True, 3))
-    found = logits_of(load_merged(config, path, directory / "fold-0", 3))
+    found = logits_of(merged(config, path, directory / "fold-0"))
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_an_fp8_base_is_rounded_once_with_its_adapters(trained):
     path, directory = trained
-    config = BackboneConfig(path=path, precision="fp8")
-    whole = load_merged(replace(config, precision="fp32"), path, directory / "fold-0", 3)
-    found = load_merged(config, path, directory / "fold-0", 3)
+    config = BackboneConfig(path=path, precision="fp32")
+    whole = merged(config, path, directory / "fold-0")
+    found = merged(config, path, directory / "fold-0", "fp8")
     plain, rounded = (m.inner.get_decoder().layers[1].mlp.down_proj for m in (whole, found))
     assert isinstance(rounded, QuantisedLinear)
     values, scale = quantise_rows(plain.weight.detach())
@@ -66,8 +68,7 @@ def test_an_fp8_base_is_rounded_once_with_its_adapters(trained):
 def test_folds_are_loaded_in_turn_into_one_base_that_does_not_merge(trained):
     path, directory = trained
     config = BackboneConfig(path=path, precision="nf4")
-    assert not can_merge(config)
-    classifier = load_trained(config, path, directory / "fold-0", True, 3)
+    classifier = merged(config, path, directory / "fold-0")
     first = logits_of(classifier)
     classifier.load(directory / "fold-1")
     second = logits_of(classifier)
