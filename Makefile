@@ -18,7 +18,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m ensemble.stack
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

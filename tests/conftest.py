@@ -14,6 +14,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """README's commands are one long test: started first, it does not keep one worker busy at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/test_readme.py"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The directory of real data sets; the test is skipped, saying so, where it is absent."""

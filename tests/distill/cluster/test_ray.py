@@ -28,7 +28,6 @@ from distill import predict, student, teacher_oof
 
 ray = pytest.importorskip("ray", reason="needs pip install 'distillstack[ray]'")
 
-pytestmark = pytest.mark.xdist_group("ray")
 DEADLINE_S = 240
 QUICK = {
     "health_check_initial_delay_ms": 0,
