@@ -74,7 +74,8 @@ def add_access_arguments(parser: argparse.ArgumentParser, accept: bool = True) -
     parser.add_argument(
         "--backbone",
         metavar="DIR",
-        help="where the runs' backbone is, if it has moved since they were trained; it must be the same one",
+        help="where the runs' backbone is, if it has moved since they were trained; it must be the same one, "
+        "or a directory under which each run's own is found",
     )
     if accept:
         parser.add_argument(
@@ -91,8 +92,14 @@ def access_of(args: argparse.Namespace) -> Access:
 
     allow_remote_code(args.trust_remote_code)
     backbone = args.backbone
-    if backbone is not None and not (Path(backbone) / "config.json").is_file():
-        raise UserError(f"--backbone {backbone}: holds no config.json; give the directory of a checkpoint")
+    if backbone is not None:
+        from distill.runs.backbones import checkpoints
+
+        if not Path(backbone).is_dir() or not checkpoints(Path(backbone)):
+            raise UserError(
+                f"--backbone {backbone}: holds no config.json, nor does anything below; give the "
+                "directory of a checkpoint, or one of checkpoints"
+            )
     return Access(backbone and str(Path(backbone).resolve()), getattr(args, "accept_changed", False))
 
 

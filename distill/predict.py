@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -48,11 +49,18 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="DIR",
         help="runs on the same rows: a cheap one for all rows, dear ones for those where they pay",
     )
-    parser.add_argument(
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument(
         "--budget",
         type=float,
         default=0.3,
         help="of a cascade: share of the dear models' cost on all rows that may be spent (default 0.3)",
+    )
+    budget.add_argument(
+        "--minutes",
+        type=float,
+        help="of a cascade: the time that the command may take; the dear models see rows by expected gain "
+        "until it is up, the file is whole at any moment",
     )
     parser.add_argument(
         "--data",
@@ -87,9 +95,10 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--gpus", type=float, help="on a cluster: GPUs of a worker, or a fraction of one")
     parser.add_argument(
         "--precision",
-        choices=("fp8",),
-        help="hold the layers of a run trained in 16 or 32 bits in FP8: faster, on cards that have it "
-        "(default: the run's own precision, a single adapter merged where that is exact)",
+        choices=("fp8", "fp16", "int8"),
+        help="hold the layers of a run trained in 16 or 32 bits so: fp8 is faster on cards that have it, "
+        "fp16 on those without bfloat16, such as T4; a run in nf4 keeps it (default: the run's own "
+        "precision, a single adapter merged where that is exact)",
     )
     add_access_arguments(parser)
     return parser.parse_args(argv)
@@ -97,6 +106,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
+    begun = time.monotonic()
     args = arguments(argv)
     args.data = args.data.removeprefix("file://")
     check_models(args.model or args.cascade)
@@ -117,6 +127,12 @@ def main(argv: Sequence[str]) -> int:
         from distill.prediction.cascade_run import check_cascade
 
         check_cascade(models, args.budget)
+        if args.minutes is not None and not args.minutes > 0:
+            raise UserError(f"--minutes is {args.minutes}; it must be above 0")
+    elif args.minutes is not None:
+        raise UserError(
+            "--minutes is of a --cascade, which has a cheap model for the rows that time is too short for"
+        )
     for model in models[1:]:
         if model.classes != models[0].classes:
             raise UserError(
@@ -125,6 +141,8 @@ def main(argv: Sequence[str]) -> int:
             )
     source = str(fetch(local_path(args.data))) if is_address(args.data) else args.data
     rows = rows_for(models[0], source, read_column_map(args.columns))
+    if args.cascade and args.minutes is not None:
+        return predict_in_time(models, rows, targets[0], args.minutes, begun)
     if args.cascade:
         from distill.prediction.cascade_run import run_cascade
 
@@ -147,6 +165,38 @@ def main(argv: Sequence[str]) -> int:
             on_first(partial(publish, out))
             on_first(partial(shutil.rmtree, waiting, ignore_errors=True))
         print(f"{model.name}: {len(rows)} rows, {len(model.weights)} model(s) averaged: {shown(out)}")
+    return 0
+
+
+def predict_in_time(models: Sequence[SavedModel], rows: Rows, out: Path, minutes: float, begun: float) -> int:
+    """Predict with a cascade until time is up, and say how far it came."""
+    from data.progress import in_words
+    from distill.prediction.timed import Clock, run_in_time
+    from distill.processes import held, on_first
+    from ensemble.predict import write_predictions
+
+    def write(probs: np.ndarray) -> None:
+        write_predictions(out, rows.row_ids, probs, rows.classes.names)
+
+    waiting = out.with_name(f".{out.name}.predicting")
+    with held(waiting):
+        found = run_in_time(models, rows, Clock(60 * minutes, begun), waiting, write)
+        on_first(partial(publish, out))
+        on_first(partial(shutil.rmtree, waiting, ignore_errors=True))
+    dear = " + ".join(model.name for model in models[1:])
+    lines = [
+        f"{models[0].name}: {len(rows)} rows, {found.routed} of them also {dear}, in "
+        f"{in_words(found.seconds)} of {in_words(60 * minutes)}: {shown(out)}"
+    ]
+    if found.seconds > 60 * minutes:
+        lines.append("more time was taken than given: no row is left out; give a cheaper first model")
+    if found.unpromising:
+        lines.append(
+            f"{found.unpromising} rows were left to {models[0].name}, as nothing is expected of {dear}"
+        )
+    if found.refused:
+        lines.append(f"{found.refused} rows have no finite prediction of {dear}, and keep {models[0].name}'s")
+    print("\n".join(lines))
     return 0
 
 

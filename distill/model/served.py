@@ -1,8 +1,8 @@
-"""A trained classifier made ready for prediction: its adapter merged, its linear layers held in FP8.
+"""A trained classifier made ready for prediction: its adapter merged, its linear layers held in FP8 or int8.
 
 A merged adapter costs nothing. In float32 the predictions stay what they were to the last digits, in 16 bits
 within the rounding of a weight. A quantised base is left alone: rounding the sum again would make another
-model. FP8 is made of what a 16 or 32 bit base and its adapter add up to.
+model. FP8 and int8 are made of what a 16 or 32 bit base and its adapter add up to.
 """
 
 from __future__ import annotations
@@ -45,20 +45,21 @@ def check_fp8(config: BackboneConfig, where: str) -> None:
 
 
 def serve(classifier: Classifier, config: BackboneConfig, precision: str = "") -> Classifier:
-    """Merge a classifier's adapter where its base allows that, and hold its layers in FP8 where asked.
+    """Merge a classifier's adapter where its base allows that, and hold its layers in 8 bits where asked.
 
     Parameters
     ----------
     classifier : Classifier
         Changed in place; it cannot take another adapter afterwards.
-    precision : {"", "fp8"}
+    precision : {"", "fp8", "fp16", "int8"}
+        In fp16 the classifier was loaded already.
     """
     if classifier.is_peft and config.precision in MERGED and not classifier.sharded:
         merge_adapters(classifier)
-    if precision == "fp8":
+    if precision in {"fp8", "int8"}:
         if isinstance(classifier, PaddedClassifier | VerdictClassifier):
-            raise UserError("--precision fp8 is for decoders in packs with a head of their own")
-        quantise_linears(classifier.inner.get_decoder().layers, "fp8")
+            raise UserError(f"--precision {precision} is for decoders in packs with a head of their own")
+        quantise_linears(classifier.inner.get_decoder().layers, precision)
     classifier.graphs.forget()
     classifier.__dict__.pop("trained", None)
     return classifier

@@ -42,6 +42,14 @@ class Found:
     table: list[list[str]]
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """The rows that a cascade is fitted on, with their folds of shape (n,)."""
+
+    rows: Rows
+    fold: np.ndarray
+
+
 def check_cascade(models: Sequence[SavedModel], budget: float) -> None:
     """Refuse what cannot be a cascade: too few models, exported ones, stores of other rows or folds."""
     if len(models) < 2:
@@ -65,12 +73,12 @@ def run_cascade(models: Sequence[SavedModel], rows: Rows, budget: float) -> Foun
     UserError
         As :func:`distill.runs.saved.predict_rows`; or the runs' data are gone.
     """
-    P, y, fold, tokens = _known(models)
+    P, y, labelled = known_rows(models)
     cascade = fit_cascade(P, y)
     begin = time.perf_counter()
     cheap = softmax(predict_rows(models[0], rows).mean(axis=1))
     cheap_seconds = (time.perf_counter() - begin) / len(rows)
-    cost = _tokens(models[1:], rows)
+    cost = tokens_of(models[1:], rows)
     chosen = np.flatnonzero(route(cascade.expected_gain(cheap), cost, budget))
     probs = cascade.cheap(cheap)
     # The dear models are timed on rows that they are to predict, or on any if there are none.
@@ -80,15 +88,16 @@ def run_cascade(models: Sequence[SavedModel], rows: Rows, budget: float) -> Foun
     if chosen.size:
         probs[chosen] = cascade.all_models(np.stack([cheap[chosen], *dear], axis=1))
     table = []
-    for b, routed, by_lot in cross_fitted_curve(P, y, tokens, fold):
+    tokens = tokens_of(models[1:], labelled.rows)
+    for b, routed, by_lot in cross_fitted_curve(P, y, tokens, labelled.fold):
         mark = " <-" if abs(b - budget) <= 0.025 else ""
         spent = 1000 * (cheap_seconds + b * seconds)
         table.append([f"{b:.2f}{mark}", f"{spent:.1f}", f"{routed:.4f}", f"{by_lot:.4f}"])
     return Found(probs, len(chosen), table)
 
 
-def _known(models: Sequence[SavedModel]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Out-of-fold probabilities (n, models, K), targets, folds and dear tokens of the labelled rows."""
+def known_rows(models: Sequence[SavedModel]) -> tuple[np.ndarray, np.ndarray, Labelled]:
+    """Out-of-fold probabilities (n, models, K) and targets (n, K) of the labelled rows, and the rows."""
     home = Path(os.path.normpath(models[0].path / models[0].manifest.get("data", ".")))
     rows, folds = load_prepared(home)
     check_made_from(rows, folds, str(home), models[0].manifest, models[0].path)
@@ -96,11 +105,10 @@ def _known(models: Sequence[SavedModel]) -> tuple[np.ndarray, np.ndarray, np.nda
     ids = [rows.row_ids[i] for i in known]
     stores = [read_store(model.path) for model in models]
     parts = [store.probs[align(ids, store.row_ids, str(store.path))] for store in stores]
-    tokens = _tokens(models[1:], rows.take(known))
-    return np.stack(parts, axis=1), rows.targets[known], folds.fold[known], tokens
+    return np.stack(parts, axis=1), rows.targets[known], Labelled(rows.take(known), folds.fold[known])
 
 
-def _tokens(models: Sequence[SavedModel], rows: Rows) -> np.ndarray:
+def tokens_of(models: Sequence[SavedModel], rows: Rows) -> np.ndarray:
     """Tokens that models read of each row, all orders and models together, shape (n,)."""
     total = np.zeros(len(rows))
     for model in models:

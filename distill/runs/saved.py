@@ -22,9 +22,10 @@ from distill.config import CONFIG, BackboneConfig, EncodeConfig, LoraConfig, Mod
 from distill.model.backbone import load_tokenizer, load_trained, on_machine, weight_hash
 from distill.model.classifier import Classifier
 from distill.model.files import opened_hashes
-from distill.model.served import check_fp8, serve
+from distill.model.served import MERGED, check_fp8, serve
 from distill.packing.examples import Examples
 from distill.recipe import read_config
+from distill.runs.backbones import find_backbone
 from distill.runs.run_directory import BESIDE, FINAL, RunDirectory
 from distill.teaching.trust import check_manifest, check_settings, check_weights, differs, run_hash
 from distill.training.trainer import predict_logits
@@ -44,11 +45,13 @@ class Access:
     Attributes
     ----------
     backbone : str, optional
-        The backbone's directory, where it is no longer where the run was trained from it.
+        The backbone's directory, where it is no longer where the run was trained from it, or one under which
+        each run's is found (:mod:`distill.runs.backbones`).
     accept_changed : bool
         Take files that are not as they were recorded, with a warning each, instead of refusing them.
-    precision : {"", "fp8"}
-        What the base is held in for prediction; empty for the run's own.
+    precision : {"", "fp8", "fp16", "int8"}
+        What the base is held in for prediction; empty for the run's own, which a quantised base keeps in any
+        case but fp8, which it refuses.
     """
 
     backbone: str | None = None
@@ -146,6 +149,8 @@ def read_saved(path: Path, access: Access = Access()) -> SavedModel:
     for trained in weights:
         check_manifest(trained, manifest, path / MANIFEST, access.accept_changed)
         check_settings(trained, path / CONFIG, access.accept_changed)
+    if access.backbone:
+        access = replace(access, backbone=find_backbone(Path(access.backbone), path, manifest))
     saved = SavedModel(path, manifest, read_config(path / CONFIG, kind), weights, access)
     _refuse_missing(saved)
     return _served(saved)
@@ -153,13 +158,16 @@ def read_saved(path: Path, access: Access = Access()) -> SavedModel:
 
 def _served(saved: SavedModel) -> SavedModel:
     """Refuse a precision of prediction that this model or this machine does not have."""
-    if saved.access.precision:
+    wanted = saved.access.precision
+    if wanted in {"fp16", "int8"} and saved.model.backbone.precision not in MERGED:
+        return replace(saved, access=replace(saved.access, precision=""))
+    if wanted == "fp8":
         check_fp8(saved.model.backbone, str(saved.path))
-        if len(saved.weights) > 1:
-            raise UserError(
-                f"{saved.path}: has {len(saved.weights)} fold models, and FP8 is made of one merged model; "
-                "export their mean with --average, and predict with that"
-            )
+    if wanted in {"fp8", "int8"} and len(saved.weights) > 1:
+        raise UserError(
+            f"{saved.path}: has {len(saved.weights)} fold models, and --precision {wanted} is of one merged "
+            "model; export their mean with --average, and predict with that"
+        )
     return saved
 
 
@@ -208,7 +216,7 @@ def _read_exported(path: Path, access: Access) -> SavedModel:
     except (KeyError, TypeError) as error:
         raise UserError(f"{path / EXPORTED}: not the settings of an exported model ({error})") from error
     _check_export(path, settings, access.accept_changed)
-    if access.backbone:
+    if access.backbone and (Path(access.backbone) / "config.json").is_file():
         raise UserError(f"{path}: is an export, which needs no backbone; leave --backbone out")
     return _served(SavedModel(path, {**settings, "backbone_path": str(path)}, model, [path], access))
 
@@ -346,6 +354,11 @@ class Loaded:
             )
         return total / len(saved.weights)
 
+    def ready(self) -> Loaded:
+        """Load what would be loaded at the first prediction."""
+        self._with(self.saved.weights[0])
+        return self
+
     def _with(self, weights: Path) -> Classifier:
         """The classifier with these weights: of a base loaded once the adapter is changed in place."""
         model = self.saved.model
@@ -354,7 +367,8 @@ class Loaded:
         if self._classifier is None or not (model.lora.enabled or self._weights == weights):
             backbone, n = self.saved.backbone, self.saved.classes.n
             wanted = self.saved.access.precision
-            config = replace(model.backbone, precision="bf16") if wanted else model.backbone
+            held = {"fp8": "bf16", "fp16": "fp16", "int8": "fp16"}.get(wanted, model.backbone.precision)
+            config = replace(model.backbone, precision=held)
             loaded = load_trained(config, backbone, weights, model.lora.enabled, n)
             alone = len(self.saved.weights) == 1
             self._classifier = serve(loaded, config, wanted) if alone else loaded
