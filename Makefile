@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOG := $(VENV)/install.log
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs kaggle clean
 
 # The embedded main job: teachers, student, stack, report.
 demo: $(STAMP)
@@ -25,12 +25,20 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in dist/docs; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m docs.build
+
+# Wheels and a notebook for a machine without a network, in dist/kaggle.
+kaggle: $(STAMP)
+	$(BIN)/python -m docs.kaggle
+
 # What the installer has to say stands in a log, and is shown where it fails.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes once; log: $(LOG))"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@{ $(BIN)/python -m pip install --upgrade pip && \
-	   $(BIN)/python -m pip install -c constraints.txt -e ".[dev,notebooks]"; } >$(LOG) 2>&1 \
+	   $(BIN)/python -m pip install -c constraints.txt -e ".[dev,docs,notebooks]"; } >$(LOG) 2>&1 \
 	   || { tail -n 25 $(LOG); echo "installation failed; all of it: $(LOG)"; exit 1; }
 	@touch $@
 

@@ -91,8 +91,8 @@ def read(path):
     return table["id"].to_pylist(), np.stack([table[c].to_numpy() for c in CLASSES], axis=1)
 
 
-def command(trained, out, *more):
-    models = [str(trained / name) for name in ("student", "llama", "gemma2")]
+def command(trained, out, *more, models=("student", "llama", "gemma2")):
+    models = [str(trained / name) for name in models]
     return ["--cascade", *models, "--data", str(trained / "rows.parquet"), "--out", str(out), *more]
 
 
@@ -189,16 +189,21 @@ def test_rows_for_which_a_dear_model_has_no_number_keep_the_cheap_ones(
 def test_two_processes_leave_the_same_file(trained, tmp_path):
     """As on two cards: one clock, one file."""
     begin = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    one, two = (
+        command(trained, tmp_path / name, "--minutes", "30", models=("llama", "gemma2"))
+        for name in ("one.csv", "two.csv")
+    )
     done = subprocess.run(
-        [*begin, "-m", "distill.predict", *command(trained, tmp_path / "two.csv", "--minutes", "30")],
+        [*begin, "-m", "distill.predict", *two],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("student: 96 rows") == 1
-    predict.main(command(trained, tmp_path / "one.csv", "--minutes", "30"))
+    assert done.stdout.count("llama: 96 rows") == 1
+    assert saw(done.stdout) > 0
+    predict.main(one)
     np.testing.assert_allclose(read(tmp_path / "two.csv")[1], read(tmp_path / "one.csv")[1], atol=1e-4)
 
 
