@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.pretrained_data import rows_of, ukp_rows
 from benchmarks.pretrained_scores import Judge, header, line
-from data.command import format_table
+from data.console.command import format_table
 from data.files import write_json
 from data.folds import Folds, make_folds
 from data.ids import align

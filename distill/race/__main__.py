@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.command import format_table, parser_of, run
+from data.console.command import format_table, parser_of, run
+from data.console.remote_code import allow_remote_code
 from data.errors import UserError, listing
-from data.remote_code import allow_remote_code
 from distill.arguments import add_common_arguments, open_data, parse, unread
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from data.console.progress import progress
 from data.folds import Folds
-from data.progress import progress
 from data.schema import Rows
 
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
