@@ -18,7 +18,8 @@ from data.folds import Folds, make_folds
 from data.ids import align
 from data.schema import Rows
 from data.softlabels import softmax
-from distill.race.probe import frozen_states, length_features, probe, state_features, texts_of
+from distill.race.frozen import frozen_states
+from distill.race.probe import length_features, probe, state_features, texts_of
 from ensemble.scoring.crossfit import cross_fitted_prior
 
 WORDS_C = 0.1
