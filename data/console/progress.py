@@ -94,12 +94,6 @@ def progress(items: Iterable[Item], what: str, total: int | None = None, unit: s
         return
     plural = "" if unit.endswith("s") else "es" if unit.endswith("ch") else "s"
     many = "items" if unit == "it" else f"{unit}{plural}"
-        "items"
-        if unit == "it"
-        else unit
-        if unit.endswith("s")
-        else f"{unit}{'es' if unit.endswith('ch') else 's'}"
-    )
     lines = Lines(what, len(items) if total is None and isinstance(items, Sized) else total, many)
     for number, item in enumerate(items):
         lines.tell(number)
