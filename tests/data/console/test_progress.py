@@ -6,15 +6,15 @@ import re
 
 import pytest
 
-from data import progress
-from data.progress import Lines, progress_of_tokens, stage
+from data.console import progress
+from data.console.progress import Lines, progress_of_tokens, stage
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that a test sets."""
     now = [0.0]
-    monkeypatch.setattr("data.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("data.console.progress.time.monotonic", lambda: now[0])
     return now
 
 
@@ -30,6 +30,13 @@ def test_a_line_a_minute_says_how_far_it_is_and_how_long_yet(clock, capsys):
         r"\d\d:\d\d unit 2 of 4: llama, fold 1: 40 of 100 steps, loss 0\.6931, 2 min left", told[0]
     )
     assert told[1].endswith("70 of 100 steps, loss 0.6931, 60 s left")
+
+
+@pytest.mark.parametrize(("unit", "many"), [("batch", "batches"), ("step", "steps"), ("it", "items")])
+def test_many_of_a_unit_are_named_in_the_plural(clock, capsys, unit, many):
+    for _ in progress.progress(range(4), "reading", unit=unit):
+        clock[0] += 40
+    assert f"of 4 {many}" in capsys.readouterr().err
 
 
 def test_what_takes_less_than_a_minute_is_silent(clock, capsys):
