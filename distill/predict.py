@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> int:
 
 def predict_in_time(models: Sequence[SavedModel], rows: Rows, out: Path, minutes: float, begun: float) -> int:
     """Predict with a cascade until time is up, and say how far it came."""
-    from data.progress import in_words
+    from data.console.progress import in_words
     from distill.prediction.timed import Clock, run_in_time
     from distill.processes import held, on_first
     from ensemble.predict import write_predictions
