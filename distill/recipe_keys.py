@@ -51,10 +51,14 @@ def keys_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
 
 def _meaning(field: Field[Any]) -> str:
     """A field's meaning, default and range in one sentence each."""
+    parts = [field.metadata.get("help", ""), f"default {default_of(field)}"]
+    return "; ".join(part for part in (*parts, range_of(field.metadata)) if part)
+
+
+def default_of(field: Field[Any]) -> str:
+    """A field's default as YAML has it."""
     made = field.default_factory
-    default = made() if made is not MISSING else field.default
-    parts = [field.metadata.get("help", ""), f"default {_shown(default)}"]
-    return "; ".join(part for part in (*parts, _range(field.metadata)) if part)
+    return _shown(made() if made is not MISSING else field.default)
 
 
 def _shown(value: object) -> str:
@@ -66,7 +70,7 @@ def _shown(value: object) -> str:
     return repr(value) if isinstance(value, str) and value != value.strip() else str(value) or "empty"
 
 
-def _range(limits: Mapping[str, Any]) -> str:
+def range_of(limits: Mapping[str, Any]) -> str:
     """The limits beside a field, in words."""
     found = []
     if limits.get("choices"):
