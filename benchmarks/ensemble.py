@@ -26,7 +26,7 @@ from data.softmax import softmax
 from ensemble.methods.base import Blender
 from ensemble.methods.blend import EqualMean, GeometricMean, SimplexBlend
 from ensemble.methods.catalogue import family
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.methods.scalings import KINDS, LinearScaling
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.reading.load import load_problem
@@ -217,7 +217,7 @@ def time_first_methods(problem: Problem) -> None:
             "mean": EqualMean().fit(P, y),
             "geometric mean": GeometricMean().fit(P, y),
             "simplex": SimplexBlend().fit(P, y),
-            "log-pool": LogOpinionPool().fit(P, y, groups=groups),
+            "log-pool": LogPool().fit(P, y, groups=groups),
         }
 
     start, busy = time.perf_counter(), time.process_time()

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from ensemble.methods.base import Blender, Known, Training
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.methods.registry import register
 from ensemble.methods.scalings import KINDS, LinearScaling
 from ensemble.methods.temperature import TemperatureScaling, held_out_scaling
@@ -135,7 +135,7 @@ class CalibratedPool(Blender):
     ----------
     scalings_ : list of TemperatureScaling or LinearScaling
         One a member.
-    pool_ : LogOpinionPool
+    pool_ : LogPool
     oof_ : ndarray of shape (n, K)
     """
 
@@ -157,7 +157,7 @@ class CalibratedPool(Blender):
             else:
                 held_out[:, m] = curve.oof_
                 self.scalings_.append(curve)
-        self.pool_ = LogOpinionPool(None, self.n_folds, self.seed).fit(held_out, targets, weights, groups)
+        self.pool_ = LogPool(None, self.n_folds, self.seed).fit(held_out, targets, weights, groups)
         self.oof_ = self.pool_.oof_
         return self
 

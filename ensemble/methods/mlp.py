@@ -10,7 +10,7 @@ import numpy as np
 from data.softmax import softmax
 from ensemble.methods.base import Blender, Training
 from ensemble.methods.logit import stack_features
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.methods.registry import register
 from ensemble.solvers.numbers import cross_entropy, log_probs
 
@@ -39,7 +39,7 @@ class MLPStacker(Blender):
 
     Attributes
     ----------
-    start_ : LogOpinionPool
+    start_ : LogPool
     mean_, scale_ : ndarray of shape (members * K,)
     w1_, b1_, w2_, b2_ : ndarray of shape (networks, d, hidden), (networks, 1, hidden), ...
     epochs_ : int
@@ -63,9 +63,9 @@ class MLPStacker(Blender):
 
     def fit_on(self, data: Training) -> Self:
         """Fit a pool, then the networks; see :meth:`Blender.fit`."""
-        return self.fit_from(data, LogOpinionPool(None, self.n_folds, self.seed).fit_on(data))
+        return self.fit_from(data, LogPool(None, self.n_folds, self.seed).fit_on(data))
 
-    def fit_from(self, data: Training, start: LogOpinionPool) -> Self:
+    def fit_from(self, data: Training, start: LogPool) -> Self:
         """Fit networks from a pool already fitted on the same rows and seed."""
         P, targets, weights = data.P, data.targets, data.weights
         self.start_ = start
@@ -117,7 +117,7 @@ class MLPStacker(Blender):
 register(
     "mlp",
     100,
-    lambda f: MLPStacker(seed=f.seed).fit_from(f.data, f.get("log-pool", LogOpinionPool)),
+    lambda f: MLPStacker(seed=f.seed).fit_from(f.data, f.get("log-pool", LogPool)),
     affordable=lambda members, classes: members * classes <= MOST_INPUTS,
 )
 

@@ -38,7 +38,7 @@ LEAST_STRENGTH = 1e-9
 
 
 @dataclass
-class LogOpinionPool(Blender):
+class LogPool(Blender):
     r"""Weights on log-probabilities and a bias a class, :math:`p_k \propto e^{b_k} \prod_m p_{mk}^{w_m}`.
 
     Two penalties draw it to equal weights at one temperature: of departures from these, and of biases. Every
@@ -98,9 +98,9 @@ class LogOpinionPool(Blender):
             self.oof_[test] = other.predict_proba(data.P[test])
         return self
 
-    def refit(self, P: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> LogOpinionPool:
+    def refit(self, P: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> LogPool:
         """Return a pool of the choices made here, fitted on other rows; it has no ``oof_``."""
-        other = LogOpinionPool(self.strength, self.n_folds, self.seed, self.floor)
+        other = LogPool(self.strength, self.n_folds, self.seed, self.floor)
         other.floor_, other.departure_, other._choice = self.floor_, self.departure_, self._choice
         other._take(P, targets, as_weights(weights, len(P)))
         return other
@@ -272,4 +272,4 @@ def _penalties(n: int, n_members: int, n_classes: int) -> np.ndarray:
     return np.array(lines)
 
 
-register("log-pool", 50, lambda f: LogOpinionPool(seed=f.seed).fit_on(f.data), calibrated=True)
+register("log-pool", 50, lambda f: LogPool(seed=f.seed).fit_on(f.data), calibrated=True)

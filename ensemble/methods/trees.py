@@ -16,7 +16,7 @@ from data.softmax import softmax
 from ensemble.methods.base import Blender, Known, Swap, Training
 from ensemble.methods.boosters import Grower, Settings, raw_both_orders, raw_scores, tree_features
 from ensemble.methods.logit import MultinomialLogit
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.methods.registry import register
 from ensemble.solvers.folds import MANY_ROWS
 from ensemble.solvers.numbers import cross_entropy, log_probs, with_error
@@ -112,7 +112,7 @@ class LightGBMStacker(Blender):
 
     Attributes
     ----------
-    start_ : LogOpinionPool
+    start_ : LogPool
     logit_ : MultinomialLogit
     trees_ : dict of str to list of str
         Models in LightGBM's text format of each of :data:`TRACKS` that counts; an empty list adds nothing to
@@ -153,11 +153,11 @@ class LightGBMStacker(Blender):
 
         With the rows' own features trees are grown with and without them.
         """
-        start = LogOpinionPool(None, self.n_folds, self.seed).fit_on(data)
+        start = LogPool(None, self.n_folds, self.seed).fit_on(data)
         logit = MultinomialLogit(self.swap, self.n_folds, self.seed).fit_on(data)
         return self.fit_from(data, start, logit)
 
-    def fit_from(self, data: Training, start: LogOpinionPool, logit: MultinomialLogit) -> Self:
+    def fit_from(self, data: Training, start: LogPool, logit: MultinomialLogit) -> Self:
         """Fit trees from a pool and a logit already fitted on the same rows with the same folds and seed."""
         P, targets, weights, many = data.P, data.targets, data.weights, len(data.P) >= MANY_ROWS
         self.start_, self.logit_ = start, logit
@@ -268,7 +268,7 @@ register(
     "lightgbm",
     90,
     lambda f: LightGBMStacker(f.swap, seed=f.seed).fit_from(
-        f.data, f.get("log-pool", LogOpinionPool), f.get("logit", MultinomialLogit)
+        f.data, f.get("log-pool", LogPool), f.get("logit", MultinomialLogit)
     ),
     affordable=lambda members, classes: classes <= MOST_CLASSES,
     needs=("logit",),
