@@ -79,10 +79,10 @@ class MLPStacker(Blender):
             train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
             pool = start.refit(P[train], targets[train], weights[train])
             rows = _Rows(
-                features[train], targets[train], weights[train], log_probs(pool.predict_proba(P[train]))
+                features[train], targets[train], weights[train], log_probs(pool.predict_on(P[train]))
             )
             net = _Networks(rows, self, np.random.default_rng([self.seed, int(fold)]))
-            runs.append((test, log_probs(pool.predict_proba(P[test])), net))
+            runs.append((test, log_probs(pool.predict_on(P[test])), net))
         probs = np.empty_like(targets)
         best_loss, waited = np.inf, 0
         for epoch in range(self.max_epochs + 1):
@@ -104,10 +104,10 @@ class MLPStacker(Blender):
         )
         return self
 
-    def predict_proba(self, P: np.ndarray) -> np.ndarray:
+    def predict_on(self, P: np.ndarray) -> np.ndarray:
         """Return probabilities (n, K)."""
         features = (stack_features(P, floor=self.start_.floor_) - self.mean_) / self.scale_
-        base = log_probs(self.start_.predict_proba(P))
+        base = log_probs(self.start_.predict_on(P))
         total = np.zeros_like(base)
         for layers in zip(self.w1_, self.b1_, self.w2_, self.b2_, strict=True):
             total += softmax(_forward(list(layers), features)[1] + base)

@@ -95,7 +95,7 @@ class LogPool(Blender):
         for fold in np.unique(folds):
             train, test = folds != fold, folds == fold
             other = self.refit(data.P[train], data.targets[train], data.weights[train])
-            self.oof_[test] = other.predict_proba(data.P[test])
+            self.oof_[test] = other.predict_on(data.P[test])
         return self
 
     def refit(self, P: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> LogPool:
@@ -152,7 +152,7 @@ class LogPool(Blender):
             if len(theta) > n_members:
                 self.bias_ += theta[n_members:]
 
-    def predict_proba(self, P: np.ndarray) -> np.ndarray:
+    def predict_on(self, P: np.ndarray) -> np.ndarray:
         """Return the pooled probabilities (n, K)."""
         return softmax(np.einsum("nmk,m->nk", log_probs(P, self.floor_), self.weights_) + self.bias_)
 
@@ -215,7 +215,7 @@ class _Rows:
 
     def temperature(self, pool: np.ndarray) -> float:
         """The temperature of least loss of a pool of these weights."""
-        return TemperatureScaling().fit(softmax(self.logs @ pool), self.targets, self.weights).temperature_
+        return TemperatureScaling().fit_on(softmax(self.logs @ pool), self.targets, self.weights).temperature_
 
     def evidence_of_temperature(self, pool: np.ndarray) -> float:
         """Log evidence for a pool of these weights at one temperature, by Laplace's method."""

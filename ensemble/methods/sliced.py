@@ -106,7 +106,7 @@ class SlicedPool(Blender):
         """Whether rows are cut by features of their own."""
         return self.cut_ in _ROW_CUTS
 
-    def predict_proba(self, P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
+    def predict_on(self, P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
         """Return probabilities (n, K)."""
         slices = np.zeros(len(P), dtype=np.int64)
         if self.cut_ != "none":

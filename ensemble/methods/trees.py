@@ -168,7 +168,7 @@ class LightGBMStacker(Blender):
         starts = self._starts(data, folds)
         self.prior_ = _prior(targets, weights)
         begins = {
-            "pool": log_probs(start.predict_proba(P)),
+            "pool": log_probs(start.predict_on(P)),
             "prior": np.tile(np.log(self.prior_), (len(P), 1)),
             "logit": log_probs(logit.oof_),
         }
@@ -206,7 +206,7 @@ class LightGBMStacker(Blender):
         thirds = data.folds(3, self.seed + 1)
         for fold in np.unique(folds):
             train, test = folds != fold, folds == fold
-            pool = log_probs(self.start_.refit(P[train], targets[train], weights[train]).predict_proba(P))
+            pool = log_probs(self.start_.refit(P[train], targets[train], weights[train]).predict_on(P))
             found["pool"].append((pool[train], pool[test]))
             prior = np.tile(np.log(_prior(targets[train], weights[train])), (len(P), 1))
             found["prior"].append((prior[train], prior[test]))
@@ -216,19 +216,15 @@ class LightGBMStacker(Blender):
             for part in np.unique(third):
                 rest = rows[third != part]
                 other = self.logit_.refit(P[rest], targets[rest], weights[rest])
-                outside[third == part] = log_probs(other.predict_proba(P[rows[third == part]]))
+                outside[third == part] = log_probs(other.predict_on(P[rows[third == part]]))
             whole = self.logit_.refit(P[train], targets[train], weights[train])
-            found["logit"].append((outside, log_probs(whole.predict_proba(P[test]))))
+            found["logit"].append((outside, log_probs(whole.predict_on(P[test]))))
         return found
 
     @property
     def needs_rows(self) -> bool:
         """Whether trees that use the rows' own features count."""
         return any(models and TRACKS[name].with_rows for name, models in self.trees_.items())
-
-    def predict_proba(self, P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
-        """Return probabilities (n, K)."""
-        return self._predict(P, X, {})
 
     def _predict(self, P: np.ndarray, X: np.ndarray | None, known: Known) -> np.ndarray:
         shares = dict.fromkeys(("prior", "pool", "logit"), 0.0)
@@ -237,7 +233,7 @@ class LightGBMStacker(Blender):
         logits = np.tile(shares["prior"] * np.log(self.prior_), (len(P), 1))
         for start, method in (("pool", self.start_), ("logit", self.logit_)):
             if shares[start] > 0:
-                logits += shares[start] * log_probs(method.predict(P, X, known))
+                logits += shares[start] * log_probs(method.predict_known(P, X, known))
         for name, track in TRACKS.items():
             models = tuple(self.trees_.get(name, ()))  # parted trees, or the same read again, are equal
             if models:

@@ -229,4 +229,5 @@ def test_a_member_that_says_zero_is_floored_where_that_helps() -> None:
     lowest = LogPool(floor=PROB_FLOOR).fit(hard, y)
     assert chosen.floor_ > PROB_FLOOR
     assert cross_entropy(chosen.oof_, targets).mean() <= cross_entropy(lowest.oof_, targets).mean()
-    assert LogPool().fit(np.clip(P, 0.05, None), y).floor_ == PROB_FLOOR
+    soft = np.clip(P, 0.05, None)
+    assert LogPool().fit(soft / soft.sum(axis=2, keepdims=True), y).floor_ == PROB_FLOOR

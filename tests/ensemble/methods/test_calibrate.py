@@ -74,7 +74,7 @@ def test_uses_crossfitted_predictions_where_the_method_has_them() -> None:
             self.oof_ = np.roll(self.seen_, 1, axis=0)
             return self
 
-        def predict_proba(self, P):
+        def predict_on(self, P):
             return self.seen_
 
     y = np.random.default_rng(0).integers(3, size=300)

@@ -40,11 +40,11 @@ def test_members_count_where_they_are_good() -> None:
     assert fitted.slice_weights_[1, 1] > fitted.slice_weights_[1, 0] + 0.3
     fresh, truth, features = turning(3000, seed=1)
     plain = LogPool().fit(P, y)
-    ours = loss(fitted.predict(fresh, features), truth)
+    ours = loss(fitted.predict_known(fresh, features), truth)
     assert ours < loss(plain.predict_proba(fresh), truth) - 0.03
     assert loss(fitted.oof_, y) == pytest.approx(ours, abs=0.05)
     again = from_dict(json.loads(json.dumps(fitted.to_dict())))
-    np.testing.assert_array_equal(again.predict(fresh, features), fitted.predict(fresh, features))
+    np.testing.assert_array_equal(again.predict_known(fresh, features), fitted.predict_known(fresh, features))
 
 
 def test_slices_alike_keep_the_common_weights() -> None:
@@ -52,7 +52,7 @@ def test_slices_alike_keep_the_common_weights() -> None:
         P, y, X = turning(800, seed, differ=False)
         plain, fitted = LogPool().fit(P, y), SlicedPool().fit(P, y, X=X)
         fresh, truth, features = turning(3000, seed + 10, differ=False)
-        gap = loss(fitted.predict(fresh, features), truth) - loss(plain.predict_proba(fresh), truth)
+        gap = loss(fitted.predict_known(fresh, features), truth) - loss(plain.predict_proba(fresh), truth)
         assert abs(gap) < 0.006
         if fitted.cut_ == "none":
             assert not fitted.needs_rows

@@ -111,8 +111,8 @@ def test_trees_use_features_where_they_help_and_only_there() -> None:
     without = LightGBMStacker().fit(P[:1000], y[:1000])
     assert not without.needs_rows
     targets = np.eye(3)[y[1000:]]
-    gain = cross_entropy(without.predict(P[1000:], None), targets) - cross_entropy(
-        fitted.predict(P[1000:], X[1000:]), targets
+    gain = cross_entropy(without.predict_known(P[1000:], None), targets) - cross_entropy(
+        fitted.predict_known(P[1000:], X[1000:]), targets
     )
     assert gain.mean() > 0.02
     noise = LightGBMStacker().fit(P[:1000], rng.permutation(y[:1000]), X=X[:1000])
