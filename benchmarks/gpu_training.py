@@ -45,7 +45,7 @@ from benchmarks.gpu_model import (
     speed,
 )
 from benchmarks.gpu_stock import measure_padded
-from data.command import format_table
+from data.console.command import format_table
 from distill.config import TrainConfig
 from distill.kernels.linear import merge_adapters
 from distill.losses import label_loss

@@ -27,7 +27,7 @@ import torch
 import distill.training.predict
 import distill.training.trainer
 from benchmarks import gpu_model as one
-from data.command import format_table
+from data.console.command import format_table
 from distill.config import TrainConfig
 from distill.kernels.linear import merge_adapters
 from distill.losses import label_loss

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from data.command import format_table
+from data.console.command import format_table
 from data.dataset import load_prepared
 from data.softlabels import is_store, read_manifest, read_store
 from ensemble.scoring.bootstrap import bootstrap

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import gpu_model as one
 from data.arena import ArenaConfig, simulate_arena
-from data.command import format_table
+from data.console.command import format_table
 from data.encoding.encode import Encoder, Truncation, pad_token_id
 from data.encoding.template import Template
 from data.folds import make_folds

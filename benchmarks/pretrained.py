@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from data.command import format_table, run
+from data.console.command import format_table, run
 from data.errors import UserError
 
 

@@ -12,13 +12,14 @@ import numpy as np
 
 from benchmarks.pretrained_data import rows_of, ukp_rows
 from benchmarks.pretrained_scores import Judge, header, line
-from data.command import format_table
+from data.console.command import format_table
 from data.files import write_json
 from data.folds import Folds, make_folds
 from data.ids import align
 from data.schema import Rows
 from data.softlabels import softmax
-from distill.race.probe import frozen_states, length_features, probe, state_features, texts_of
+from distill.race.frozen import frozen_states
+from distill.race.probe import length_features, probe, state_features, texts_of
 from ensemble.scoring.crossfit import cross_fitted_prior
 
 WORDS_C = 0.1

@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.cards import take_card
 from benchmarks.pretrained_data import ukp_rows
 from benchmarks.pretrained_scores import Judge, gap_cells, header, line
-from data.command import format_table
+from data.console.command import format_table
 from data.dataset import load_prepared, prepare
 from data.files import read_parquet, write_json, write_text
 from data.ids import align

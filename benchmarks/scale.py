@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.command import format_table
+from data.console.command import format_table
 
 TEXT_RECIPE = """
 teachers:

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.distillation import Bench, backbone_config, predict
 from benchmarks.distillation_plan import FULL, STUDENT, TEACHERS
-from data.command import format_table
+from data.console.command import format_table
 from distill.config import LoraConfig
 from distill.model.backbone import add_adapters, load_base
 

@@ -1,7 +1,7 @@
 """The one exception that stands for a user's mistake.
 
 Libraries raise it with a message that names the file, the row or the field and says what to do;
-:func:`data.command.run` turns it into one line on standard error and exit status 2.
+:func:`data.console.command.run` turns it into one line on standard error and exit status 2.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.console.progress import progress
 from data.errors import UserError, brief
-from data.progress import progress
 from data.schema import Rows
 
 SHINGLE = 5

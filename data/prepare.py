@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.command import format_table, parser_of, run
+from data.console.command import format_table, parser_of, run
 from data.errors import UserError, printable
 from data.files import refuse_impossible
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from data.console.remote_code import add_remote_code_argument, allow_remote_code
 from data.errors import UserError, brief, listing, printable
 from data.ids import align
-from data.remote_code import add_remote_code_argument, allow_remote_code
 from data.storage import address_of, fetch, local_path, shown
 from ensemble.solvers.numbers import cross_entropy
 

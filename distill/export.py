@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.command import format_table, parser_of, run
+from data.console.command import format_table, parser_of, run
 from data.errors import UserError, brief
 from distill.arguments import access_of, add_access_arguments
 

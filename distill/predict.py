@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.command import format_table, parser_of, run
+from data.console.command import format_table, parser_of, run
 from data.errors import UserError
 from data.storage import address_of, fetch, is_address, local_path, publish, shown
 from distill.arguments import access_of, add_access_arguments
@@ -207,7 +207,7 @@ def label_one(args: argparse.Namespace, model: SavedModel, home: Path) -> bool:
     """Label the input with one model into a directory that no other command writes to; whether it failed."""
     from tqdm import tqdm
 
-    from data.progress import is_terminal
+    from data.console.progress import is_terminal
     from data.shards import place_of
     from distill.cluster.labelling import label_on_cluster
     from distill.prediction.labelling import label_here, open_job

@@ -15,10 +15,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from data.console.remote_code import OPTION
+from data.console.settings import load_yaml, refuse_resolvers
 from data.errors import UserError, brief, listing
 from data.files import write_text
-from data.remote_code import OPTION
-from data.settings import load_yaml, refuse_resolvers
 from distill.architectures import architecture
 from distill.config import QUANTISED, SWITCHES, ModelConfig, Recipe, StudentConfig, TinyConfig
 from distill.losses import LOSSES
@@ -155,7 +155,8 @@ def refuse_permissions(given: Any, where: str) -> None:
     Raises
     ------
     UserError
-        Its key is true somewhere: permission comes from the command line alone (:mod:`data.remote_code`).
+        Its key is true somewhere: permission comes from the command line alone
+        (:mod:`data.console.remote_code`).
     """
     from omegaconf import DictConfig, ListConfig
 

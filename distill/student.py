@@ -10,9 +10,9 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from data.command import format_table, parser_of, run
+from data.console.command import format_table, parser_of, run
+from data.console.remote_code import allow_remote_code
 from data.errors import UserError
-from data.remote_code import allow_remote_code
 from data.storage import fetch, local_path, publish
 from distill.arguments import (
     DEMO,

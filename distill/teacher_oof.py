@@ -9,9 +9,9 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from data.command import format_table, parser_of, run
+from data.console.command import format_table, parser_of, run
+from data.console.remote_code import allow_remote_code
 from data.errors import UserError, listing
-from data.remote_code import allow_remote_code
 from data.storage import fetch, local_path, publish
 from distill.arguments import (
     DEMO,

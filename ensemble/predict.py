@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.command import parser_of, run
+from data.console.command import parser_of, run
 from data.errors import UserError, listing, printable
 from data.ids import places
 

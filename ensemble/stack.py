@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data.command import parser_of, run
+from data.console.command import parser_of, run
 from data.errors import UserError, printable
 
 DEMO = Path("runs/demo")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from recipes import ROOT
 
-from data.command import CommandParser
+from data.console.command import CommandParser
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 MODULES = {
@@ -110,7 +110,7 @@ def test_an_option_that_no_command_has_would_be_found(options, tmp_path, monkeyp
 def test_what_reading_rows_recommends_is_said_to_be_data_prepare_s(tmp_path):
     """``distill.predict`` reads as ``data.prepare`` does, without all of its options."""
     code = (
-        "from data.command import parser_of, run\n"
+        "from data.console.command import parser_of, run\n"
         "from data.sources.plan import read_column_map\n"
         "def main(argv):\n"
         "    parser_of('distill.export', 'x', 'x').parse_args(argv)\n"

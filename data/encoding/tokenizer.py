@@ -12,9 +12,9 @@ import binascii
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.console.remote_code import in_words, refused, remote_code_allowed
 from data.encoding.fast_bpe import BYTE_LETTERS, merges_of, remember
 from data.errors import UserError, brief
-from data.remote_code import in_words, refused, remote_code_allowed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.console.progress import progress
 from data.encoding.encode import CHUNK_ROWS, Encoder, Tokens, tokenize_turns
 from data.encoding.fast_bpe import FastBpe
 from data.encoding.plain_text import PlainText
 from data.encoding.template import PARTS
 from data.errors import UserError, brief
 from data.files import locked, make_directory, read_json, sha256_text, unwritable, write_json
-from data.progress import progress
 from data.schema import Rows
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data.console.progress import is_terminal
 from data.errors import UserError, brief, listing
-from data.progress import is_terminal
 from data.sources.text_files import BATCH_ROWS, Columns, Opened
 
 TextReader = Callable[[Path], Opened | None]

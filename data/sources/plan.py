@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from data.console.settings import read_yaml
 from data.errors import UserError, brief, listing
-from data.settings import read_yaml
 from data.sources.formats import SourceOptions
 from data.sources.place import source_name
 

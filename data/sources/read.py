@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.console.progress import progress
 from data.errors import UserError
 from data.ids import refuse_repeated
 from data.labels import refuse_counting
-from data.progress import progress
 from data.schema import CLASSES_KEY, ID_KEY, Rows, read_rows
 from data.sources import chosen, lmarena, lmsys, pandalm, table, ultrafeedback, wsdm  # noqa: F401  they register
 from data.sources.clean import Cleaning, is_utf8

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data.command import format_table
+from data.console.command import format_table
+from data.console.progress import in_words, is_terminal
 from data.files import write_json, write_text
-from data.progress import in_words, is_terminal
 
 QUEUED, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "failed", "stopped"
 HEADER = ("unit", "state", "where", "step", "loss", "time left")

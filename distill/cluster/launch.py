@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data import storage
-from data.command import format_table
+from data.console.command import format_table
 from data.folds import Folds
 from data.schema import Rows
 from data.softlabels import MANIFEST

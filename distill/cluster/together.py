@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data.remote_code import allow_remote_code, remote_code_allowed
+from data.console.remote_code import allow_remote_code, remote_code_allowed
 from distill.cluster.outcome import RETRIES, output_to, told
 from distill.runs.units import Unit
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data import storage
+from data.console.remote_code import remote_code_allowed
 from data.files import make_directory
-from data.remote_code import remote_code_allowed
 from distill.cluster.board import FAILED, FINISHED, Board
 from distill.cluster.connect import amounts, connect
 from distill.cluster.outcome import POLL_S, RETRIES, Outcome

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from data import storage
+from data.console.remote_code import allow_remote_code
 from data.errors import UserError
-from data.remote_code import allow_remote_code
 from distill.cluster.outcome import POLL_S, Outcome, output_to, told
 from distill.cluster.together import run_together
 from distill.runs.units import Unit
@@ -30,7 +30,7 @@ _planned: dict[str, Any] = {}
 def attempt(unit: Unit, watcher: Any, log: Path, asked: dict[str, Any], remote_code: bool) -> Outcome:
     """Run a unit in a worker process; its own errors become its outcome, and its output goes to ``log``.
 
-    ``remote_code`` is the command's own permission (:mod:`data.remote_code`).
+    ``remote_code`` is the command's own permission (:mod:`data.console.remote_code`).
     """
     import ray
     import torch

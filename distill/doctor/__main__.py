@@ -16,7 +16,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from data.command import format_table, parser_of, run
+from data.console.command import format_table, parser_of, run
 from data.errors import UserError
 from distill.arguments import access_of, add_access_arguments
 

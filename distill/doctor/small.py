@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from data.console.remote_code import remote_code_allowed
 from data.encoding.encode import pad_token_id
-from data.remote_code import remote_code_allowed
 from distill.doctor.subject import SPECIAL_IDS, Subject
 from distill.model.padded import head_of
 from distill.quiet import quiet_transformers

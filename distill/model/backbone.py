@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.console.remote_code import in_words, refused, remote_code_allowed
 from data.errors import UserError, brief, listing
 from data.files import sha256_files, sha256_text
-from data.remote_code import in_words, refused, remote_code_allowed
 from distill.architectures import HEADS, NESTED, PACKED, POOLERS, architecture
 from distill.config import CHECKPOINTING, QUANTISED, BackboneConfig, LoraConfig
 from distill.kernels.choice import attention_for, registered

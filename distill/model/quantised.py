@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from data.console.remote_code import remote_code_allowed
 from data.errors import UserError
-from data.remote_code import remote_code_allowed
 from distill.config import QUANTISED
 from distill.kernels.linear import QuantisedLinear
 from distill.model.files import INDEX, SINGLE, shards_of

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.console.progress import progress
 from data.encoding.template import Template
 from data.files import locked, sha256_text, write_text
-from data.progress import progress
 from data.schema import Rows
 from distill.architectures import architecture
 from distill.config import TinyConfig

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.console.remote_code import allow_remote_code, remote_code_allowed
 from data.errors import UserError
 from data.ids import refuse_repeated_batches
-from data.remote_code import allow_remote_code, remote_code_allowed
 from data.schema import HASHED, Rows, classes_of, validate
 from data.shards import (
     Shard,
@@ -61,7 +61,7 @@ class Job:
     access : Access
         How the model is read, by the command line.
     remote_code : bool
-        The command's permission (:mod:`data.remote_code`), for workers elsewhere.
+        The command's permission (:mod:`data.console.remote_code`), for workers elsewhere.
     threads : int
         Of a worker on a CPU; 0 leaves them as they are.
     """

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.console.remote_code import remote_code_allowed
 from data.errors import UserError
-from data.remote_code import remote_code_allowed
 from distill.config import ModelConfig
 from distill.kernels.linear import dense, parts
 from distill.model.backbone import compute_dtype, load_trained, read_configuration

@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.command import format_table, parser_of, run
+from data.console.command import format_table, parser_of, run
+from data.console.remote_code import allow_remote_code
 from data.errors import UserError, listing
-from data.remote_code import allow_remote_code
 from distill.arguments import add_common_arguments, open_data, parse, unread
 
 if TYPE_CHECKING:
@@ -50,6 +50,18 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--fold", type=int, default=0, help="the fold to validate on (default: 0)")
     parser.add_argument("--validation-rows", type=int, default=0, help="at most so many of its rows (0: all)")
     parser.add_argument("--tune", choices=["lr"], help="first sweep each backbone's learning rate, by Optuna")
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        help="instead of a race, minutes: a regression on each backbone's frozen states, on all folds",
+    )
+    parser.add_argument(
+        "--probe-rows",
+        type=int,
+        default=4000,
+        metavar="N",
+        help="about so many rows, of all folds alike (default: 4000; 0: all)",
+    )
     return parse(parser, argv)
 
 
@@ -73,6 +85,9 @@ def main(argv: Sequence[str]) -> None:
 
     for line in unread(args, [f"teachers.{name}" for name in models]):
         print(line)
+    if args.probe:
+        show_probe(models, rows, folds, args.out or data_dir / "probe", args.probe_rows)
+        return
     from distill.race.page import DIFFERENCES, difference_lines, write_pages
     from distill.race.race import Contestant, Race, Rules
     from distill.race.treatment import HEADER, treatment, treatment_line
@@ -92,6 +107,24 @@ def main(argv: Sequence[str]) -> None:
     print()
     print(format_table(DIFFERENCES, difference_lines(race)))
     print(f"\n{verdict}\n{page}\n{picture}")
+
+
+def show_probe(models: dict[str, ModelConfig], rows: Rows, folds: Folds, out: Path, most: int) -> None:
+    """Probe every backbone's frozen states and print what they tell."""
+    from distill.processes import held
+    from distill.race.frozen import PROBED, probe_all, probe_lines, some_rows
+
+    if most < 0:
+        raise UserError(f"--probe-rows is {most}; give 0 for all, or more")
+    rows, folds = some_rows(rows, folds, most)
+    with held(out):
+        found = probe_all(models, rows, folds, out, tell=lambda line: print(line, flush=True))
+    print()
+    print(format_table(PROBED, probe_lines(found, folds)))
+    print(
+        f"\n{len(rows):,} rows, out of fold; only a regression on frozen states was trained. Intervals are "
+        "paired, over prompt groups. A trained backbone that does not beat its own line here is broken."
+    )
 
 
 def choose(recipe: Recipe, names: Sequence[str] | None, where: str) -> dict[str, ModelConfig]:

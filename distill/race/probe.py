@@ -1,10 +1,10 @@
 """Which backbone is likely to be better, in minutes and without training: a probe of its frozen states.
 
-Each text is read once by the frozen model. What is kept is the mean and the last of its hidden states after
-the last layer's norm; a pair's features are the difference of its two responses' states, and their lengths.
-A multinomial logistic regression, its penalty chosen inside the training folds, predicts each fold from the
-others, in both orders, as a teacher would. All backbones see the same rows and folds, so that their losses
-are compared row by row, with intervals by prompt group.
+Each text is read once by the frozen model (:mod:`distill.race.frozen`). What is kept is the mean and the last
+of its hidden states after the last layer's norm; a pair's features are the difference of its two responses'
+states, and their lengths. A multinomial logistic regression, its penalty chosen inside the training folds,
+predicts each fold from the others, in both orders, as a teacher would. All backbones see the same rows and
+folds, so that their losses are compared row by row, with intervals by prompt group.
 
 Alain and Bengio, *Understanding intermediate layers using linear classifier probes*, arXiv 1610.01644. What
 a probe finds is what training need not teach; whether its order of backbones is that of the trained ones is
@@ -13,20 +13,16 @@ a question of measurement, not of theory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from data.folds import Folds
-from data.progress import progress
 from data.schema import Rows
 
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 """Inverse strengths of the penalty that are tried, on standardised features."""
-MOST_TOKENS = 1024
-BATCH_TOKENS = 4096
 ITERATIONS = 200
 
 
@@ -62,69 +58,6 @@ def texts_of(rows: Rows) -> Texts:
     place: dict[tuple[str, str], int] = {}
     index = [[place.setdefault(text, len(place)) for text in side] for side in sides]
     return Texts(list(place), np.array(index, dtype=np.int64).T)
-
-
-def frozen_states(model: Any, tokenizer: Any, texts: Sequence[tuple[str, str]], what: str) -> np.ndarray:
-    """Read texts by a frozen model.
-
-    Parameters
-    ----------
-    model : PreTrainedModel
-        A bare model (``AutoModel``) in evaluation mode, whose output has ``last_hidden_state``.
-    tokenizer : PreTrainedTokenizer
-    texts : sequence of (str, str)
-        What stands before a text, and the text. States are taken over the text alone. Of
-        :data:`MOST_TOKENS` what stands before has a quarter, cut on the left, the text the rest, cut on
-        the right.
-    what : str
-        Name of the model, for the progress bar.
-
-    Returns
-    -------
-    ndarray of shape (len(texts), 2 H), float32
-        The mean and the last hidden state.
-    """
-    import torch
-
-    before = tokenizer([text or "" for text, _ in texts], add_special_tokens=False)["input_ids"]
-    inside = tokenizer([text or " " for _, text in texts], add_special_tokens=False)["input_ids"]
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    if tokenizer.cls_token_id is not None:
-        start = [tokenizer.cls_token_id]
-    quarter = MOST_TOKENS // 4
-    heads = [[*start, *ids[-quarter:]] for ids in before]
-    tails = [ids[: MOST_TOKENS - quarter] or [0] for ids in inside]
-    order = np.argsort([len(head) + len(tail) for head, tail in zip(heads, tails, strict=True)])[::-1]
-    found = np.empty((len(texts), 2 * model.config.hidden_size), dtype=np.float32)
-    with torch.inference_mode():
-        for batch in progress(_batches(order, heads, tails), f"{what} reads", unit="batch"):
-            width = max(len(heads[i]) + len(tails[i]) for i in batch)
-            ids = torch.zeros((len(batch), width), dtype=torch.long)
-            mask = torch.zeros((len(batch), width), dtype=torch.long)
-            for row, i in enumerate(batch):
-                length = len(heads[i]) + len(tails[i])
-                ids[row, :length] = torch.tensor([*heads[i], *tails[i]])
-                mask[row, :length] = 1
-            device = model.device
-            output = model(input_ids=ids.to(device), attention_mask=mask.to(device))
-            states = output.last_hidden_state.float().cpu().numpy()
-            for row, i in enumerate(batch):
-                own = states[row, len(heads[i]) : len(heads[i]) + len(tails[i])]
-                found[i] = np.concatenate([own.mean(axis=0), own[-1]])
-    return found
-
-
-def _batches(order: np.ndarray, heads: list[list[int]], tails: list[list[int]]) -> list[list[int]]:
-    """Texts of like length together, the longest first, at most :data:`BATCH_TOKENS` with their padding."""
-    batches: list[list[int]] = []
-    width = 0
-    for i in order.tolist():
-        if batches and (len(batches[-1]) + 1) * width <= BATCH_TOKENS:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-            width = len(heads[i]) + len(tails[i])
-    return batches
 
 
 def length_features(rows: Rows) -> np.ndarray:

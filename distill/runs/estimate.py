@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from data.console.progress import in_words
+from data.console.remote_code import remote_code_allowed
 from data.encoding.encode import Encoder, Truncation
 from data.encoding.template import read_template
 from data.errors import UserError
 from data.folds import Folds
-from data.progress import in_words
-from data.remote_code import remote_code_allowed
 from data.schema import Rows
 from distill.architectures import ARCHITECTURES, LLAMA, by_hub_name
 from distill.config import BackboneConfig, ModelConfig

@@ -13,9 +13,9 @@ from itertools import combinations
 from pathlib import Path
 
 from data import storage
+from data.console.progress import stage
 from data.dataset import load_prepared
 from data.folds import Folds
-from data.progress import stage
 from data.schema import Rows
 from data.softlabels import SoftLabels, derived_path
 from distill.config import ModelConfig, StudentConfig

@@ -15,9 +15,9 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
+from data.console.progress import progress_of_tokens
 from data.errors import UserError
 from data.files import atomic_write, sha256_text
-from data.progress import progress_of_tokens
 from distill.model.classifier import Classifier
 from distill.packing.cutting import by_length, share_out, static_shape
 from distill.packing.examples import Examples

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from data.progress import Lines
+from data.console.progress import Lines
 
 
 class ProgressLines(TrainerCallback):

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from data.console.progress import is_terminal
 from data.errors import listing
-from data.progress import is_terminal
 from distill.config import CHECKPOINTING, TrainConfig
 from distill.model.classifier import Classifier
 from distill.packing.cutting import Cutter, Static, static_shape

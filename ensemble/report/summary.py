@@ -6,7 +6,7 @@ import shlex
 from itertools import zip_longest
 from pathlib import Path
 
-from data.command import format_table
+from data.console.command import format_table
 from data.softlabels import is_store
 from ensemble.reading.problem import Problem
 from ensemble.scoring.results import Result, Score

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.progress import progress
+from data.console.progress import progress
 from ensemble.methods.base import Blender, Known
 from ensemble.methods.catalogue import fit_methods
 from ensemble.reading.problem import Problem

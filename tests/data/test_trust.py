@@ -13,10 +13,10 @@ import fsspec
 import pytest
 
 from data import storage
+from data.console.settings import read_yaml
 from data.errors import UserError, brief, printable
 from data.files import atomic_write, is_temporary, locked, make_directory, require_file, write_json
 from data.prepare import main
-from data.settings import read_yaml
 from data.sources.formats import SourceOptions
 from data.sources.plan import read_plan
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.command import run
+from data.console.command import run
 from data.errors import UserError
 from data.softlabels import read_store
 from distill import export

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 from recipes import ROOT
 
-from data import remote_code
+from data.console import remote_code
 from data.errors import UserError
 from distill import export, predict, teacher_oof
 from distill.doctor.__main__ import main as doctor

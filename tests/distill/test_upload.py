@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-CODE = "import sys; from pathlib import Path; from data.command import run; from distill.export import push; "
+CODE = "import sys; from pathlib import Path; from data.console.command import run; "
+CODE += "from distill.export import push; "
 CODE += "run(lambda argv: print('at', push(Path(argv[0]), argv[1])))"
 
 

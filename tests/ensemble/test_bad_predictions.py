@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from stack_files import CLASSES, write_sets
 
-from data.command import run
+from data.console.command import run
 from ensemble import predict, stack
 from ensemble.methods.blend import SimplexBlend
 from ensemble.saved import save_stack

@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from paired_texts import pairs
 
 from data.folds import make_folds
 from data.schema import PREFERENCE, Rows, make_rows
 from distill.race.probe import length_features, probe, state_features, texts_of
-
-
-def pairs(n: int, seed: int = 0) -> tuple[Rows, np.ndarray]:
-    """Pairs of numbered words, and a state of each distinct text whose first number decides."""
-    rng = np.random.default_rng(seed)
-    first, second = rng.permutation(n), rng.permutation(n)
-    states = rng.normal(size=(n, 6)).astype(np.float32)
-    label = (states[second, 0] > states[first, 0]).astype(int)
-    columns = {
-        "row_id": [str(i) for i in range(n)],
-        "prompt": [[f"q{i % 20}"] for i in range(n)],
-        "response_a": [[f"word{i:04d}"] for i in first],
-        "response_b": [[f"word{i:04d}"] for i in second],
-        "label": label.tolist(),
-    }
-    rows = make_rows(columns, PREFERENCE, "test")
-    texts = texts_of(rows).texts
-    return rows, states[[int(text.removeprefix("word")) for _, text in texts]]
 
 
 def test_a_planted_signal_is_found_and_lengths_alone_find_nothing() -> None:

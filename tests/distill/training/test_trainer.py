@@ -170,7 +170,7 @@ def test_checkpoints_hold_only_what_is_trained(setting, tmp_path):
 
 
 def test_off_a_terminal_a_training_says_where_it_is(setting, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("data.progress.EVERY_S", 0)
+    monkeypatch.setattr("data.console.progress.EVERY_S", 0)
     trained(setting, tmp_path, rows=16)
     first, second = [line[6:] for line in capsys.readouterr().err.splitlines() if " steps" in line]
     assert first.startswith("test: 1 of 2 steps")

@@ -11,9 +11,9 @@ import sys
 import pytest
 from recipes import ROOT
 
-from data.command import parser_of, plain, run
+from data.console.command import parser_of, plain, run
+from data.console.failures import explained, without_credentials
 from data.errors import UserError
-from data.failures import explained, without_credentials
 
 COMMANDS = [
     "data.prepare",
@@ -151,7 +151,7 @@ def test_memory_that_torch_is_refused_is_told():
 def test_a_disk_that_is_full_inside_torch_is_told(tmp_path):
     """A limit on the size of files stands for the disk."""
     code = (
-        "import os, resource, torch\nfrom data.command import run\n"
+        "import os, resource, torch\nfrom data.console.command import run\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "run(lambda _: torch.save(torch.zeros(1_000_000), 'weights.pt'))"
     )
@@ -204,7 +204,7 @@ def test_debug_shows_the_traceback(how, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("to", "status"), [(">&-", 0), (">/dev/full", 2), ("2>&-", 0), ("| head -c 1", 0)])
 def test_an_output_that_is_closed_or_full_is_no_traceback(to, status, tmp_path):
-    code = "from data.command import run; run(lambda _: print('x' * 100_000))"
+    code = "from data.console.command import run; run(lambda _: print('x' * 100_000))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         ["sh", "-c", f'"$0" -c "$1" {to}', sys.executable, code],

@@ -12,8 +12,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from data.console.failures import DEBUG, FAULT, explained, lacks, recorded
 from data.errors import UserError, printable
-from data.failures import DEBUG, FAULT, explained, lacks, recorded
 
 if _why := lacks():  # before anything else is imported, which would end in a traceback
     print(f"error: {_why}", file=sys.stderr)

@@ -6,15 +6,15 @@ import re
 
 import pytest
 
-from data import progress
-from data.progress import Lines, progress_of_tokens, stage
+from data.console import progress
+from data.console.progress import Lines, progress_of_tokens, stage
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that a test sets."""
     now = [0.0]
-    monkeypatch.setattr("data.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("data.console.progress.time.monotonic", lambda: now[0])
     return now
 
 
