@@ -165,10 +165,10 @@ def calibrations(title: str, problem: Problem) -> None:
         return scaling.predict_proba
 
     def ours(kind: str) -> Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]]:
-        return lambda probs, y: LinearScaling(kind).fit(probs, y).transform
+        return lambda probs, y: LinearScaling(kind).fit(probs, y).predict_on
 
     ways = {"none": lambda probs, y: lambda fresh: fresh}
-    ways["temperature"] = lambda probs, y: TemperatureScaling().fit(probs, y).transform
+    ways["temperature"] = lambda probs, y: TemperatureScaling().fit(probs, y).predict_on
     ways |= {kind: ours(kind) for kind in KINDS} | {"probmetrics' structured matrix": structured}
     given = {"mean": problem.P.mean(axis=1), "first member": problem.P[:, 0], "second": problem.P[:, 1]}
     print(f"\n### Calibration: {title}\n\n| calibration | {' | '.join(given)} |\n|---|---|---|---|")

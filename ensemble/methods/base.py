@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from ensemble.reading.checked import as_sample_weight, as_targets_of
@@ -30,7 +30,7 @@ Known = dict[Hashable, np.ndarray]
 """What has been predicted of the same rows: by the ``id`` of a method, or by trees as text."""
 
 
-class Estimator(BaseEstimator, ABC):
+class Estimator(ClassifierMixin, BaseEstimator, ABC):
     """What has constructor parameters and fitted attributes, and goes to JSON and back.
 
     Attributes
@@ -212,7 +212,7 @@ class Calibrator(Estimator):
         """Fit on probabilities (n, K) and target distributions (n, K); see :meth:`fit`."""
 
     @abstractmethod
-    def transform(self, probs: np.ndarray) -> np.ndarray:
+    def predict_on(self, probs: np.ndarray) -> np.ndarray:
         """Return the calibrated probabilities (n, K)."""
 
     def predict_proba(self, probs: np.ndarray | Frame) -> np.ndarray:
@@ -225,7 +225,7 @@ class Calibrator(Estimator):
                 f"X has {values.shape[1]} features, but {type(self).__name__} is expecting {wanted} features "
                 "as input: a column a class"
             )
-        return self.transform(values)
+        return self.predict_on(values)
 
 
 class Blender(Estimator):

@@ -71,7 +71,7 @@ class Calibrated(Blender):
         return self.base.needs_rows
 
     def _predict(self, P: np.ndarray, X: np.ndarray | None, known: Known) -> np.ndarray:
-        return self.scaling_.transform(self.base.predict_known(P, X, known))
+        return self.scaling_.predict_on(self.base.predict_known(P, X, known))
 
 
 def best_scaling(
@@ -106,7 +106,7 @@ def best_scaling(
     for fold in np.unique(folds):
         train, test = folds != fold, folds == fold
         scaling = TemperatureScaling().fit_on(probs[train], targets[train], weights[train])
-        plain[test] = scaling.transform(probs[test])
+        plain[test] = scaling.predict_on(probs[test])
     tried = [LinearScaling(kind).fit_on(probs, targets, weights, groups) for kind in kinds]
     best = min(tried, key=lambda scaling: scaling.loss_)
     gain = cross_entropy(plain, targets) - cross_entropy(best.oof_, targets)
@@ -159,7 +159,7 @@ class CalibratedPool(Blender):
 
     def predict_on(self, P: np.ndarray) -> np.ndarray:
         """Return the pooled probabilities (n, K)."""
-        mended = [scaling.transform(P[:, m]) for m, scaling in enumerate(self.scalings_)]
+        mended = [scaling.predict_on(P[:, m]) for m, scaling in enumerate(self.scalings_)]
         return self.pool_.predict_on(np.stack(mended, axis=1))
 
 

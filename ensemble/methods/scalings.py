@@ -94,7 +94,7 @@ class LinearScaling(Calibrator):
         self.coef_, self.intercept_ = theta[:, :-1] / scale, theta[:, -1]
         return self
 
-    def transform(self, probs: np.ndarray) -> np.ndarray:
+    def predict_on(self, probs: np.ndarray) -> np.ndarray:
         """Return the calibrated probabilities (n, K)."""
         return softmax(self._features(_centred(probs)) @ self.coef_.T + self.intercept_)
 

@@ -57,7 +57,7 @@ class TemperatureScaling(Calibrator):
         self.temperature_ = 1 / _root(slope, 1 / MOST_T, 1 / LEAST_T)
         return self
 
-    def transform(self, probs: np.ndarray) -> np.ndarray:
+    def predict_on(self, probs: np.ndarray) -> np.ndarray:
         """Return the probabilities (n, K) at the fitted temperature."""
         return softmax(log_probs(probs) / self.temperature_)
 
@@ -93,5 +93,5 @@ def held_out_scaling(
     for fold in np.unique(folds):
         train, test = folds != fold, folds == fold
         scaling = TemperatureScaling().fit_on(probs[train], targets[train], weights[train])
-        found[test] = scaling.transform(probs[test])
+        found[test] = scaling.predict_on(probs[test])
     return found

@@ -113,5 +113,5 @@ def as_sample_weight(sample_weight: Any, n: int) -> np.ndarray | None:
     if weights.shape != (n,):
         raise GivenError(f"sample_weight has shape {weights.shape}, and there are {n} rows")
     if not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum() > 0:
-        raise GivenError("sample_weight: weights are finite, 0 or more, and not all 0")
+        raise GivenError("sample_weight: weights are finite, 0 or more, and not all zero")
     return weights

@@ -64,6 +64,7 @@ def members_given(
 
 
 def named_members(members: Any, names: Sequence[str] | None) -> list[tuple[str, Any]]:
+    """Members with the names that they have, or get; see :func:`members_given`."""
     if isinstance(members, Mapping):
         return [(str(name), part) for name, part in members.items()]
     if is_frame(members) or isinstance(members, str) or getattr(members, "ndim", 3) != 3:
