@@ -3,6 +3,6 @@
 ``from ensemble import blend`` and what else ``__all__`` names: see ``__init__.pyi``.
 """
 
-from data.face import face
+from distillstack import face
 
 __all__, __getattr__, __dir__ = face(__name__, __file__)

@@ -20,8 +20,9 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from data.frames import Frame
 from ensemble.reading.checked import as_sample_weight, as_targets_of
-from ensemble.reading.given import Frame, as_members, as_probabilities
+from ensemble.reading.given import as_members, as_probabilities
 from ensemble.solvers.folds import inner_folds
 from ensemble.solvers.numbers import as_targets, as_weights, cross_entropy
 

@@ -14,19 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.errors import UserError, listing
-from data.ids import align, id_column
+from data.frames import as_table, is_frame, numbered
+from data.ids import align
 from data.schema import Classes
 from ensemble.reading.checked import as_sample_weight, as_value_error, distributions
-from ensemble.reading.columns import PANDAS_INDEX, check_ids, check_probabilities
+from ensemble.reading.columns import check_ids, check_probabilities
 from ensemble.reading.join import joined_fresh
 from ensemble.reading.labels import Labels, labels_in, load_labels
 from ensemble.reading.members import Member, load_member, member_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-Frame = Any
-"""A pandas or polars data frame, or an Arrow table."""
 
 
 def members_given(
@@ -178,37 +176,6 @@ def _array(values: list[Any]) -> pa.Array:
         return pa.array(values)
     except pa.ArrowException:
         return pa.array([None if value is None else str(value) for value in values])
-
-
-def numbered(n: int, begin: int = 0) -> list[str]:
-    """Numbers of ``n`` things that are known by position alone; sorted as texts they keep their order."""
-    width = len(str(n - 1 + begin))
-    return [f"{i:0{width}d}" for i in range(begin, n + begin)]
-
-
-def is_frame(value: Any) -> bool:
-    """Whether a value is a data frame or a table."""
-    return hasattr(value, "__arrow_c_stream__") and (
-        hasattr(value, "columns") or hasattr(value, "column_names")
-    )
-
-
-def as_table(frame: Frame) -> tuple[pa.Table, bool]:
-    """A frame as an Arrow table with ids first, and whether these are its own.
-
-    Its own are an id column, else an index that is not just the rows' numbers.
-    """
-    import pyarrow as pa
-
-    to_pandas_index = hasattr(frame, "index") and hasattr(frame, "iloc")
-    table = pa.Table.from_pandas(frame) if to_pandas_index else pa.table(frame)
-    name = id_column(table.column_names)
-    if name is None:
-        name = next((index for index in PANDAS_INDEX[2:] if index in table.column_names), None)
-    if name is None:
-        return table.add_column(0, "id", pa.array(numbered(table.num_rows), pa.string())), False
-    ids = table.column(name)
-    return table.drop_columns([name]).add_column(0, "id", ids), True
 
 
 def as_members(
