@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes once; log: $(LOG))"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@{ $(BIN)/python -m pip install --upgrade pip && \
-	   $(BIN)/python -m pip install -c constraints.txt -e ".[dev,docs,notebooks]"; } >$(LOG) 2>&1 \
+	   $(BIN)/python -m pip install -c constraints.txt -e ".[all,dev,docs,notebooks]"; } >$(LOG) 2>&1 \
 	   || { tail -n 25 $(LOG); echo "installation failed; all of it: $(LOG)"; exit 1; }
 	@touch $@
 

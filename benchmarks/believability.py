@@ -20,7 +20,7 @@ from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, Simplex
 from ensemble.methods.calibrate import Calibrated, CalibratedPool
 from ensemble.methods.logit import MultinomialLogit
 from ensemble.methods.mlp import MLPStacker
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.scoring.bootstrap import bootstrap
 from ensemble.scoring.choice import choice_included, mixed, mixture
 from ensemble.scoring.crossfit import cross_fit
@@ -34,7 +34,7 @@ FOLDS = 10
 
 def fit(P: np.ndarray, y: np.ndarray, groups: np.ndarray) -> dict[str, Blender]:
     """Methods of few parameters: a competition of 500 rows in well under a second."""
-    pool = LogOpinionPool(n_folds=3).fit(P, y, groups=groups)
+    pool = LogPool(n_folds=3).fit(P, y, groups=groups)
     methods: dict[str, Blender] = {
         "best single": BestSingle().fit(P, y),
         "mean": EqualMean().fit(P, y),

@@ -26,7 +26,7 @@ from data.softmax import softmax
 from ensemble.methods.base import Blender
 from ensemble.methods.blend import EqualMean, GeometricMean, SimplexBlend
 from ensemble.methods.catalogue import family
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.methods.scalings import KINDS, LinearScaling
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.reading.load import load_problem
@@ -165,10 +165,10 @@ def calibrations(title: str, problem: Problem) -> None:
         return scaling.predict_proba
 
     def ours(kind: str) -> Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]]:
-        return lambda probs, y: LinearScaling(kind).fit(probs, y).transform
+        return lambda probs, y: LinearScaling(kind).fit(probs, y).predict_on
 
     ways = {"none": lambda probs, y: lambda fresh: fresh}
-    ways["temperature"] = lambda probs, y: TemperatureScaling().fit(probs, y).transform
+    ways["temperature"] = lambda probs, y: TemperatureScaling().fit(probs, y).predict_on
     ways |= {kind: ours(kind) for kind in KINDS} | {"probmetrics' structured matrix": structured}
     given = {"mean": problem.P.mean(axis=1), "first member": problem.P[:, 0], "second": problem.P[:, 1]}
     print(f"\n### Calibration: {title}\n\n| calibration | {' | '.join(given)} |\n|---|---|---|---|")
@@ -217,7 +217,7 @@ def time_first_methods(problem: Problem) -> None:
             "mean": EqualMean().fit(P, y),
             "geometric mean": GeometricMean().fit(P, y),
             "simplex": SimplexBlend().fit(P, y),
-            "log-pool": LogOpinionPool().fit(P, y, groups=groups),
+            "log-pool": LogPool().fit(P, y, groups=groups),
         }
 
     start, busy = time.perf_counter(), time.process_time()

@@ -60,7 +60,7 @@ def simple(P: np.ndarray, y: np.ndarray, fresh: np.ndarray) -> dict[str, np.ndar
     """What it is held against."""
     scaling = TemperatureScaling().fit(softmax(log_probs(P).mean(axis=1)), y)
     return {
-        "geometric mean+temperature": scaling.transform(softmax(log_probs(fresh).mean(axis=1))),
+        "geometric mean+temperature": scaling.predict_on(softmax(log_probs(fresh).mean(axis=1))),
         "best single": BestSingle().fit(P, y).predict_proba(fresh),
     }
 

@@ -12,7 +12,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from data.files import refuse_impossible
 if TYPE_CHECKING:
     from data.encoding.encode import Encoder
     from data.folds import Folds
+    from data.frames import Frame
     from data.schema import Rows
     from data.sources.formats import SourceOptions
     from data.sources.plan import Plan
@@ -46,22 +47,88 @@ def main(argv: Sequence[str]) -> None:
         _inspect_prepared(args)
 
 
-def _prepare(args: argparse.Namespace) -> None:
+def prepare_rows(
+    source: str | Path | Frame | Sequence[str | Path],
+    out: str | Path,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    near: float | None = 0.8,
+    pin: Sequence[str] = (),
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    classes: Sequence[str] | None = None,
+    swap: Sequence[int] | None = None,
+    ids: str = "auto",
+) -> tuple[Rows, Folds]:
+    """Prepare rows and prompt-grouped folds, as the command does.
+
+    Parameters
+    ----------
+    source : path, data frame, or sequence of paths
+        Files, directories, data sets, sources files (``.yaml``), or one data frame.
+    out : path
+        Directory for ``rows.parquet``, ``folds.parquet`` and ``manifest.json``. Folds already there for the
+        same rows are kept.
+    folds, seed : int
+    near : float, optional
+        Prompts at least this similar share a fold; none: equal prompts alone.
+    pin : sequence of str
+        Sources whose rows train every fold, unvalidated.
+    format, columns, classes, swap, ids
+        As in :class:`data.SourceOptions`.
+
+    Returns
+    -------
+    rows : Rows
+    folds : Folds
+
+    Raises
+    ------
+    UserError
+        A source cannot be read, or ``out`` holds other rows or other folds.
+    """
+    from data.dataset import load_prepared
+    from data.frames import as_file
+    from data.sources.formats import SourceOptions
+    from data.sources.plan import IDS, read_plan
+
+    if ids not in IDS:
+        raise UserError(f"ids {ids}: is one of {', '.join(IDS)}")
+    names = None if classes is None else tuple(classes)
+    options = SourceOptions(format, columns or {}, names, None if swap is None else tuple(swap), ids)
+    given = {"folds": folds, "seed": seed, "near": near, "pin": list(pin)}
+    several = isinstance(source, Sequence) and not isinstance(source, str)
+    with as_file(source[0] if several else source) as first:
+        rest = [str(path) for path in source[1:]] if several else []
+        plan = read_plan([first, *rest], options, given)
+        with _nothing_left_behind(Path(out)) as scratch:
+            _written(plan, Path(out), *_read(plan, scratch))
+    return load_prepared(Path(out))
+
+
+def _written(plan: Plan, out: Path, rows: Rows, notes: list[str], details: dict[str, Any]) -> Folds:
     from data.dataset import prepare
+    from data.groups import Near
+
+    near = None if plan.near is None else Near(plan.near)
+    return prepare(rows, out, plan.folds, plan.seed, near, plan.pin, details, notes)
+
+
+def _prepare(args: argparse.Namespace) -> None:
     from data.folds import class_notes
-    from data.groups import Near, largest_groups
+    from data.groups import largest_groups
 
     out = refuse_impossible(Path(_required_out(args)))
     encoder = _encoder(args)
     plan = _plan(args)
-    near = None if plan.near is None else Near(plan.near)
     folds_stood = (out / "folds.parquet").exists()
     with _nothing_left_behind(out) as scratch:
         if args.source == [ARENA]:
             rows, notes, details = _simulate(args), ["cleaning: nothing was changed"], dict[str, Any]()
         else:
             rows, notes, details = _read(plan, scratch)
-        folds = prepare(rows, out, plan.folds, plan.seed, near, plan.pin, details, notes)
+        folds = _written(plan, out, rows, notes, details)
 
         groups = len(set(folds.group_ids))
         names = ", ".join(args.source)

@@ -70,6 +70,15 @@ class SoftLabels:
         """Softmax of the order-averaged logits, shape (n, K)."""
         return softmax(self.mean_logits)
 
+    @property
+    def table(self) -> pa.Table:
+        """An Arrow table of ``row_id``, ``fold`` and a probability a class; ``to_pandas()`` makes a frame."""
+        import pyarrow as pa
+
+        columns = {"row_id": pa.array(self.row_ids, pa.string()), "fold": pa.array(self.fold, pa.int32())}
+        probs = self.probs
+        return pa.table(columns | {name: probs[:, k] for k, name in enumerate(self.classes.names)})
+
 
 def logit_columns(classes: Classes) -> list[str]:
     """Column names of the logits, in class order."""
@@ -188,14 +197,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_store(path: Path) -> SoftLabels:
-    """Read a finished store.
+def read_store(path: str | Path) -> SoftLabels:
+    """Read a finished store; its ``table`` goes into a data frame.
 
     Raises
     ------
     UserError
         Not a store, unfinished, damaged, or of an unknown ``label_kind``.
     """
+    path = Path(path)
     manifest = read_manifest(path)
     missing = [key for key in (*JOIN_FIELDS, "label_kind") if key not in manifest]
     if missing:

@@ -25,9 +25,6 @@ from data.storage import address_of, fetch, is_address, local_path, publish, sho
 from distill.arguments import access_of, add_access_arguments
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from data.schema import Rows
     from distill.runs.saved import SavedModel
 
 SUFFIXES = (".csv", ".parquet")
@@ -112,10 +109,10 @@ def main(argv: Sequence[str]) -> int:
     check_models(args.model or args.cascade)
     sharded = in_shards(args)
     targets = [] if sharded else output_files(args.out, args.model or args.cascade[:1])
-    from data.softmax import softmax
     from data.sources.plan import read_column_map
     from distill.processes import held, join_others, on_first
-    from distill.runs.saved import predict_rows, read_saved, rows_for
+    from distill.runs.loaded import check_finite, predict_rows, probabilities, rows_for
+    from distill.runs.saved import read_saved
     from ensemble.predict import write_predictions
 
     join_others()
@@ -159,8 +156,7 @@ def main(argv: Sequence[str]) -> int:
     for model, out in zip(models, targets, strict=True):
         waiting = out.with_name(f".{out.name}.predicting")
         with held(waiting):
-            probs = softmax(predict_rows(model, rows, waiting).mean(axis=1) / model.temperature)
-            check_finite(model, rows, probs)
+            probs = probabilities(model, rows, predict_rows(model, rows, waiting))
             on_first(partial(write_predictions, out, rows.row_ids, probs, rows.classes.names))
             on_first(partial(publish, out))
             on_first(partial(shutil.rmtree, waiting, ignore_errors=True))
@@ -205,18 +201,6 @@ def check_models(paths: Sequence[Path]) -> None:
     for path in paths:
         if address_of(path) is None and not path.is_dir():
             raise UserError(f"--model {path}: no such directory; give that of a finished run or of an export")
-
-
-def check_finite(model: SavedModel, rows: Rows, probs: np.ndarray) -> None:
-    """Refuse predictions that are not numbers, naming the first row."""
-    import numpy as np
-
-    bad = np.flatnonzero(~np.isfinite(probs).all(axis=1))
-    if bad.size:
-        raise UserError(
-            f"{model.path}: the model's prediction of row {rows.row_ids[bad[0]]} is not finite; its weights "
-            "have gone out of range, train it again at a lower learning rate"
-        )
 
 
 def in_shards(args: argparse.Namespace) -> bool:

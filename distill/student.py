@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.console.command import format_table, parser_of, run
 from data.console.remote_code import allow_remote_code
@@ -24,6 +26,14 @@ from distill.arguments import (
     score_line,
     unread,
 )
+
+if TYPE_CHECKING:
+    from data.folds import Folds
+    from data.schema import Rows
+    from data.softlabels import SoftLabels
+    from distill.config import Recipe
+    from distill.runs.run import Run
+    from distill.runs.units import ModelSpec, Unit
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -67,7 +77,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
-    from distill.processes import held, join_others
+    from distill.processes import join_others
     from distill.recipe import load_recipe
 
     join_others()
@@ -81,24 +91,13 @@ def main(argv: Sequence[str]) -> int:
         print(line)
     from data.softlabels import second_order_leak
     from distill.cluster.launch import estimated, on_cluster, verdict
-    from distill.losses import LOSSES
     from distill.runs.run_directory import FINAL
-    from distill.runs.units import ModelSpec, run_here, units_of
     from distill.teaching.lessons import mode_of
 
     check_tracker(args.report_to)
     out = args.out or home / "student"
-    leakage = args.leakage or recipe.student.distill.leakage
-    model = ModelSpec(
-        "student",
-        recipe.student,
-        args.data or DEMO,
-        out,
-        tuple(args.teachers),
-        leakage,
-        LOSSES[recipe.student.distill.loss].source,
-    )
-    units = units_of(model, folds.n_folds, final=True, report_to=args.report_to)
+    model = student_of(recipe, args.data or DEMO, out, args.teachers, args.leakage)
+    units = units_for(model, folds, args.report_to)
     if args.dry_run:
         print(estimated(units, rows, folds, args.launcher))
         return 0
@@ -107,12 +106,7 @@ def main(argv: Sequence[str]) -> int:
         print(verdict(board))
         if board.failures():
             return 1
-    with held(out):
-        model.fetch()
-        fetch(out)
-        student = model.plan((rows, folds))
-        store = run_here(units, student)
-        publish(out)
+    store, student = trained(model, units, (rows, folds))
     print(
         format_table(
             ["student", "rows", "log-loss", "accuracy", "out-of-fold store", "soft labels"],
@@ -126,6 +120,83 @@ def main(argv: Sequence[str]) -> int:
         )
     print(f"deployable model: {student.directory.part(FINAL).adapter}")
     return 0
+
+
+def train_student(
+    data: str | Path,
+    teachers: Sequence[str | Path] = (),
+    *,
+    recipe: str = "demo",
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    leakage: str | None = None,
+) -> SoftLabels:
+    """Train a student, as the command does; return its own out-of-fold soft labels.
+
+    Parameters
+    ----------
+    data : path
+        Prepared rows and folds.
+    teachers : sequence of path
+        Their stores; by default all of the data's directory.
+    recipe : str
+        A recipe's name or YAML file.
+    out : path, optional
+        The student's store; by default ``student`` in the data's directory. The model trained on all rows is
+        in ``final`` there, and :func:`distill.load_run` predicts with it.
+    overrides : sequence of str
+        ``key=value``, dotted.
+    leakage : {"standard", "apart", "strict"}, optional
+        Instead of the recipe's ``student.distill.leakage``.
+
+    Raises
+    ------
+    UserError
+        The recipe, the data, the teachers or what stands in ``out`` do not fit.
+    """
+    from distill.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if loaded.student is None:
+        raise UserError(f"recipe {recipe}: has no student")
+    rows, folds, home = open_data(Path(data), loaded.data)
+    place = home / "student" if out is None else Path(out)
+    model = student_of(loaded, Path(data), place, [Path(teacher) for teacher in teachers], leakage)
+    return trained(model, units_for(model, folds), (rows, folds))[0]
+
+
+def student_of(
+    recipe: Recipe, data: Path, out: Path, teachers: Sequence[Path], leakage: str | None
+) -> ModelSpec:
+    """The recipe's student, which is there."""
+    from distill.losses import LOSSES
+    from distill.runs.units import ModelSpec
+
+    assert recipe.student is not None
+    distill = recipe.student.distill
+    source, whom = LOSSES[distill.loss].source, leakage or distill.leakage
+    return ModelSpec("student", recipe.student, data, out, tuple(teachers), whom, source)
+
+
+def units_for(model: ModelSpec, folds: Folds, report_to: str = "none") -> list[Unit]:
+    """The student's units of work: its folds, and the training on all rows."""
+    from distill.runs.units import units_of
+
+    return units_of(model, folds.n_folds, final=True, report_to=report_to)
+
+
+def trained(model: ModelSpec, units: Sequence[Unit], loaded: tuple[Rows, Folds]) -> tuple[SoftLabels, Run]:
+    """Do what is left of the student's units; return its store and its run."""
+    from distill.processes import held
+    from distill.runs.units import run_here
+
+    with held(model.out):
+        model.fetch()
+        fetch(model.out)
+        student = model.plan(loaded)
+        store = run_here(units, student)
+        publish(model.out)
+    return store, student
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ Without arguments: the embedded demo, two tiny teachers on the simulated arena.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.console.command import format_table, parser_of, run
@@ -25,7 +26,11 @@ from distill.arguments import (
 )
 
 if TYPE_CHECKING:
+    from data.folds import Folds
+    from data.schema import Rows
+    from data.softlabels import SoftLabels
     from distill.config import Recipe
+    from distill.runs.units import ModelSpec, Unit
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -59,37 +64,24 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
-    from distill.processes import held, join_others
+    from distill.processes import join_others
     from distill.recipe import load_recipe
 
     join_others()
     allow_remote_code(args.trust_remote_code)
     recipe = load_recipe(args.recipe, args.overrides)
-    if not recipe.teachers:
-        raise UserError(f"recipe {args.recipe}: has no teachers")
-    names = list(dict.fromkeys(args.only or recipe.teachers))
-    unknown = sorted(set(names) - set(recipe.teachers))
-    if unknown:
-        raise UserError(
-            f"recipe {args.recipe}: has no teacher {listing(unknown)}; it has {listing(recipe.teachers)}"
-        )
+    names = chosen(recipe, args.recipe, args.only)
     rows, folds, home = open_data(args.data, recipe.data)
     out = args.out or home
 
     for line in unread(args, [*(f"teachers.{name}" for name in names), "student.distill"]):
         print(line)
     from distill.cluster.launch import estimated, on_cluster, verdict
-    from distill.runs.derived import check_strict, write_derived, write_strict
-    from distill.runs.units import ModelSpec, run_here, units_of
 
     check_tracker(args.report_to)
     labels, strict = wanted(recipe, args.labels, args.leakage)
-    if strict:
-        check_strict(folds.n_folds)
-    models = [ModelSpec(name, recipe.teachers[name], args.data or DEMO, out / name) for name in names]
-    options = {"strict": strict, "everywhere": bool(labels), "report_to": args.report_to}
-    units = {model.name: units_of(model, folds.n_folds, **options) for model in models}
-    all_units = [unit for each in units.values() for unit in each]
+    units = units_for(recipe, names, args.data or DEMO, out, folds, labels, strict, args.report_to)
+    models, all_units = [model for model, _ in units], [unit for _, own in units for unit in own]
     if args.dry_run:
         print(estimated(all_units, rows, folds, args.launcher))
         return 0
@@ -98,24 +90,121 @@ def main(argv: Sequence[str]) -> int:
         print(verdict(board))
         if board.failures():
             return 1
-    lines = []
-    for model in models:
+    stores = trained(units, (rows, folds), labels, strict)
+    lines = [[*score_line(name, store, rows), what] for name, store, what in stores]
+    print(format_table(["teacher", "rows", "log-loss", "accuracy", "store", "soft labels"], lines))
+    return 0
+
+
+def cross_fit(
+    data: str | Path,
+    *,
+    recipe: str = "demo",
+    only: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    leakage: str = "standard",
+) -> dict[str, SoftLabels]:
+    """Train teachers fold by fold, as the command does; return the soft labels that they leave.
+
+    Parameters
+    ----------
+    data : path
+        Prepared rows and folds.
+    recipe : str
+        A recipe's name or YAML file.
+    only : sequence of str, optional
+        Train only these teachers of the recipe.
+    out : path, optional
+        Parent of the teachers' stores; by default the data's directory.
+    overrides : sequence of str
+        ``key=value``, dotted.
+    labels : sequence of {"in_sample", "fold_mean"}
+        Further soft labels to leave.
+    leakage : {"standard", "strict"}
+        ``strict``: also train without every two folds.
+
+    Returns
+    -------
+    dict of str to SoftLabels
+        By the name of the store. What is finished there already is read and not trained again.
+
+    Raises
+    ------
+    UserError
+        The recipe, the data or what stands in ``out`` do not fit.
+    """
+    from distill.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    names = chosen(loaded, recipe, only)
+    rows, folds, home = open_data(Path(data), loaded.data)
+    kinds, strict = wanted(loaded, labels, leakage)
+    place = home if out is None else Path(out)
+    units = units_for(loaded, names, Path(data), place, folds, kinds, strict)
+    return {store.name: store for _, store, _ in trained(units, (rows, folds), kinds, strict)}
+
+
+def chosen(recipe: Recipe, called: str, only: Sequence[str] | None) -> list[str]:
+    """The teachers to train: all of the recipe's, or those named."""
+    if not recipe.teachers:
+        raise UserError(f"recipe {called}: has no teachers")
+    names = list(dict.fromkeys(only or recipe.teachers))
+    unknown = sorted(set(names) - set(recipe.teachers))
+    if unknown:
+        raise UserError(
+            f"recipe {called}: has no teacher {listing(unknown)}; it has {listing(recipe.teachers)}"
+        )
+    return names
+
+
+def units_for(
+    recipe: Recipe,
+    names: Sequence[str],
+    data: Path,
+    out: Path,
+    folds: Folds,
+    labels: Sequence[str],
+    strict: bool,
+    report_to: str = "none",
+) -> list[tuple[ModelSpec, list[Unit]]]:
+    """The units of work of each teacher."""
+    from distill.runs.derived import check_strict
+    from distill.runs.units import ModelSpec, units_of
+
+    if strict:
+        check_strict(folds.n_folds)
+    models = [ModelSpec(name, recipe.teachers[name], data, out / name) for name in names]
+    options = {"strict": strict, "everywhere": bool(labels), "report_to": report_to}
+    return [(model, units_of(model, folds.n_folds, **options)) for model in models]
+
+
+def trained(
+    units: Sequence[tuple[ModelSpec, Sequence[Unit]]],
+    loaded: tuple[Rows, Folds],
+    labels: Sequence[str],
+    strict: bool,
+) -> Iterator[tuple[str, SoftLabels, str]]:
+    """Do what is left of each teacher's units; yield each store with its name and what its labels are."""
+    from distill.processes import held
+    from distill.runs.derived import write_derived, write_strict
+    from distill.runs.units import run_here
+
+    for model, own in units:
         with held(model.out):
             model.fetch()
             fetch(model.out)
-            teacher = model.plan((rows, folds))
-            store = run_here(units[model.name], teacher)
-            lines.append([*score_line(model.name, store, rows), "oof"])
+            teacher = model.plan(loaded)
+            store = run_here(own, teacher)
             if strict:
                 write_strict(teacher)
-                lines[-1][-1] = "oof, strict too"
             publish(teacher.out)
+            yield model.name, store, "oof, strict too" if strict else "oof"
             for kind in labels:
                 derived = write_derived(teacher, kind)
-                lines.append([*score_line(derived.name, derived, rows), f"{kind}: rows it was trained on"])
                 publish(derived.path)
-    print(format_table(["teacher", "rows", "log-loss", "accuracy", "store", "soft labels"], lines))
-    return 0
+                yield derived.name, derived, f"{kind}: rows it was trained on"
 
 
 def wanted(recipe: Recipe, labels: Sequence[str], leakage: str) -> tuple[list[str], bool]:

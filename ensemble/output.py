@@ -19,6 +19,7 @@ from ensemble.reading.features import NAMES
 from ensemble.reading.problem import Problem
 from ensemble.saved import BOUND, FORMAT, STACK, refuse_overwriting, save_stack
 from ensemble.scoring.results import Result, Score, shown_weights
+from ensemble.scoring.verdict import verdict
 
 PREDICTIONS, REPORT = BOUND
 _MARKS = {STACK: b'"kind": "stack"', REPORT: b"<title>Stack report</title>"}
@@ -84,6 +85,7 @@ def stack_content(problem: Problem, result: Result) -> dict[str, Any]:
         "members": list(problem.names),
         "chosen": result.chosen,
         "why": result.why,
+        "verdict": verdict(problem, result).sentence,
         "chosen_methods": list(result.best),
         "chosen_shares": list(result.best.values()),
         "chosen_nested_log_loss": result.score(result.chosen).loss,

@@ -108,8 +108,7 @@ def load_fresh(
     UserError
         A member is missing, unknown or given twice, or the sets predict different rows.
     """
-    import numpy as np
-
+    from ensemble.reading.join import joined_fresh
     from ensemble.reading.members import load_member, split_name
     from ensemble.saved import classes_of
 
@@ -123,28 +122,7 @@ def load_fresh(
                 "models of several folds with --average-folds"
             )
         members.setdefault(member.name, []).append(member)
-    wanted = list(content["members"])
-    missing = [name for name in wanted if name not in members]
-    unknown = [name for name in members if name not in wanted]
-    if missing or unknown:
-        parts = [f"no predictions of {listing(missing)}"] if missing else []
-        parts += [f"{listing(unknown)} is no member"] if unknown else []
-        raise UserError(
-            f"{stack}: {'; '.join(parts)}; its members are {listing(wanted, 12)}, and a set of another name "
-            "is matched with --oof NAME=PATH"
-        )
-    first = members[wanted[0]][0]
-    P = np.zeros((len(first.row_ids), len(wanted), len(content["classes"])))
-    for m, name in enumerate(wanted):
-        for member in members[name]:
-            differing = sorted(set(first.row_ids).symmetric_difference(member.row_ids))
-            if differing:
-                raise UserError(
-                    f"{first.path} and {member.path} predict different rows: {len(differing)} are in one "
-                    f"alone, e.g. {listing(differing, 3)}"
-                )
-            P[places(member.row_ids, first.row_ids), m] += member.probs / len(members[name])
-    return first.row_ids, P
+    return joined_fresh(members, content["members"], str(stack))
 
 
 def load_rows(data: Path, ids: Sequence[str], classes: Classes, columns: Mapping[str, str]) -> Rows:

@@ -186,7 +186,7 @@ def apply_stack(path: Path, method: Blender, P: np.ndarray, rows: Rows | None) -
             )
         X = row_features(rows) if needs_rows and rows is not None else None
         with np.errstate(all="ignore"):
-            probs = np.asarray(method.predict(P, X), dtype=np.float64)
+            probs = np.asarray(method.predict_known(P, X), dtype=np.float64)
             sound = probs.shape == (len(P), P.shape[2]) and bool(
                 (probs >= 0).all() and np.allclose(probs.sum(axis=1), 1, atol=1e-6)
             )

@@ -36,15 +36,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if args.method is not None and args.method not in METHODS:
         raise UserError(f"--method {args.method}: is no method; there are {', '.join(METHODS)}")
-    from ensemble.output import REPORT, hold, write_result
+    from ensemble.blending import fit_stack
+    from ensemble.output import REPORT, hold
     from ensemble.reading.lint import leave_out_suspects
     from ensemble.reading.load import load_problem
     from ensemble.reading.members import split_name
     from ensemble.reading.problem import declare_swap
-    from ensemble.report.page import write_report
     from ensemble.report.summary import next_commands, score_table, summary
-    from ensemble.scoring.results import evaluate
-    from ensemble.scoring.verdict import instead, settle
 
     problem = load_problem(oof, args.labels, data, args.folds, args.seed)
     problem = replace(problem, notes=(*problem.notes, *left_out))
@@ -53,15 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     problem = leave_out_suspects(problem, args.trust)
     inputs = [split_name(argument)[1] for argument in oof]
     with hold(out, [*inputs, *(path for path in (args.labels, args.folds) if path)]):
-        result = evaluate(problem, seed=args.seed, repeats=args.repeats)
-        if args.method is None:
-            result = settle(result)
-        elif args.method in result.fitted:
-            result = instead(result, args.method, "asked for with --method")
-        else:
-            raise UserError(f"--method {args.method}: was not tried here; {'; '.join(result.notes)}")
-        write_report(out / REPORT, problem, result)
-        write_result(out, problem, result)
+        stack = fit_stack(problem, args.method, args.repeats, args.seed)
+        stack.write(out)
+    assert stack.result is not None
+    result = stack.result
     commands = next_commands(problem, result, out)
     told = [*score_table(result).splitlines(), ""] if args.all else []
     told += summary(problem, result).splitlines()

@@ -44,6 +44,21 @@ def _other_python(why: str) -> str:
     )
 
 
+def extra_of(module: str) -> str:
+    """The extra of the installed distribution that brings a module; empty where none does."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        lines = requires("distillstack") or []
+    except PackageNotFoundError:  # run from the sources
+        return ""
+    for line in lines:
+        found = re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", line)
+        if found and found[1].lower().replace("-", "_") == module.lower():
+            return found[2]
+    return ""
+
+
 def explained(error: Exception) -> str:
     """Say in one line what the user can mend; empty where the error is none of theirs."""
     if is_disk_full(error):
@@ -53,6 +68,9 @@ def explained(error: Exception) -> str:
         "ensemble",
         "distill",
     }:
+        extra = extra_of((error.name or "").split(".")[0])
+        if extra:
+            return f"needs {error.name}, which the extra {extra} brings: pip install 'distillstack[{extra}]'"
         return _other_python(f"lacks {error.name}")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory{_said(error)}; give the command more, or less to do at once"

@@ -59,20 +59,17 @@ def main(argv: Sequence[str]) -> int:
     """Run the command."""
     args = arguments(argv)
     access = access_of(args)
-    from distill.doctor.examine import examine
+    from distill.doctor.examine import diagnose
     from distill.doctor.finding import BAD
-    from distill.doctor.subject import open_subjects
     from distill.quiet import quiet_transformers
 
     results: list[Result] = []
     if args.predict_ids is not None and args.ids is None:
         raise UserError("--predict-ids needs --ids: the two are compared")
+    options = {key: getattr(args, key) for key in ("deep", "plain", "data", "ids", "predict_ids")}
+    for target in args.target:
+        results += diagnose(target, backbone=access.backbone, **options)
     with tempfile.TemporaryDirectory(prefix="distill-doctor-") as scratch, quiet_transformers():
-        options = {key: getattr(args, key) for key in ("deep", "plain", "data", "ids", "predict_ids")}
-        options["backbone"] = access.backbone
-        for number, target in enumerate(args.target):
-            for subject in open_subjects(target, Path(scratch) / str(number), **options):
-                results += examine(subject)
         costs = _measure(results, args, Path(scratch)) if args.cost else {}
     if args.json:
         listed = [asdict(r) | ({"measured": costs[r.check]} if r.check in costs else {}) for r in results]

@@ -214,7 +214,7 @@ def soft_labels_are_out_of_fold(subject: Subject) -> Finding | None:
                 fix,
             )
     scaling = TemperatureScaling().fit(probs, targets)
-    temperature, z = scaling.temperature_, _errors(losses - cross_entropy(scaling.transform(probs), targets))
+    temperature, z = scaling.temperature_, _errors(losses - cross_entropy(scaling.predict_on(probs), targets))
     shown = f"log-loss {losses.mean():.4f}; best temperature {temperature:.2f}"
     if temperature < SHARPEN_FAIL and z > Z:
         return failed(f"{shown}: right far more often than it says, as on rows it was trained on", cost, fix)

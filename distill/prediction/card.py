@@ -38,7 +38,7 @@ def scores(store: SoftLabels, rows: Rows, folds: Folds) -> dict[str, Any]:
     for number in np.unique(fold):
         inside = fold == number
         fitted = TemperatureScaling().fit(probs[~inside], targets[~inside])
-        tempered[inside] = fitted.transform(probs[inside])
+        tempered[inside] = fitted.predict_on(probs[inside])
     return {
         "rows": int(known.sum()),
         "log_loss": float(losses.mean()),

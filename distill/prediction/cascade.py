@@ -67,7 +67,7 @@ class Cascade:
 def _tempered(probs: np.ndarray, temperature: float) -> np.ndarray:
     scaling = TemperatureScaling()
     scaling.temperature_ = temperature
-    return scaling.transform(probs)
+    return scaling.predict_on(probs)
 
 
 def fit_cascade(P: np.ndarray, y: np.ndarray) -> Cascade:
@@ -79,7 +79,7 @@ def fit_cascade(P: np.ndarray, y: np.ndarray) -> Cascade:
         Labels or target distributions.
     """
     scalings = [TemperatureScaling().fit(P[:, m], y) for m in range(P.shape[1])]
-    tempered = np.stack([s.transform(P[:, m]) for m, s in enumerate(scalings)], axis=1)
+    tempered = np.stack([s.predict_on(P[:, m]) for m, s in enumerate(scalings)], axis=1)
     blend = SimplexBlend().fit(tempered, y)
     gain = log_loss(tempered[:, 0], y) - log_loss(blend.predict_proba(tempered), y)
     X = features(tempered[:, 0])

@@ -17,7 +17,8 @@ from data.schema import Rows
 from data.softlabels import check_joinable, read_store
 from data.softmax import softmax
 from distill.prediction.cascade import cross_fitted_curve, fit_cascade, route
-from distill.runs.saved import SavedModel, examples_of, predict_rows
+from distill.runs.loaded import examples_of, predict_rows
+from distill.runs.saved import SavedModel
 from distill.teaching.trust import check_made_from
 
 SAMPLE = 32
@@ -71,7 +72,7 @@ def run_cascade(models: Sequence[SavedModel], rows: Rows, budget: float) -> Foun
     Raises
     ------
     UserError
-        As :func:`distill.runs.saved.predict_rows`; or the runs' data are gone.
+        As :func:`distill.runs.loaded.predict_rows`; or the runs' data are gone.
     """
     P, y, labelled = known_rows(models)
     cascade = fit_cascade(P, y)

@@ -35,7 +35,8 @@ from data.sources.clean import Cleaning
 from data.sources.open import Columns, Table
 from data.sources.place import Place
 from data.sources.read import SourceOptions, choose_reader
-from distill.runs.saved import Access, Loaded, SavedModel, identity, read_saved
+from distill.runs.loaded import Loaded
+from distill.runs.saved import Access, SavedModel, identity, read_saved
 
 if TYPE_CHECKING:
     import pyarrow as pa

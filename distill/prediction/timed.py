@@ -24,7 +24,8 @@ from data.softmax import softmax
 from distill.prediction.cascade import Cascade, fit_cascade
 from distill.prediction.cascade_run import known_rows, tokens_of
 from distill.processes import on_first
-from distill.runs.saved import Loaded, SavedModel, identity, predict_rows
+from distill.runs.loaded import Loaded, predict_rows
+from distill.runs.saved import SavedModel, identity
 
 MARGIN = 0.15
 """A chunk is begun if it fits even when the dear models are this much slower than in the last one."""
@@ -182,7 +183,7 @@ def run_in_time(
     Raises
     ------
     UserError
-        As :func:`distill.runs.saved.predict_rows`; the runs' data are gone; or the cheap model gives no
+        As :func:`distill.runs.loaded.predict_rows`; the runs' data are gone; or the cheap model gives no
         finite numbers, before anything is written.
     """
     P, y, _ = known_rows(models)

@@ -1,34 +1,29 @@
-"""A trained run read back from its directory: predict new rows with what was trained, as it was trained."""
+"""A trained run read back from its directory, and refused where it is not as it was trained."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.encoding.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
-from data.encoding.template import Template
+from data.encoding.encode import tokenizer_hash
 from data.errors import UserError, listing
 from data.files import read_json, sha256_files, sha256_text
-from data.schema import Classes, Rows
+from data.schema import Classes
 from data.softlabels import MANIFEST, read_manifest
-from data.sources.read import SourceOptions, read_source
 from distill.config import CONFIG, BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
-from distill.model.backbone import load_tokenizer, load_trained, on_machine, weight_hash
-from distill.model.classifier import Classifier
+from distill.model.backbone import load_tokenizer, on_machine, weight_hash
 from distill.model.files import opened_hashes
-from distill.model.served import MERGED, check_fp8, serve
-from distill.packing.examples import Examples
+from distill.model.served import MERGED, check_fp8
 from distill.recipe import read_config
 from distill.runs.backbones import find_backbone
 from distill.runs.run_directory import BESIDE, FINAL, RunDirectory
-from distill.teaching.trust import check_manifest, check_settings, check_weights, differs, run_hash
-from distill.training.trainer import predict_logits
+from distill.teaching.trust import check_manifest, check_settings, differs, run_hash
 
 NEEDED = ("classes", "template", "truncation", "tokenizer_hash")
 """What prediction needs of a manifest, or of an exported model's settings."""
@@ -293,133 +288,3 @@ def identity(saved: SavedModel) -> str:
     settings = {**asdict(saved.model), "precision": saved.access.precision}
     settings["accepted"] = saved.access.accept_changed and opened_hashes(Path(saved.backbone))
     return sha256_text(run_hash(saved.manifest), json.dumps(settings, sort_keys=True), sha256_files(weights))
-
-
-def predict_rows(saved: SavedModel, rows: Rows, waiting: Path | None = None) -> np.ndarray:
-    """Predict rows in all their orders; fold models are averaged in logits.
-
-    Adapters are served one after another from one loaded base.
-
-    Parameters
-    ----------
-    waiting : Path, optional
-        Directory in which what is predicted is kept until the caller deletes it: a call that was killed goes
-        on from there, if model and rows are the same.
-
-    Returns
-    -------
-    ndarray of shape (n, orders, K)
-        Logits in each row's own class order.
-
-    Raises
-    ------
-    UserError
-        The rows' classes, the backbone or the tokenizer are not those of the training.
-    """
-    return Loaded(saved).predict(rows, saved.name, waiting)
-
-
-class Loaded:
-    """A finished run in memory, for prediction after prediction.
-
-    Parameters
-    ----------
-    saved : SavedModel
-
-    Raises
-    ------
-    UserError
-        The backbone or the tokenizer are not those of the training.
-    """
-
-    def __init__(self, saved: SavedModel) -> None:
-        self.saved = saved
-        self.tokenizer = checked_tokenizer(saved)
-        self._classifier: Classifier | None = None
-        self._weights: Path | None = None
-
-    def predict(self, rows: Rows, what: str, waiting: Path | None = None) -> np.ndarray:
-        """Predict rows in all their orders, averaged over the run's models; see :func:`predict_rows`."""
-        saved, train = self.saved, self.saved.model.train
-        examples = examples_of(saved, rows, self.tokenizer)
-        everything, made_by = np.arange(len(rows)), identity(saved)
-        total = np.zeros((len(rows), examples.encoded.orders, rows.classes.n))
-        for number, weights in enumerate(saved.weights, start=1):
-            name = f"{what} predicts ({number}/{len(saved.weights)})"
-            place = None
-            if waiting is not None:
-                place = waiting / sha256_text(made_by, str(number), rows.content_hash)[:16]
-            total += predict_logits(
-                self._with(weights), examples, everything, train.predict_rows, name, train.pack_tokens, place
-            )
-        return total / len(saved.weights)
-
-    def ready(self) -> Loaded:
-        """Load what would be loaded at the first prediction."""
-        self._with(self.saved.weights[0])
-        return self
-
-    def _with(self, weights: Path) -> Classifier:
-        """The classifier with these weights: of a base loaded once the adapter is changed in place."""
-        model = self.saved.model
-        if self._weights != weights and not self.saved.exported:
-            check_weights(weights, self.saved.access.accept_changed)
-        if self._classifier is None or not (model.lora.enabled or self._weights == weights):
-            backbone, n = self.saved.backbone, self.saved.classes.n
-            wanted = self.saved.access.precision
-            held = {"fp8": "bf16", "fp16": "fp16", "int8": "fp16"}.get(wanted, model.backbone.precision)
-            config = replace(model.backbone, precision=held)
-            loaded = load_trained(config, backbone, weights, model.lora.enabled, n)
-            alone = len(self.saved.weights) == 1
-            self._classifier = serve(loaded, config, wanted) if alone else loaded
-        elif self._weights != weights:
-            self._classifier.load(weights)
-        self._weights = weights
-        return self._classifier
-
-
-def rows_for(saved: SavedModel, source: str, columns: Mapping[str, str] | None = None) -> Rows:
-    """Read rows to predict: a plain table that does not name its classes has those of the model.
-
-    Parameters
-    ----------
-    saved : SavedModel
-    source : str
-    columns : mapping of str to str, optional
-        Field to column, as in :class:`data.sources.read.SourceOptions`.
-
-    Raises
-    ------
-    UserError
-        As :func:`data.sources.read.read_source`.
-    """
-    plain = mistake = None
-    try:
-        plain, _ = read_source(source, SourceOptions(columns=columns or {}))
-        if plain.classes == saved.classes:
-            return plain
-    except UserError as error:
-        mistake = error
-    try:
-        own = SourceOptions(classes=saved.classes.names, swap=saved.classes.swap, columns=columns or {})
-        return read_source(source, own)[0]
-    except UserError as error:
-        if plain is not None:
-            return plain  # rows of other classes, which the model refuses by name
-        # What naming the classes would mend is told as it stands now that they are named.
-        if mistake is None or "--classes" in str(mistake):
-            raise
-        raise mistake from error
-
-
-def examples_of(saved: SavedModel, rows: Rows, tokenizer: Any = None) -> Examples:
-    """Encode rows as the model was trained to read them; errors as in :func:`predict_rows`."""
-    if rows.classes != saved.classes:
-        raise UserError(
-            f"{saved.path}: was trained on classes {', '.join(saved.classes.names)}; "
-            f"the rows have {', '.join(rows.classes.names)}"
-        )
-    manifest, model = saved.manifest, saved.model
-    tokenizer = tokenizer or checked_tokenizer(saved)
-    encoder = Encoder(tokenizer, Template(**manifest["template"]), Truncation(**asdict(model.encode)))
-    return Examples(encoder.encode(rows), rows.targets, rows.classes.permutation, pad_token_id(tokenizer))

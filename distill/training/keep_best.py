@@ -40,7 +40,7 @@ def held_back(group_ids: Sequence[str], share: float, seed: int) -> np.ndarray:
 def scaled_log_loss(logits: np.ndarray, targets: np.ndarray) -> float:
     """Log-loss of logits (n, orders, K), orders averaged, at the temperature that suits them best."""
     probs = softmax(logits.mean(axis=1))
-    return float(log_loss(TemperatureScaling().fit(probs, targets).transform(probs), targets).mean())
+    return float(log_loss(TemperatureScaling().fit(probs, targets).predict_on(probs), targets).mean())
 
 
 class KeepBest(TrainerCallback):

@@ -79,15 +79,11 @@ class AverageStacker(Blender):
         shares = zip(self.shares_, self.members_, strict=True)
         return any(share > 0 and member.needs_rows for share, member in shares)
 
-    def predict_proba(self, P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
-        """Return the mean of the stackers' probabilities (n, K)."""
-        return self._predict(P, X, {})
-
     def _predict(self, P: np.ndarray, X: np.ndarray | None, known: Known) -> np.ndarray:
         total = np.zeros((len(P), P.shape[2]))
         for share, member in zip(self.shares_, self.members_, strict=True):
             if share > 0:
-                total += share * member.predict(P, X, known)
+                total += share * member.predict_known(P, X, known)
         return total
 
 

@@ -1,7 +1,9 @@
 """What every method shares: what it is fitted on, its predictions, and its form as JSON.
 
-A method is a scikit-learn style estimator over the predictions of several members: ``P`` has shape
-(rows, members, classes). Constructor arguments are dataclass fields; what ``fit`` learns ends in ``_``.
+A method is a scikit-learn estimator over the predictions of several members, ``P`` of shape
+(rows, members, classes); a calibrator is one over a single prediction (rows, classes). Constructor arguments
+are dataclass fields; what ``fit`` learns ends in ``_``. ``fit`` and ``predict_proba`` take whatever
+:mod:`ensemble.reading.given` reads; ``fit_on`` and ``predict_on`` take what is prepared already.
 A fitted method goes to JSON and back to the same numbers, so nothing is ever pickled.
 """
 
@@ -15,24 +17,58 @@ from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
 
+from data.frames import Frame
+from ensemble.reading.checked import as_sample_weight, as_targets_of
+from ensemble.reading.given import as_members, as_probabilities
 from ensemble.solvers.folds import inner_folds
-from ensemble.solvers.numbers import as_targets, as_weights
+from ensemble.solvers.numbers import as_targets, as_weights, cross_entropy
 
 Swap = tuple[int, ...] | None
 Known = dict[Hashable, np.ndarray]
 """What has been predicted of the same rows: by the ``id`` of a method, or by trees as text."""
 
 
-class Estimator:
-    """What has constructor parameters and fitted attributes, and goes to JSON and back."""
+class Estimator(ClassifierMixin, BaseEstimator, ABC):
+    """What has constructor parameters and fitted attributes, and goes to JSON and back.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (K,)
+        The labels that ``predict`` returns, in the order of the columns; set by ``fit``.
+    """
 
     fitted: ClassVar[tuple[str, ...]] = ()
     """Names of the fitted attributes that prediction needs."""
     _kinds: ClassVar[dict[str, type[Estimator]]] = {}
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         Estimator._kinds[cls.__name__] = cls
+
+    @abstractmethod
+    def predict_proba(self, P: Any) -> np.ndarray:
+        """Return probabilities of shape (n, K)."""
+
+    def predict(self, P: Any, X: np.ndarray | None = None) -> np.ndarray:
+        """Return the most probable label of each row, shape (n,), as ``y`` named them."""
+        probs = self.predict_proba(P, **({} if X is None else {"X": X}))
+        return np.asarray(getattr(self, "classes_", np.arange(probs.shape[1])))[probs.argmax(axis=1)]
+
+    def score(
+        self, P: Any, y: Any, sample_weight: np.ndarray | None = None, X: np.ndarray | None = None
+    ) -> float:
+        """Return minus the mean log-loss in nats: greater is better, as scikit-learn's searches expect.
+
+        Accuracy would not do: one temperature never changes it.
+        """
+        probs = self.predict_proba(P, **({} if X is None else {"X": X}))
+        names = getattr(self, "classes_", None)
+        targets, _ = as_targets_of(y, len(probs), probs.shape[1], names)
+        weights = as_weights(as_sample_weight(sample_weight, len(probs)), len(probs))
+        return -float(weights @ cross_entropy(probs, targets))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fitted estimator as JSON values."""
@@ -133,11 +169,73 @@ class Training:
         return inner_folds(self.targets, self.groups, n_folds, seed)
 
 
-class Blender(Estimator, ABC):
+class Calibrator(Estimator):
+    """A map of one prediction's probabilities (n, K), fitted on what happened."""
+
+    def fit(
+        self,
+        probs: np.ndarray | Frame,
+        y: Any,
+        sample_weight: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> Self:
+        """Fit on probabilities (n, K).
+
+        Parameters
+        ----------
+        probs : ndarray of shape (n, K) or data frame
+            Each row sums to 1; a frame has a column a class.
+        y : array of shape (n,) or (n, K)
+            Class indices, labels (of a frame its column names, else the K that occur, in sorted order, as
+            the columns of scikit-learn's ``predict_proba`` are), or a target distribution a row.
+        sample_weight : ndarray of shape (n,), optional
+        groups : ndarray of shape (n,), optional
+            Rows of one group are never parted by cross-validation inside the calibrator.
+
+        Raises
+        ------
+        ValueError
+            Rows that are no distributions, or labels that are none of the classes.
+        """
+        values, names = as_probabilities(probs)
+        targets, self.classes_ = as_targets_of(y, *values.shape, names)
+        self.n_features_in_ = values.shape[1]
+        return self.fit_on(values, targets, as_sample_weight(sample_weight, len(values)), groups)
+
+    @abstractmethod
+    def fit_on(
+        self,
+        probs: np.ndarray,
+        targets: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> Self:
+        """Fit on probabilities (n, K) and target distributions (n, K); see :meth:`fit`."""
+
+    @abstractmethod
+    def predict_on(self, probs: np.ndarray) -> np.ndarray:
+        """Return the calibrated probabilities (n, K)."""
+
+    def predict_proba(self, probs: np.ndarray | Frame) -> np.ndarray:
+        """Return the calibrated probabilities (n, K), of an array or a data frame."""
+        check_is_fitted(self)
+        values, _ = as_probabilities(probs, getattr(self, "classes_", None))
+        wanted = getattr(self, "n_features_in_", values.shape[1])
+        if values.shape[1] != wanted:
+            raise ValueError(
+                f"X has {values.shape[1]} features, but {type(self).__name__} is expecting {wanted} features "
+                "as input: a column a class"
+            )
+        return self.predict_on(values)
+
+
+class Blender(Estimator):
     """A method that turns members' predictions (n, members, K) into one prediction (n, K).
 
     Attributes
     ----------
+    names_ : tuple of str or None
+        Members by name, where :meth:`fit` was given names.
     oof_ : ndarray of shape (n, K)
         Only on methods flexible enough to fit noise: predictions of the training rows by models that
         did not see them. Whatever is fitted on top of such a method is fitted on these.
@@ -145,27 +243,37 @@ class Blender(Estimator, ABC):
 
     def fit(
         self,
-        P: np.ndarray,
-        y: np.ndarray,
+        P: Any,
+        y: Any,
         sample_weight: np.ndarray | None = None,
         groups: np.ndarray | None = None,
         X: np.ndarray | None = None,
     ) -> Self:
-        """Fit on members' predictions ``P`` (n, members, K).
+        """Fit on members' predictions.
 
         Parameters
         ----------
-        P : ndarray of shape (n, members, K)
-            Probabilities.
-        y : ndarray of shape (n,) or (n, K)
-            Class indices, or a target distribution a row.
+        P : ndarray of shape (n, members, K), or a list or mapping of them
+            Probabilities: one array, a list of a (n, K) array or data frame a member, or a mapping of a
+            member's name to these. A frame has a column a class, and ids of rows where it has such a column.
+        y : array of shape (n,) or (n, K)
+            Class indices, labels (of frames their column names, else the K that occur, in sorted order, as
+            the columns of scikit-learn's ``predict_proba`` are), or a target distribution a row.
         sample_weight : ndarray of shape (n,), optional
         groups : ndarray of shape (n,), optional
             Rows of one group are never parted by cross-validation inside the method.
         X : ndarray of shape (n, d), optional
             Features of the rows themselves; a method that cannot use them leaves them alone.
+
+        Raises
+        ------
+        ValueError
+            Rows that are no distributions, members of other rows, labels that are none of the classes.
         """
-        return self.fit_on(Training.of(P, y, sample_weight, groups, X))
+        values, names, self.names_ = as_members(P)
+        targets, self.classes_ = as_targets_of(y, len(values), values.shape[2], names)
+        weights = as_sample_weight(sample_weight, len(values))
+        return self.fit_on(Training(values, targets, weights, groups, X))
 
     @abstractmethod
     def fit_on(self, data: Training) -> Self:
@@ -176,7 +284,22 @@ class Blender(Estimator, ABC):
         """Whether prediction also needs the rows' own features ``X``, as the second argument."""
         return False
 
-    def predict(self, P: np.ndarray, X: np.ndarray | None, known: Known | None = None) -> np.ndarray:
+    def predict_proba(self, P: Any, X: np.ndarray | None = None) -> np.ndarray:
+        """Return probabilities (n, K).
+
+        Parameters
+        ----------
+        P
+            As in :meth:`fit`; members of a mapping are matched by name.
+        X : ndarray of shape (n, d), optional
+            Features of the rows themselves, where the method :attr:`needs_rows`.
+        """
+        values, _, _ = as_members(P, getattr(self, "classes_", None), getattr(self, "names_", None))
+        return self.predict_known(values, X)
+
+    def predict_known(
+        self, P: np.ndarray, X: np.ndarray | None = None, known: Known | None = None
+    ) -> np.ndarray:
         """Return probabilities (n, K), from the rows' own features (n, d) too where the method needs them.
 
         Methods made of others share what these predict of the same rows where they are given the same
@@ -188,17 +311,17 @@ class Blender(Estimator, ABC):
         return known[id(self)]
 
     def _predict(self, P: np.ndarray, X: np.ndarray | None, known: Known) -> np.ndarray:
-        """:meth:`predict` itself; methods made of others override it and take theirs from ``known``."""
-        return self.predict_proba(P, X) if self.needs_rows else self.predict_proba(P)  # type: ignore[call-arg]
+        """:meth:`predict_known` itself; methods made of others override it and take theirs from ``known``."""
+        return self.predict_on(P, X) if self.needs_rows else self.predict_on(P)  # type: ignore[call-arg]
 
-    @abstractmethod
-    def predict_proba(self, P: np.ndarray) -> np.ndarray:
-        """Return probabilities of shape (n, K)."""
+    def predict_on(self, P: np.ndarray) -> np.ndarray:
+        """Return probabilities of shape (n, K) of members' predictions already prepared."""
+        return self._predict(P, None, {})
 
     def crossfitted(self, P: np.ndarray) -> np.ndarray:
         """Predictions of the training rows ``P`` that a second fit may be based on, shape (n, K)."""
         oof = getattr(self, "oof_", None)
-        return self.predict_proba(P) if oof is None else oof
+        return self.predict_on(P) if oof is None else oof
 
     def parts(self) -> list[Blender]:
         """What of this method may be weighted by itself, each with its own ``oof_``; after :meth:`fit`."""

@@ -37,7 +37,7 @@ class BestSingle(Blender):
         self.weights_ = np.eye(len(losses))[int(np.argmin(losses))]
         return self
 
-    def predict_proba(self, P: np.ndarray) -> np.ndarray:
+    def predict_on(self, P: np.ndarray) -> np.ndarray:
         """Return the chosen member's probabilities (n, K)."""
         return _mix(P, self.weights_)
 
@@ -57,7 +57,7 @@ class EqualMean(Blender):
         self.weights_ = np.full(n_members, 1 / n_members)
         return self
 
-    def predict_proba(self, P: np.ndarray) -> np.ndarray:
+    def predict_on(self, P: np.ndarray) -> np.ndarray:
         """Return the mean (n, K)."""
         return _mix(P, self.weights_)
 
@@ -69,7 +69,7 @@ register("mean", 20, lambda fitting: EqualMean().fit_on(fitting.data), calibrate
 class GeometricMean(EqualMean):
     """The normalised geometric mean of the members' probabilities: equal weights on log-probabilities."""
 
-    def predict_proba(self, P: np.ndarray) -> np.ndarray:
+    def predict_on(self, P: np.ndarray) -> np.ndarray:
         """Return the normalised geometric mean (n, K)."""
         return softmax(np.einsum("nmk,m->nk", log_probs(P), self.weights_))
 
@@ -114,7 +114,7 @@ class SimplexBlend(Blender):
         self.gap_ = solution.gap * (1 + self.shrinkage)
         return self
 
-    def predict_proba(self, P: np.ndarray) -> np.ndarray:
+    def predict_on(self, P: np.ndarray) -> np.ndarray:
         """Return the weighted mean (n, K)."""
         return _mix(P, self.weights_)
 

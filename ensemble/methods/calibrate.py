@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from ensemble.methods.base import Blender, Known, Training
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.methods.registry import register
 from ensemble.methods.scalings import KINDS, LinearScaling
 from ensemble.methods.temperature import TemperatureScaling, held_out_scaling
@@ -55,12 +55,12 @@ class Calibrated(Blender):
     def fit_after(self, data: Training) -> Self:
         """Fit the calibration alone, after a ``base`` already fitted on the same rows."""
         probs, y, sample_weight = self.base.crossfitted(data.P), data.targets, data.sample_weight
-        plain = TemperatureScaling().fit(probs, y, sample_weight)
+        plain = TemperatureScaling().fit_on(probs, y, sample_weight)
         better: LinearScaling | None = None
         if self.kind == "best":
             better = best_scaling(probs, y, sample_weight, data.groups)
         elif self.kind != "temperature":
-            better = LinearScaling(self.kind).fit(probs, y, sample_weight, data.groups)
+            better = LinearScaling(self.kind).fit_on(probs, y, sample_weight, data.groups)
         self.temperature_ = plain.temperature_
         self.scaling_ = plain if better is None else better
         return self
@@ -70,12 +70,8 @@ class Calibrated(Blender):
         """Whether the method does."""
         return self.base.needs_rows
 
-    def predict_proba(self, P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
-        """Return the calibrated probabilities (n, K)."""
-        return self._predict(P, X, {})
-
     def _predict(self, P: np.ndarray, X: np.ndarray | None, known: Known) -> np.ndarray:
-        return self.scaling_.transform(self.base.predict(P, X, known))
+        return self.scaling_.predict_on(self.base.predict_known(P, X, known))
 
 
 def best_scaling(
@@ -109,9 +105,9 @@ def best_scaling(
     plain = np.empty_like(targets)
     for fold in np.unique(folds):
         train, test = folds != fold, folds == fold
-        scaling = TemperatureScaling().fit(probs[train], targets[train], weights[train])
-        plain[test] = scaling.transform(probs[test])
-    tried = [LinearScaling(kind).fit(probs, targets, weights, groups) for kind in kinds]
+        scaling = TemperatureScaling().fit_on(probs[train], targets[train], weights[train])
+        plain[test] = scaling.predict_on(probs[test])
+    tried = [LinearScaling(kind).fit_on(probs, targets, weights, groups) for kind in kinds]
     best = min(tried, key=lambda scaling: scaling.loss_)
     gain = cross_entropy(plain, targets) - cross_entropy(best.oof_, targets)
     mean, error = with_error(gain, weights)
@@ -135,7 +131,7 @@ class CalibratedPool(Blender):
     ----------
     scalings_ : list of TemperatureScaling or LinearScaling
         One a member.
-    pool_ : LogOpinionPool
+    pool_ : LogPool
     oof_ : ndarray of shape (n, K)
     """
 
@@ -153,18 +149,18 @@ class CalibratedPool(Blender):
             curve = best_scaling(P[:, m], targets, weights, groups, ("spline",))
             if curve is None:
                 held_out[:, m] = held_out_scaling(P[:, m], targets, weights, folds)
-                self.scalings_.append(TemperatureScaling().fit(P[:, m], targets, weights))
+                self.scalings_.append(TemperatureScaling().fit_on(P[:, m], targets, weights))
             else:
                 held_out[:, m] = curve.oof_
                 self.scalings_.append(curve)
-        self.pool_ = LogOpinionPool(None, self.n_folds, self.seed).fit(held_out, targets, weights, groups)
+        self.pool_ = LogPool(None, self.n_folds, self.seed).fit(held_out, targets, weights, groups)
         self.oof_ = self.pool_.oof_
         return self
 
-    def predict_proba(self, P: np.ndarray) -> np.ndarray:
+    def predict_on(self, P: np.ndarray) -> np.ndarray:
         """Return the pooled probabilities (n, K)."""
-        mended = [scaling.transform(P[:, m]) for m, scaling in enumerate(self.scalings_)]
-        return self.pool_.predict_proba(np.stack(mended, axis=1))
+        mended = [scaling.predict_on(P[:, m]) for m, scaling in enumerate(self.scalings_)]
+        return self.pool_.predict_on(np.stack(mended, axis=1))
 
 
 register("calibrated pool", 60, lambda fitting: CalibratedPool(seed=fitting.seed).fit_on(fitting.data))

@@ -135,7 +135,7 @@ class MultinomialLogit(Blender):
         self.intercept_ = theta[:, -1] - self.coef_ @ mean
         return self
 
-    def predict_proba(self, P: np.ndarray) -> np.ndarray:
+    def predict_on(self, P: np.ndarray) -> np.ndarray:
         """Return probabilities (n, K)."""
         probs = self._one_order(P)
         if self.symmetric_:

@@ -10,7 +10,7 @@ import numpy as np
 from data.softmax import softmax
 from ensemble.methods.base import Blender, Training
 from ensemble.methods.logit import stack_features
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.methods.registry import register
 from ensemble.solvers.numbers import cross_entropy, log_probs
 
@@ -39,7 +39,7 @@ class MLPStacker(Blender):
 
     Attributes
     ----------
-    start_ : LogOpinionPool
+    start_ : LogPool
     mean_, scale_ : ndarray of shape (members * K,)
     w1_, b1_, w2_, b2_ : ndarray of shape (networks, d, hidden), (networks, 1, hidden), ...
     epochs_ : int
@@ -63,9 +63,9 @@ class MLPStacker(Blender):
 
     def fit_on(self, data: Training) -> Self:
         """Fit a pool, then the networks; see :meth:`Blender.fit`."""
-        return self.fit_from(data, LogOpinionPool(None, self.n_folds, self.seed).fit_on(data))
+        return self.fit_from(data, LogPool(None, self.n_folds, self.seed).fit_on(data))
 
-    def fit_from(self, data: Training, start: LogOpinionPool) -> Self:
+    def fit_from(self, data: Training, start: LogPool) -> Self:
         """Fit networks from a pool already fitted on the same rows and seed."""
         P, targets, weights = data.P, data.targets, data.weights
         self.start_ = start
@@ -79,10 +79,10 @@ class MLPStacker(Blender):
             train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
             pool = start.refit(P[train], targets[train], weights[train])
             rows = _Rows(
-                features[train], targets[train], weights[train], log_probs(pool.predict_proba(P[train]))
+                features[train], targets[train], weights[train], log_probs(pool.predict_on(P[train]))
             )
             net = _Networks(rows, self, np.random.default_rng([self.seed, int(fold)]))
-            runs.append((test, log_probs(pool.predict_proba(P[test])), net))
+            runs.append((test, log_probs(pool.predict_on(P[test])), net))
         probs = np.empty_like(targets)
         best_loss, waited = np.inf, 0
         for epoch in range(self.max_epochs + 1):
@@ -104,10 +104,10 @@ class MLPStacker(Blender):
         )
         return self
 
-    def predict_proba(self, P: np.ndarray) -> np.ndarray:
+    def predict_on(self, P: np.ndarray) -> np.ndarray:
         """Return probabilities (n, K)."""
         features = (stack_features(P, floor=self.start_.floor_) - self.mean_) / self.scale_
-        base = log_probs(self.start_.predict_proba(P))
+        base = log_probs(self.start_.predict_on(P))
         total = np.zeros_like(base)
         for layers in zip(self.w1_, self.b1_, self.w2_, self.b2_, strict=True):
             total += softmax(_forward(list(layers), features)[1] + base)
@@ -117,7 +117,7 @@ class MLPStacker(Blender):
 register(
     "mlp",
     100,
-    lambda f: MLPStacker(seed=f.seed).fit_from(f.data, f.get("log-pool", LogOpinionPool)),
+    lambda f: MLPStacker(seed=f.seed).fit_from(f.data, f.get("log-pool", LogPool)),
     affordable=lambda members, classes: members * classes <= MOST_INPUTS,
 )
 

@@ -38,7 +38,7 @@ LEAST_STRENGTH = 1e-9
 
 
 @dataclass
-class LogOpinionPool(Blender):
+class LogPool(Blender):
     r"""Weights on log-probabilities and a bias a class, :math:`p_k \propto e^{b_k} \prod_m p_{mk}^{w_m}`.
 
     Two penalties draw it to equal weights at one temperature: of departures from these, and of biases. Every
@@ -95,12 +95,12 @@ class LogOpinionPool(Blender):
         for fold in np.unique(folds):
             train, test = folds != fold, folds == fold
             other = self.refit(data.P[train], data.targets[train], data.weights[train])
-            self.oof_[test] = other.predict_proba(data.P[test])
+            self.oof_[test] = other.predict_on(data.P[test])
         return self
 
-    def refit(self, P: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> LogOpinionPool:
+    def refit(self, P: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> LogPool:
         """Return a pool of the choices made here, fitted on other rows; it has no ``oof_``."""
-        other = LogOpinionPool(self.strength, self.n_folds, self.seed, self.floor)
+        other = LogPool(self.strength, self.n_folds, self.seed, self.floor)
         other.floor_, other.departure_, other._choice = self.floor_, self.departure_, self._choice
         other._take(P, targets, as_weights(weights, len(P)))
         return other
@@ -152,7 +152,7 @@ class LogOpinionPool(Blender):
             if len(theta) > n_members:
                 self.bias_ += theta[n_members:]
 
-    def predict_proba(self, P: np.ndarray) -> np.ndarray:
+    def predict_on(self, P: np.ndarray) -> np.ndarray:
         """Return the pooled probabilities (n, K)."""
         return softmax(np.einsum("nmk,m->nk", log_probs(P, self.floor_), self.weights_) + self.bias_)
 
@@ -215,7 +215,7 @@ class _Rows:
 
     def temperature(self, pool: np.ndarray) -> float:
         """The temperature of least loss of a pool of these weights."""
-        return TemperatureScaling().fit(softmax(self.logs @ pool), self.targets, self.weights).temperature_
+        return TemperatureScaling().fit_on(softmax(self.logs @ pool), self.targets, self.weights).temperature_
 
     def evidence_of_temperature(self, pool: np.ndarray) -> float:
         """Log evidence for a pool of these weights at one temperature, by Laplace's method."""
@@ -272,4 +272,4 @@ def _penalties(n: int, n_members: int, n_classes: int) -> np.ndarray:
     return np.array(lines)
 
 
-register("log-pool", 50, lambda f: LogOpinionPool(seed=f.seed).fit_on(f.data), calibrated=True)
+register("log-pool", 50, lambda f: LogPool(seed=f.seed).fit_on(f.data), calibrated=True)

@@ -13,12 +13,12 @@ from typing import ClassVar, Self
 import numpy as np
 
 from data.softmax import softmax
-from ensemble.methods.base import Estimator
+from ensemble.methods.base import Calibrator
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.solvers.designs import BlockDesign
 from ensemble.solvers.folds import inner_folds
 from ensemble.solvers.newton import SoftmaxProblem, choose_strength, minimise
-from ensemble.solvers.numbers import as_targets, as_weights, log_probs
+from ensemble.solvers.numbers import as_weights, log_probs
 
 KINDS = ("vector", "matrix", "dirichlet", "spline")
 STRENGTHS = (3000.0, 300.0, 30.0, 3.0)
@@ -31,7 +31,7 @@ _FREE, _BOUND = 1e-3, 1e6
 
 
 @dataclass
-class LinearScaling(Estimator):
+class LinearScaling(Calibrator):
     r"""A map of log-probabilities :math:`z` to :math:`\mathrm{softmax}(W z + b)`, or of curves of them.
 
     Parameters
@@ -67,17 +67,16 @@ class LinearScaling(Estimator):
     seed: int = 0
     fitted: ClassVar[tuple[str, ...]] = ("temperature_", "knots_", "coef_", "intercept_")
 
-    def fit(
+    def fit_on(
         self,
         probs: np.ndarray,
-        y: np.ndarray,
+        targets: np.ndarray,
         sample_weight: np.ndarray | None = None,
         groups: np.ndarray | None = None,
     ) -> Self:
-        """Fit on probabilities (n, K) and labels (n,) or target distributions (n, K)."""
-        n_classes = probs.shape[1]
-        targets, weights = as_targets(y, n_classes), as_weights(sample_weight, len(probs))
-        self.temperature_ = TemperatureScaling().fit(probs, targets, weights).temperature_
+        """Fit on probabilities (n, K) and target distributions (n, K); see :meth:`Calibrator.fit`."""
+        n_classes, weights = probs.shape[1], as_weights(sample_weight, len(probs))
+        self.temperature_ = TemperatureScaling().fit_on(probs, targets, weights).temperature_
         logs = _centred(probs)
         count = KNOTS if self.kind == "spline" else 0
         inner = np.linspace(0, 1, count + 2)[1:-1]
@@ -95,7 +94,7 @@ class LinearScaling(Estimator):
         self.coef_, self.intercept_ = theta[:, :-1] / scale, theta[:, -1]
         return self
 
-    def transform(self, probs: np.ndarray) -> np.ndarray:
+    def predict_on(self, probs: np.ndarray) -> np.ndarray:
         """Return the calibrated probabilities (n, K)."""
         return softmax(self._features(_centred(probs)) @ self.coef_.T + self.intercept_)
 

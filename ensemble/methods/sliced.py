@@ -15,7 +15,7 @@ import numpy as np
 
 from data.softmax import softmax
 from ensemble.methods.base import Blender, Training
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.methods.registry import register
 from ensemble.reading.features import NAMES
 from ensemble.solvers.designs import SharedDesign
@@ -63,9 +63,9 @@ class SlicedPool(Blender):
 
     def fit_on(self, data: Training) -> Self:
         """Fit a pool, then its departures; see :meth:`Blender.fit`."""
-        return self.fit_from(data, LogOpinionPool(None, seed=self.seed).fit_on(data))
+        return self.fit_from(data, LogPool(None, seed=self.seed).fit_on(data))
 
-    def fit_from(self, data: Training, start: LogOpinionPool) -> Self:
+    def fit_from(self, data: Training, start: LogPool) -> Self:
         """Fit departures from a pool already fitted on the same rows and seed.
 
         Rows are cut by features of their own where ``data`` has these, as
@@ -106,7 +106,7 @@ class SlicedPool(Blender):
         """Whether rows are cut by features of their own."""
         return self.cut_ in _ROW_CUTS
 
-    def predict_proba(self, P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
+    def predict_on(self, P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
         """Return probabilities (n, K)."""
         slices = np.zeros(len(P), dtype=np.int64)
         if self.cut_ != "none":
@@ -120,7 +120,7 @@ class SlicedPool(Blender):
 register(
     "pool by slice",
     70,
-    lambda f: SlicedPool(seed=f.seed).fit_from(f.data, f.get("log-pool", LogOpinionPool)),
+    lambda f: SlicedPool(seed=f.seed).fit_from(f.data, f.get("log-pool", LogPool)),
     affordable=lambda members, classes: classes <= MOST_CLASSES,
 )
 

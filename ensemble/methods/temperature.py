@@ -10,8 +10,8 @@ from typing import ClassVar, Self
 import numpy as np
 
 from data.softmax import over_classes, softmax
-from ensemble.methods.base import Estimator
-from ensemble.solvers.numbers import as_targets, as_weights, log_probs
+from ensemble.methods.base import Calibrator
+from ensemble.solvers.numbers import as_weights, log_probs
 
 LEAST_T, MOST_T = 0.05, 20.0
 """Where the temperature is sought; an unbounded search once returned T = -1242 (AutoGluon PR #4396)."""
@@ -19,7 +19,7 @@ _TOLERANCE, _FLAT, _MOST_STEPS = 1e-10, 1e-12, 100
 
 
 @dataclass
-class TemperatureScaling(Estimator):
+class TemperatureScaling(Calibrator):
     r"""Divide log-probabilities by one temperature, :math:`p_k^{1/T} / \sum_j p_j^{1/T}`.
 
     Attributes
@@ -35,10 +35,15 @@ class TemperatureScaling(Estimator):
 
     fitted: ClassVar[tuple[str, ...]] = ("temperature_",)
 
-    def fit(self, probs: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> Self:
-        """Fit on probabilities (n, K) and labels (n,) or target distributions (n, K)."""
-        logs = log_probs(probs)
-        targets, weights = as_targets(y, probs.shape[1]), as_weights(sample_weight, len(probs))
+    def fit_on(
+        self,
+        probs: np.ndarray,
+        targets: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> Self:
+        """Fit on probabilities (n, K) and target distributions (n, K); see :meth:`Calibrator.fit`."""
+        logs, weights = log_probs(probs), as_weights(sample_weight, len(probs))
         wanted = float(weights @ over_classes(np.add, targets * logs))
 
         def slope(scale: float) -> tuple[float, float]:
@@ -52,7 +57,7 @@ class TemperatureScaling(Estimator):
         self.temperature_ = 1 / _root(slope, 1 / MOST_T, 1 / LEAST_T)
         return self
 
-    def transform(self, probs: np.ndarray) -> np.ndarray:
+    def predict_on(self, probs: np.ndarray) -> np.ndarray:
         """Return the probabilities (n, K) at the fitted temperature."""
         return softmax(log_probs(probs) / self.temperature_)
 
@@ -87,6 +92,6 @@ def held_out_scaling(
     found = np.empty_like(targets)
     for fold in np.unique(folds):
         train, test = folds != fold, folds == fold
-        scaling = TemperatureScaling().fit(probs[train], targets[train], weights[train])
-        found[test] = scaling.transform(probs[test])
+        scaling = TemperatureScaling().fit_on(probs[train], targets[train], weights[train])
+        found[test] = scaling.predict_on(probs[test])
     return found

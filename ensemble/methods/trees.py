@@ -16,7 +16,7 @@ from data.softmax import softmax
 from ensemble.methods.base import Blender, Known, Swap, Training
 from ensemble.methods.boosters import Grower, Settings, raw_both_orders, raw_scores, tree_features
 from ensemble.methods.logit import MultinomialLogit
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.methods.registry import register
 from ensemble.solvers.folds import MANY_ROWS
 from ensemble.solvers.numbers import cross_entropy, log_probs, with_error
@@ -112,7 +112,7 @@ class LightGBMStacker(Blender):
 
     Attributes
     ----------
-    start_ : LogOpinionPool
+    start_ : LogPool
     logit_ : MultinomialLogit
     trees_ : dict of str to list of str
         Models in LightGBM's text format of each of :data:`TRACKS` that counts; an empty list adds nothing to
@@ -153,11 +153,11 @@ class LightGBMStacker(Blender):
 
         With the rows' own features trees are grown with and without them.
         """
-        start = LogOpinionPool(None, self.n_folds, self.seed).fit_on(data)
+        start = LogPool(None, self.n_folds, self.seed).fit_on(data)
         logit = MultinomialLogit(self.swap, self.n_folds, self.seed).fit_on(data)
         return self.fit_from(data, start, logit)
 
-    def fit_from(self, data: Training, start: LogOpinionPool, logit: MultinomialLogit) -> Self:
+    def fit_from(self, data: Training, start: LogPool, logit: MultinomialLogit) -> Self:
         """Fit trees from a pool and a logit already fitted on the same rows with the same folds and seed."""
         P, targets, weights, many = data.P, data.targets, data.weights, len(data.P) >= MANY_ROWS
         self.start_, self.logit_ = start, logit
@@ -168,7 +168,7 @@ class LightGBMStacker(Blender):
         starts = self._starts(data, folds)
         self.prior_ = _prior(targets, weights)
         begins = {
-            "pool": log_probs(start.predict_proba(P)),
+            "pool": log_probs(start.predict_on(P)),
             "prior": np.tile(np.log(self.prior_), (len(P), 1)),
             "logit": log_probs(logit.oof_),
         }
@@ -206,7 +206,7 @@ class LightGBMStacker(Blender):
         thirds = data.folds(3, self.seed + 1)
         for fold in np.unique(folds):
             train, test = folds != fold, folds == fold
-            pool = log_probs(self.start_.refit(P[train], targets[train], weights[train]).predict_proba(P))
+            pool = log_probs(self.start_.refit(P[train], targets[train], weights[train]).predict_on(P))
             found["pool"].append((pool[train], pool[test]))
             prior = np.tile(np.log(_prior(targets[train], weights[train])), (len(P), 1))
             found["prior"].append((prior[train], prior[test]))
@@ -216,19 +216,15 @@ class LightGBMStacker(Blender):
             for part in np.unique(third):
                 rest = rows[third != part]
                 other = self.logit_.refit(P[rest], targets[rest], weights[rest])
-                outside[third == part] = log_probs(other.predict_proba(P[rows[third == part]]))
+                outside[third == part] = log_probs(other.predict_on(P[rows[third == part]]))
             whole = self.logit_.refit(P[train], targets[train], weights[train])
-            found["logit"].append((outside, log_probs(whole.predict_proba(P[test]))))
+            found["logit"].append((outside, log_probs(whole.predict_on(P[test]))))
         return found
 
     @property
     def needs_rows(self) -> bool:
         """Whether trees that use the rows' own features count."""
         return any(models and TRACKS[name].with_rows for name, models in self.trees_.items())
-
-    def predict_proba(self, P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
-        """Return probabilities (n, K)."""
-        return self._predict(P, X, {})
 
     def _predict(self, P: np.ndarray, X: np.ndarray | None, known: Known) -> np.ndarray:
         shares = dict.fromkeys(("prior", "pool", "logit"), 0.0)
@@ -237,7 +233,7 @@ class LightGBMStacker(Blender):
         logits = np.tile(shares["prior"] * np.log(self.prior_), (len(P), 1))
         for start, method in (("pool", self.start_), ("logit", self.logit_)):
             if shares[start] > 0:
-                logits += shares[start] * log_probs(method.predict(P, X, known))
+                logits += shares[start] * log_probs(method.predict_known(P, X, known))
         for name, track in TRACKS.items():
             models = tuple(self.trees_.get(name, ()))  # parted trees, or the same read again, are equal
             if models:
@@ -268,7 +264,7 @@ register(
     "lightgbm",
     90,
     lambda f: LightGBMStacker(f.swap, seed=f.seed).fit_from(
-        f.data, f.get("log-pool", LogOpinionPool), f.get("logit", MultinomialLogit)
+        f.data, f.get("log-pool", LogPool), f.get("logit", MultinomialLogit)
     ),
     affordable=lambda members, classes: classes <= MOST_CLASSES,
     needs=("logit",),

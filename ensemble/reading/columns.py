@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.errors import UserError, brief, listing
+from data.frames import PANDAS_INDEX
 from data.ids import id_column, refuse_repeated
 from data.schema import PREFERENCE, PREFERENCE_NO_TIE, RESERVED, SUM_TOLERANCE, Classes
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PANDAS_INDEX = ("", "Unnamed: 0", "__index_level_0__")
-"""What the index of a pandas table is called in a file: to_csv's, the same read again, and to_parquet's."""
 NEGATIVE = "not "
 """Before the one column's name of a binary set: the class that it gives 1 - p."""
 DUST = 1e-6

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from data.errors import listing
+from data.errors import UserError, listing
 from data.files import sha256_text
 from data.folds import Folds
 from data.ids import places
@@ -103,6 +105,50 @@ def join_members(
         weight,
         None if rows is None else row_features(rows),
     )
+
+
+def joined_fresh(
+    members: Mapping[str, Sequence[Member]], wanted: Sequence[str], stack: str, spare: Sequence[str] = ()
+) -> tuple[list[str], np.ndarray]:
+    """Join fresh predictions by row id; returns ids and P (n, members, K) of the members wanted.
+
+    Parameters
+    ----------
+    members : mapping of str to sequence of Member
+        Several of one name are averaged.
+    wanted : sequence of str
+        In the stack's order.
+    stack : str
+        For messages.
+    spare : sequence of str
+        Names that are no members and may be there nonetheless.
+
+    Raises
+    ------
+    UserError
+        A member is missing or unknown, or the sets predict different rows.
+    """
+    missing = [name for name in wanted if name not in members]
+    unknown = [name for name in members if name not in {*wanted, *spare}]
+    if missing or unknown:
+        parts = [f"no predictions of {listing(missing)}"] if missing else []
+        parts += [f"{listing(unknown)} is no member"] if unknown else []
+        raise UserError(
+            f"{stack}: {'; '.join(parts)}; its members are {listing(wanted, 12)}, and a set of another name "
+            "is matched with --oof NAME=PATH"
+        )
+    first = members[wanted[0]][0]
+    P = np.zeros((len(first.row_ids), len(wanted), first.classes.n))
+    for m, name in enumerate(wanted):
+        for member in members[name]:
+            differing = sorted(set(first.row_ids).symmetric_difference(member.row_ids))
+            if differing:
+                raise UserError(
+                    f"{first.path} and {member.path} predict different rows: {len(differing)} are in one "
+                    f"alone, e.g. {listing(differing, 3)}"
+                )
+            P[places(member.row_ids, first.row_ids), m] += member.probs / len(members[name])
+    return first.row_ids, P
 
 
 def _scored(labels: Labels, first: Member) -> tuple[list[str], np.ndarray, np.ndarray | None, list[str]]:

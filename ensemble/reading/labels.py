@@ -69,6 +69,11 @@ def load_labels(path: Path, classes: Classes) -> Labels:
     table = read_table(path, "label file", as_text=True)
     if {"row_id", "prompt", "response_a", "label"} <= set(table.column_names) and path.suffix == ".parquet":
         return labels_of(read_rows(path), path, classes)
+    return labels_in(table, path, classes)
+
+
+def labels_in(table: pa.Table, path: Path, classes: Classes) -> Labels:
+    """Read the table of a label file, which messages call by ``path``; as :func:`load_labels`."""
     ids = read_ids(table, path)
     names, said = table.column_names, []
     by_index = False

@@ -98,7 +98,6 @@ def load_members(arguments: list[str]) -> list[Member]:
     for name, path in named:
         member = _load(path, classes, name, [other for _, other in named])
         classes = classes or member.classes
-        refuse_odd_name(member)
         at = next((i for i, other in enumerate(members) if other.name == member.name), None)
         if at is not None and name is not None and not set(members[at].row_ids) & set(member.row_ids):
             members[at] = joined(members[at], member)  # the file of another fold
@@ -112,6 +111,13 @@ def load_members(arguments: list[str]) -> list[Member]:
         if members and member.row_ids == members[0].row_ids:  # a million ids are held once
             member = replace(member, row_ids=members[0].row_ids)
         members.append(member)
+    return agreed(members)
+
+
+def agreed(members: list[Member]) -> list[Member]:
+    """Members sorted by name, once their names can be shown and their stores be joined."""
+    for member in members:
+        refuse_odd_name(member)
     stores = [member for member in members if member.manifest is not None]
     for store in stores[1:]:
         check_joinable(stores[0].manifest or {}, store.manifest or {}, str(stores[0].path), str(store.path))

@@ -125,6 +125,11 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
     if path.suffix.lower() == ".npy":
         return _load_array(path, classes, name)
     table = _read_parts(path) if path.is_dir() else read_table(path, "prediction set", as_text=True)
+    return member_of(table, path, classes, name)
+
+
+def member_of(table: pa.Table, path: Path, classes: Classes | None, name: str) -> Member:
+    """Read the table of a prediction set, which messages call by ``path``; as :func:`load_member`."""
     ids = read_ids(table, path)
     columns = class_columns(table.column_names)
     found = classes or infer_classes(columns, path)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ensemble.methods.blend import SimplexBlend
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.reading.problem import Problem
 from ensemble.report.charts import (
     LINE,
@@ -47,8 +47,8 @@ def explorer(problem: Problem, result: Result) -> dict[str, Any]:
     simplex, pool = result.fitted.get("simplex"), result.fitted.get("log-pool")
     if not isinstance(simplex, SimplexBlend):
         simplex = SimplexBlend().fit(problem.P, problem.y, problem.weight)
-    if not isinstance(pool, LogOpinionPool):
-        pool = LogOpinionPool().fit(problem.P, problem.y, problem.weight, problem.groups)
+    if not isinstance(pool, LogPool):
+        pool = LogPool().fit(problem.P, problem.y, problem.weight, problem.groups)
     sample = take_sample(problem, seed=result.seed)
     P, y, names, weights = sample.P, sample.y, problem.names, simplex.weights_
     # The heaviest three, in the members' order.

@@ -120,7 +120,7 @@ def predict_all(
         part = rows[begin : begin + PREDICTED_ROWS]
         P, X = problem.P[part], None if problem.features is None else problem.features[part]
         known: Known = {}  # what methods have in common is predicted once
-        yield part, {name: method.predict(P, X, known) for name, method in methods.items()}
+        yield part, {name: method.predict_known(P, X, known) for name, method in methods.items()}
 
 
 def cross_fitted_prior(y: np.ndarray, fold: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:

@@ -19,7 +19,8 @@ from data.schema import read_rows
 from data.softmax import softmax
 from distill import export, predict, teacher_oof
 from distill.prediction.merge import merged_model, plain_state
-from distill.runs.saved import predict_rows, read_saved
+from distill.runs.loaded import predict_rows
+from distill.runs.saved import read_saved
 
 PLAIN = """
 import json, sys

@@ -198,7 +198,8 @@ def arena(tmp_path_factory):
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_teacher_trains_and_predicts_in_nf4_with_bf16(arena, tiny_recipe, family):
     from distill import teacher_oof
-    from distill.runs.saved import predict_rows, read_saved
+    from distill.runs.loaded import predict_rows
+    from distill.runs.saved import read_saved
 
     train = ["optimizer=adamw_8bit", "gradient_checkpointing=true", "epochs=6", "micro_rows=4", "lr=2e-3"]
     options = ["backbone.compile=false", *(f"train.{option}" for option in train)]

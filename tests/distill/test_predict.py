@@ -22,7 +22,8 @@ from data.softmax import softmax
 from distill import predict, teacher_oof
 from distill.model.classifier import Classifier
 from distill.packing.cutting import by_length
-from distill.runs.saved import predict_rows, read_saved
+from distill.runs.loaded import predict_rows
+from distill.runs.saved import read_saved
 from distill.training import predict as inference
 
 CLASSES = ["winner_model_a", "winner_model_b", "winner_tie"]
@@ -290,7 +291,7 @@ def test_a_prediction_that_is_no_number_is_not_written(trained, tmp_path, monkey
     def broken(saved, rows, shards=None):
         return np.full((len(rows), 2, 3), np.nan)
 
-    monkeypatch.setattr("distill.runs.saved.predict_rows", broken)
+    monkeypatch.setattr("distill.runs.loaded.predict_rows", broken)
     with pytest.raises(UserError, match=r"prediction of row .* is not finite"):
         predict.main(
             ["--model", str(trained / "llama"), "--data", str(trained), "--out", str(tmp_path / "out.csv")]

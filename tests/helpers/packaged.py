@@ -17,7 +17,7 @@ def build_wheel(into: Path) -> Path:
         source = Path(folder)
         for name in ("data", "ensemble", "distill"):
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
+        for name in ("distillstack.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, source / name)
         done = subprocess.run(
             [*(sys.executable, "-m", "pip", "--no-input", "wheel", "--no-deps", "--no-index"),

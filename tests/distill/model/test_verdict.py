@@ -25,7 +25,8 @@ from distill.model.verdict import VerdictClassifier, verdict_ids
 from distill.packing.examples import Examples, pad
 from distill.prediction.merge import merged_model
 from distill.recipe import load_recipe
-from distill.runs.saved import examples_of, predict_rows, read_saved
+from distill.runs.loaded import examples_of, predict_rows
+from distill.runs.saved import read_saved
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
 

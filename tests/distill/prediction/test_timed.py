@@ -18,7 +18,8 @@ from data.schema import read_rows
 from distill import export, predict, teacher_oof
 from distill.prediction import timed
 from distill.prediction.timed import CHUNK_SECONDS, FEWEST, MARGIN, Clock, Ledger, fitting, in_time
-from distill.runs.saved import Access, Loaded, read_saved
+from distill.runs.loaded import Loaded
+from distill.runs.saved import Access, read_saved
 
 CLASSES = ["winner_model_a", "winner_model_b", "winner_tie"]
 

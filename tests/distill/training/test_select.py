@@ -7,7 +7,8 @@ import pytest
 
 from data.dataset import load_prepared
 from distill import teacher_oof
-from distill.runs.saved import predict_rows, read_saved
+from distill.runs.loaded import predict_rows
+from distill.runs.saved import read_saved
 from distill.training.keep_best import held_back, scaled_log_loss
 
 

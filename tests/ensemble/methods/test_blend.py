@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from data.softmax import softmax
 from ensemble.methods.base import from_dict
 from ensemble.methods.blend import BestSingle, EqualMean, GeometricMean, SimplexBlend
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.solvers.designs import BlockDesign, SharedDesign
 from ensemble.solvers.folds import group_folds
 from ensemble.solvers.newton import SoftmaxProblem, minimise
@@ -151,8 +151,8 @@ def test_soft_targets_equal_repeated_rows() -> None:
         SimplexBlend().fit(P, soft).weights_, SimplexBlend().fit(repeated, labels).weights_, atol=1e-6
     )
     np.testing.assert_allclose(
-        LogOpinionPool(strength=1e-9, floor=1e-7).fit(P, soft).weights_,
-        LogOpinionPool(strength=1e-9, floor=1e-7).fit(repeated, labels).weights_,
+        LogPool(strength=1e-9, floor=1e-7).fit(P, soft).weights_,
+        LogPool(strength=1e-9, floor=1e-7).fit(repeated, labels).weights_,
         atol=1e-6,
     )
 
@@ -186,9 +186,9 @@ def test_log_pool_beats_the_geometric_mean_it_is_drawn_to() -> None:
     def loss(probs: np.ndarray) -> float:
         return float(cross_entropy(probs, targets).mean())
 
-    pool = LogOpinionPool(strength=1e-6).fit(P, y)
+    pool = LogPool(strength=1e-6).fit(P, y)
     assert loss(pool.predict_proba(P)) < loss(GeometricMean().fit(P, y).predict_proba(P))
-    bound = LogOpinionPool(strength=1e9, floor=PROB_FLOOR).fit(P, y)
+    bound = LogPool(strength=1e9, floor=PROB_FLOOR).fit(P, y)
     np.testing.assert_allclose(bound.predict_proba(P), GeometricMean().fit(P, y).predict_proba(P), atol=1e-5)
     assert pool.oof_.shape == (1500, 3)
 
@@ -196,7 +196,7 @@ def test_log_pool_beats_the_geometric_mean_it_is_drawn_to() -> None:
 @pytest.mark.parametrize("k", [2, 3, 4])
 def test_every_blend_predicts_distributions_and_survives_json(k: int) -> None:
     P, y = sample(200, 3, k)
-    for method in (BestSingle(), EqualMean(), GeometricMean(), SimplexBlend(), LogOpinionPool()):
+    for method in (BestSingle(), EqualMean(), GeometricMean(), SimplexBlend(), LogPool()):
         probs = method.fit(P, y).predict_proba(P)
         assert probs.shape == (200, k)
         np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-12)
@@ -225,8 +225,9 @@ def test_a_member_that_says_zero_is_floored_where_that_helps() -> None:
     hard = np.where(P < 0.08, 0, P)  # "seldom" said as "never"
     hard /= hard.sum(axis=2, keepdims=True)
     targets = np.eye(3)[y]
-    chosen = LogOpinionPool().fit(hard, y)
-    lowest = LogOpinionPool(floor=PROB_FLOOR).fit(hard, y)
+    chosen = LogPool().fit(hard, y)
+    lowest = LogPool(floor=PROB_FLOOR).fit(hard, y)
     assert chosen.floor_ > PROB_FLOOR
     assert cross_entropy(chosen.oof_, targets).mean() <= cross_entropy(lowest.oof_, targets).mean()
-    assert LogOpinionPool().fit(np.clip(P, 0.05, None), y).floor_ == PROB_FLOOR
+    soft = np.clip(P, 0.05, None)
+    assert LogPool().fit(soft / soft.sum(axis=2, keepdims=True), y).floor_ == PROB_FLOOR

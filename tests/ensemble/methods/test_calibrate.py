@@ -62,7 +62,7 @@ def test_certain_predictions_stay_finite() -> None:
     y = np.arange(30) % 3
     probs = np.eye(3)[np.where(np.arange(30) < 6, (y + 1) % 3, y)]
     scaling = TemperatureScaling().fit(probs, y)
-    assert np.isfinite(cross_entropy(scaling.transform(probs), np.eye(3)[y])).all()
+    assert np.isfinite(cross_entropy(scaling.predict_on(probs), np.eye(3)[y])).all()
 
 
 def test_uses_crossfitted_predictions_where_the_method_has_them() -> None:
@@ -74,7 +74,7 @@ def test_uses_crossfitted_predictions_where_the_method_has_them() -> None:
             self.oof_ = np.roll(self.seen_, 1, axis=0)
             return self
 
-        def predict_proba(self, P):
+        def predict_on(self, P):
             return self.seen_
 
     y = np.random.default_rng(0).integers(3, size=300)

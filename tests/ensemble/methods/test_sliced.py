@@ -9,7 +9,7 @@ import pytest
 
 from data.softmax import softmax
 from ensemble.methods.base import from_dict
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.methods.sliced import SlicedPool
 from ensemble.reading.features import NAMES
 from ensemble.solvers.numbers import cross_entropy
@@ -39,20 +39,20 @@ def test_members_count_where_they_are_good() -> None:
     assert fitted.slice_weights_[0, 0] > fitted.slice_weights_[0, 1] + 0.3
     assert fitted.slice_weights_[1, 1] > fitted.slice_weights_[1, 0] + 0.3
     fresh, truth, features = turning(3000, seed=1)
-    plain = LogOpinionPool().fit(P, y)
-    ours = loss(fitted.predict(fresh, features), truth)
+    plain = LogPool().fit(P, y)
+    ours = loss(fitted.predict_known(fresh, features), truth)
     assert ours < loss(plain.predict_proba(fresh), truth) - 0.03
     assert loss(fitted.oof_, y) == pytest.approx(ours, abs=0.05)
     again = from_dict(json.loads(json.dumps(fitted.to_dict())))
-    np.testing.assert_array_equal(again.predict(fresh, features), fitted.predict(fresh, features))
+    np.testing.assert_array_equal(again.predict_known(fresh, features), fitted.predict_known(fresh, features))
 
 
 def test_slices_alike_keep_the_common_weights() -> None:
     for seed in range(3):
         P, y, X = turning(800, seed, differ=False)
-        plain, fitted = LogOpinionPool().fit(P, y), SlicedPool().fit(P, y, X=X)
+        plain, fitted = LogPool().fit(P, y), SlicedPool().fit(P, y, X=X)
         fresh, truth, features = turning(3000, seed + 10, differ=False)
-        gap = loss(fitted.predict(fresh, features), truth) - loss(plain.predict_proba(fresh), truth)
+        gap = loss(fitted.predict_known(fresh, features), truth) - loss(plain.predict_proba(fresh), truth)
         assert abs(gap) < 0.006
         if fitted.cut_ == "none":
             assert not fitted.needs_rows
@@ -66,5 +66,5 @@ def test_without_rows_slices_come_from_the_members_alone() -> None:
     y = np.where(sure & (rng.random(2000) < 0.4), rng.integers(3, size=2000), y)  # sure rows are often wrong
     fitted = SlicedPool().fit(P, y)
     assert fitted.cut_ in ("confidence", "class", "disagreement")
-    assert loss(fitted.oof_, y) < loss(LogOpinionPool().fit(P, y).oof_, y)
+    assert loss(fitted.oof_, y) < loss(LogPool().fit(P, y).oof_, y)
     assert not fitted.needs_rows

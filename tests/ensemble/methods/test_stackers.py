@@ -153,7 +153,7 @@ def test_trees_that_methods_share_predict_once(monkeypatch: pytest.MonkeyPatch) 
     P, y = task(300, seed=1)
     methods = fit_methods(P, y, None, SWAP)
     shares = methods["lightgbm"].shares_  # type: ignore[attr-defined]
-    alone = {name: method.predict(P, None) for name, method in methods.items()}
+    alone = {name: method.predict_known(P, None) for name, method in methods.items()}
     calls = []
 
     def counted(boosters: list[Any], *args: Any, **window: int) -> np.ndarray:
@@ -163,7 +163,7 @@ def test_trees_that_methods_share_predict_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("ensemble.methods.trees.raw_scores", counted)
     known: Known = {}
     for name, method in methods.items():
-        np.testing.assert_array_equal(method.predict(P, None, known), alone[name])
+        np.testing.assert_array_equal(method.predict_known(P, None, known), alone[name])
     assert shares
     assert 1 <= len(calls) <= len(TRACKS)
 

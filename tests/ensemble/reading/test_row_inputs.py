@@ -13,7 +13,7 @@ from data.errors import UserError
 from data.schema import PREFERENCE, make_rows
 from data.softmax import softmax
 from ensemble.methods.blend import SimplexBlend
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.methods.trees import LightGBMStacker
 from ensemble.output import write_result
 from ensemble.predict import main as predict
@@ -34,7 +34,7 @@ def test_whole_weights_are_repeated_rows() -> None:
     P, y = competition(300)
     counts = np.random.default_rng(0).integers(0, 4, size=300)
     again = np.repeat(np.arange(300), counts)
-    for method in (SimplexBlend, lambda: LogOpinionPool(strength=0.0, floor=1e-7)):
+    for method in (SimplexBlend, lambda: LogPool(strength=0.0, floor=1e-7)):
         weighted = method().fit(P, y, sample_weight=counts)
         repeated = method().fit(P[again], y[again])
         np.testing.assert_allclose(weighted.weights_, repeated.weights_, atol=1e-6)
@@ -111,8 +111,8 @@ def test_trees_use_features_where_they_help_and_only_there() -> None:
     without = LightGBMStacker().fit(P[:1000], y[:1000])
     assert not without.needs_rows
     targets = np.eye(3)[y[1000:]]
-    gain = cross_entropy(without.predict(P[1000:], None), targets) - cross_entropy(
-        fitted.predict(P[1000:], X[1000:]), targets
+    gain = cross_entropy(without.predict_known(P[1000:], None), targets) - cross_entropy(
+        fitted.predict_known(P[1000:], X[1000:]), targets
     )
     assert gain.mean() > 0.02
     noise = LightGBMStacker().fit(P[:1000], rng.permutation(y[:1000]), X=X[:1000])

@@ -24,7 +24,7 @@ from data.schema import Classes
 from data.softmax import softmax
 from ensemble.methods.base import Blender
 from ensemble.methods.blend import EqualMean, SimplexBlend
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.reading.load import load_problem
 from ensemble.reading.problem import Problem
 from ensemble.report.frame import SCRIPT, SCRIPT_HASH, render
@@ -218,7 +218,7 @@ def quick_result(problem: Problem) -> Result:
         return {
             "mean": EqualMean().fit(P, y),
             "simplex": SimplexBlend().fit(P, y),
-            "log-pool": LogOpinionPool(30.0).fit(P, y),
+            "log-pool": LogPool(30.0).fit(P, y),
         }
 
     with pytest.MonkeyPatch.context() as patch:
@@ -307,7 +307,7 @@ class TestInBrowser:
         sample = take_sample(problem)
         simplex, pool = result.fitted["simplex"], result.fitted["log-pool"]
         assert isinstance(simplex, SimplexBlend)
-        assert isinstance(pool, LogOpinionPool)
+        assert isinstance(pool, LogPool)
         weights = simplex.weights_
         assert shown(opened, "loss") == f"{float(linear_losses(sample.P, sample.y, weights)):.4f}"
         before = shown(opened, "loss")
@@ -350,7 +350,7 @@ class TestInBrowser:
         P, y = problem.P[rows], problem.y[rows]
         simplex, pool = result.fitted["simplex"], result.fitted["log-pool"]
         assert isinstance(simplex, SimplexBlend)
-        assert isinstance(pool, LogOpinionPool)
+        assert isinstance(pool, LogPool)
         assert float(shown(browser, "loss")) == pytest.approx(
             float(linear_losses(P, y, simplex.weights_)), abs=2e-4
         )
@@ -369,7 +369,7 @@ class TestInBrowser:
         P[::9, 0] = [1, 0, 0]
         harsh = replace(problem, P=P)
         result = quick_result(harsh)
-        pool = LogOpinionPool(floor=0.01).fit(P, harsh.y, None, harsh.groups)
+        pool = LogPool(floor=0.01).fit(P, harsh.y, None, harsh.groups)
         assert pool.floor_ > PROB_FLOOR
         result.fitted["log-pool"] = pool
         write_report(tmp_path / "report.html", harsh, result)

@@ -13,7 +13,7 @@ from stack_files import competition, write_sets
 from data.errors import UserError
 from data.schema import Classes
 from ensemble.methods.blend import BestSingle, EqualMean, SimplexBlend
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.reading.problem import Problem, dealt_again, declare_swap
 from ensemble.scoring.choice import choice_included
 from ensemble.scoring.crossfit import cross_fit
@@ -25,7 +25,7 @@ from ensemble.stack import main
 
 def few_methods(P: np.ndarray, y: np.ndarray, groups: Any = None, *_: Any) -> dict[str, Any]:
     """Methods of few parameters, for these are tests of the score and not of the methods."""
-    pool = LogOpinionPool(strength=1.0, floor=1e-7)
+    pool = LogPool(strength=1.0, floor=1e-7)
     kinds = {"best single": BestSingle(), "mean": EqualMean(), "simplex": SimplexBlend(), "log-pool": pool}
     return {name: method.fit(P, y, groups=groups) for name, method in kinds.items()}
 

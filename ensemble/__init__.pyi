@@ -1,0 +1,17 @@
+from ensemble.blending import Stack as Stack
+from ensemble.blending import blend as blend
+from ensemble.blending import read_stack as read_stack
+from ensemble.methods.average import AverageStacker as AverageStacker
+from ensemble.methods.blend import BestSingle as BestSingle
+from ensemble.methods.blend import EqualMean as EqualMean
+from ensemble.methods.blend import GeometricMean as GeometricMean
+from ensemble.methods.blend import SimplexBlend as SimplexBlend
+from ensemble.methods.calibrate import Calibrated as Calibrated
+from ensemble.methods.calibrate import CalibratedPool as CalibratedPool
+from ensemble.methods.logit import MultinomialLogit as MultinomialLogit
+from ensemble.methods.mlp import MLPStacker as MLPStacker
+from ensemble.methods.pool import LogPool as LogPool
+from ensemble.methods.scalings import LinearScaling as LinearScaling
+from ensemble.methods.sliced import SlicedPool as SlicedPool
+from ensemble.methods.temperature import TemperatureScaling as TemperatureScaling
+from ensemble.methods.trees import LightGBMStacker as LightGBMStacker

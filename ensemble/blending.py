@@ -1,0 +1,284 @@
+"""Blending in one call: members and what happened in, a fitted stack with its honest score out.
+
+:func:`blend` is what ``ensemble.stack`` does, for arrays and data frames instead of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data.errors import UserError, listing
+from data.folds import Folds
+from data.ids import align, places
+from data.labels import cell_text, is_missing
+from data.schema import Classes
+from ensemble.methods.base import Blender
+from ensemble.methods.catalogue import METHODS
+from ensemble.output import REPORT, hold, stack_content, write_result
+from ensemble.reading.dealing import N_FOLDS
+from ensemble.reading.given import by_row, is_frame, labels_given, members_given
+from ensemble.reading.join import join_members, joined_fresh
+from ensemble.reading.labels import Labels
+from ensemble.reading.lint import leave_out_suspects
+from ensemble.reading.load import agreed
+from ensemble.reading.problem import Problem, declare_swap
+from ensemble.report.page import write_report
+from ensemble.report.summary import summary
+from ensemble.saved import apply_stack, classes_of, load_stack
+from ensemble.scoring.bootstrap import Interval
+from ensemble.scoring.results import Result, evaluate
+from ensemble.scoring.verdict import instead, settle
+from ensemble.solvers.folds import group_folds
+
+if TYPE_CHECKING:
+    from data.schema import Rows
+
+
+def blend(
+    members: Any,
+    y: Any,
+    *,
+    groups: Any = None,
+    folds: Any = None,
+    sample_weight: Any = None,
+    rows: Rows | None = None,
+    classes: Sequence[str] | None = None,
+    swap: Sequence[str] = (),
+    trust: Sequence[str] = (),
+    method: str | None = None,
+    repeats: int = 1,
+    seed: int = 0,
+) -> Stack:
+    """Blend out-of-fold predictions, and score the blend on folds that it was not fitted on.
+
+    Parameters
+    ----------
+    members : ndarray of shape (n, members, K), or a list or mapping of members
+        A member is an array (n, K) of probabilities, a data frame with one column a class, or the path of a
+        soft-label store or prediction set. Frames and files are matched by their ids, everything else by
+        position. Each must have been predicted by a model that did not see the row's label.
+    y : array of shape (n,) or (n, K), Series, data frame or path
+        What happened: class names, class indices (empty where unknown), or target distributions.
+    groups : array of shape (n,), optional
+        Rows that share a group, such as a prompt, share a fold; each row is its own by default.
+    folds : array of shape (n,), optional
+        The fold of each row; dealt here by default, stratified by label.
+    sample_weight : array of shape (n,), optional
+        What each row counts for.
+    rows : data.Rows, optional
+        The row table, whose lengths and turns some methods look at; prediction then needs the new rows, too,
+        where such a method is chosen.
+    classes : sequence of str, optional
+        Names of the columns of arrays, in order. By default those of the first frame, else the K labels that
+        occur, sorted, where these are texts, else numbers.
+    swap : sequence of str, optional
+        ``A=B`` for classes that change places when the two sides of a row do.
+    trust : sequence of str, optional
+        Members to keep that look as if they had seen the labels.
+    method : str, optional
+        Take this method instead of the chosen one; :data:`ensemble.methods.catalogue.METHODS` are known.
+    repeats : int
+        Deals of the folds that scores are means over.
+    seed : int
+        Of folds, trees and bootstrap.
+
+    Returns
+    -------
+    Stack
+
+    Raises
+    ------
+    UserError
+        What cannot be blended: no distributions, rows that do not match, unknown labels, a split group.
+    """
+    known = Classes(tuple(classes)) if classes is not None else _classes_that_occur(members, y)
+    given = members_given(members, known)
+    found = agreed(given)
+    ids = found[0].row_ids
+    labels = labels_given(y, ids, found[0].classes, sample_weight)
+    dealt = None if groups is None and folds is None else _dealt(groups, folds, labels, ids, seed)
+    source = "given" if folds is not None else f"dealt here: {N_FOLDS} folds of whole groups, seed {seed}"
+    problem = join_members(found, labels, dealt, rows, source, seed)
+    if swap:
+        problem = declare_swap(problem, swap)
+    stack = fit_stack(leave_out_suspects(problem, trust), method, repeats, seed)
+    return replace(stack, given=tuple(member.name for member in given))
+
+
+def _classes_that_occur(members: Any, y: Any) -> Classes | None:
+    """The classes of arrays without names where labels are texts: those that occur, sorted."""
+    parts = list(members.values()) if isinstance(members, Mapping) else list(members)
+    if any(is_frame(part) or isinstance(part, str | Path) for part in parts) or is_frame(y):
+        return None
+    texts = np.asarray([] if isinstance(y, str | Path) else y)
+    if texts.ndim != 1 or texts.dtype.kind not in "UO" or not len(texts):
+        return None
+    return Classes(tuple(sorted({str(text) for text in texts.tolist() if not is_missing(cell_text(text))})))
+
+
+def _dealt(groups: Any, folds: Any, labels: Labels, ids: list[str], seed: int) -> Folds:
+    """Folds as they are given, or groups dealt into folds."""
+    group_ids = ids if groups is None else [str(group) for group in by_row(groups, ids, "groups")]
+    if folds is not None:
+        return Folds(ids, group_ids, np.asarray(by_row(folds, ids, "folds"), dtype=np.int64))
+    targets = np.nan_to_num(labels.targets[places(ids, labels.row_ids)])
+    return Folds(ids, group_ids, group_folds(targets, np.array(group_ids), N_FOLDS, seed))
+
+
+def fit_stack(problem: Problem, method: str | None = None, repeats: int = 1, seed: int = 0) -> Stack:
+    """Try every method, score each by nested cross-fitting, and keep the chosen one or the one asked for.
+
+    Parameters
+    ----------
+    problem : Problem
+    method : str, optional
+        Take this method instead of the chosen one.
+    repeats : int
+        Deals of the folds that scores are means over.
+    seed : int
+        Of inner folds, trees and bootstrap.
+
+    Raises
+    ------
+    UserError
+        ``method`` was not tried.
+    """
+    result = evaluate(problem, seed=seed, repeats=repeats)
+    if method is None:
+        result = settle(result)
+    elif method in result.fitted:
+        result = instead(result, method, "asked for with --method")
+    elif method in METHODS:
+        raise UserError(f"--method {method}: was not tried here; {'; '.join(result.notes)}")
+    else:
+        raise UserError(f"--method {method}: is no method; there are {', '.join(METHODS)}")
+    return Stack(stack_content(problem, result), result.fitted[result.chosen], problem, result)
+
+
+@dataclass(frozen=True, repr=False)
+class Stack:
+    """A fitted blend, with what is known of it.
+
+    Attributes
+    ----------
+    content : dict
+        What ``stack.json`` says.
+    method : Blender
+        What predicts.
+    problem, result : Problem, Result or None
+        What it was fitted on and how every method did; not of a stack read from disk.
+    given : tuple of str
+        Members in the order in which :func:`blend` was given them, those left out too.
+    """
+
+    content: dict[str, Any]
+    method: Blender
+    problem: Problem | None = None
+    result: Result | None = None
+    given: tuple[str, ...] = ()
+
+    @property
+    def classes_(self) -> tuple[str, ...]:
+        """Class names, in the order of the columns."""
+        return tuple(self.content["classes"])
+
+    @property
+    def members_(self) -> tuple[str, ...]:
+        """Members that it blends, in order."""
+        return tuple(self.content["members"])
+
+    @property
+    def score_(self) -> float:
+        """The honest log-loss in nats: of rows not fitted on, the choice of the method cross-fitted too."""
+        return float(self.content["chosen_nested_log_loss_choice_included"])
+
+    @property
+    def interval_(self) -> Interval:
+        """The 95 % interval of :attr:`score_`, by a bootstrap over groups."""
+        return Interval(*self.content["chosen_nested_log_loss_choice_included_ci95"])
+
+    @property
+    def verdict(self) -> str:
+        """What was gained on the mean, and which simple method would do, in a sentence."""
+        return str(self.content["verdict"])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know: members left out, labels as they were read."""
+        return tuple(self.content["rows"]["notes"])
+
+    def predict_proba(self, members: Any, rows: Rows | None = None) -> np.ndarray:
+        """Blend fresh predictions; returns probabilities (n, K) of the rows of the first member.
+
+        Parameters
+        ----------
+        members
+            As :func:`blend` takes them; of a mapping matched by name, else by position.
+        rows : data.Rows, optional
+            The rows themselves, where the chosen method looks at them.
+
+        Raises
+        ------
+        UserError
+            A member is missing or unknown, the sets predict different rows, or rows are needed.
+        """
+        fresh = members_given(members, classes_of(self.content), self.given or self.members_)
+        named = {member.name: [member] for member in fresh}
+        ids, P = joined_fresh(named, self.members_, "the stack", self.given)
+        if rows is not None:
+            rows = rows.take(align(ids, rows.row_ids, "rows"))
+        return apply_stack(Path("the stack"), self.method, P, rows)
+
+    def predict(self, members: Any, rows: Rows | None = None) -> np.ndarray:
+        """Return the name of the most probable class of each row, shape (n,); see :meth:`predict_proba`."""
+        return np.asarray(self.classes_)[self.predict_proba(members, rows).argmax(axis=1)]
+
+    def report(self, path: str | Path) -> None:
+        """Write the report: one page of HTML that needs no network."""
+        problem, result = self._fitted()
+        write_report(Path(path), problem, result)
+
+    def save(self, out: str | Path) -> None:
+        """Write what ``ensemble.stack`` leaves: ``stack.json``, trees, nested predictions and the report.
+
+        Raises
+        ------
+        UserError
+            The directory cannot be written, or holds files of another origin.
+        """
+        self._fitted()
+        with hold(Path(out), []):
+            self.write(Path(out))
+
+    def write(self, out: Path) -> None:
+        """:meth:`save` into a directory that is held already."""
+        problem, result = self._fitted()
+        write_report(out / REPORT, problem, result)
+        write_result(out, problem, result)
+
+    def _fitted(self) -> tuple[Problem, Result]:
+        if self.problem is None or self.result is None:
+            raise UserError("a stack read from disk has its report beside it, and is saved already")
+        return self.problem, self.result
+
+    def __repr__(self) -> str:
+        """Members, the chosen method, its honest score, and the verdict."""
+        if self.problem is None or self.result is None:
+            return f"Stack of {listing(self.members_)} by {self.content['chosen']}: {self.score_:.4f}"
+        return summary(self.problem, self.result)
+
+
+def read_stack(path: str | Path) -> Stack:
+    """Read a stack that ``ensemble.stack`` or :meth:`Stack.save` wrote.
+
+    Raises
+    ------
+    UserError
+        No stack, or one that was damaged or changed.
+    """
+    return Stack(*load_stack(Path(path)))
