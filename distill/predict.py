@@ -25,6 +25,9 @@ from data.storage import address_of, fetch, is_address, local_path, publish, sho
 from distill.arguments import access_of, add_access_arguments
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from data.schema import Rows
     from distill.runs.saved import SavedModel
 
 SUFFIXES = (".csv", ".parquet")
