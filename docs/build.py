@@ -111,6 +111,9 @@ def stage() -> None:
                 shutil.copy(path, STAGE / name)
     for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, STAGE)
+    if not (ROOT / "docs" / "serve.md").exists():
+        index = STAGE / "docs" / "index.md"
+        index.write_text(index.read_text(encoding="utf-8").replace("\nserve\n", "\n"), encoding="utf-8")
     pages = {"commands.md": commands_page(), "recipe.md": recipe_page()}
     pages |= {f"api-{name}.rst": api_page(name, about) for name, about in PACKAGES.items()}
     for name, text in pages.items():

@@ -10,6 +10,7 @@ html_title = "distillstack"
 html_theme_options = {"source_repository": "", "footer_icons": []}
 html_show_sphinx = False
 html_copy_source = False
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 # Sections of benchmarks/ begin where a reader of the repository needs them; a page there may skip a level.
 suppress_warnings = ["myst.header"]

@@ -1,4 +1,4 @@
-"""README's numbers are those of the files that they come from."""
+"""The numbers of README and of the pages are those of the files that they come from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from recipes import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS, GPU = ((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("results", "gpu"))
 
 
 def rows(text: str, heading: str) -> dict[str, list[str]]:
@@ -20,16 +21,17 @@ def rows(text: str, heading: str) -> dict[str, list[str]]:
 
 def test_the_real_rows_are_those_of_their_report() -> None:
     report = rows((ROOT / "benchmarks" / "pretrained.md").read_text(encoding="utf-8"), "# Real models")
-    shown = rows(README, "## Real models on real rows")
-    assert len(shown) >= 6
-    for name, (loss, interval, accuracy, strict) in shown.items():
-        assert [*report[name][:3], report[name][4]] == [loss, interval, accuracy, strict], name
+    for page, least in ((RESULTS, 6), (README, 5)):
+        shown = rows(page, "## Real models on real rows")
+        assert len(shown) >= least
+        for name, (loss, interval, accuracy, strict) in shown.items():
+            assert [*report[name][:3], report[name][4]] == [loss, interval, accuracy, strict], name
 
 
 def test_the_demos_picture_shows_the_demos_table() -> None:
     picture = (ROOT / "benchmarks" / "demo.svg").read_text(encoding="utf-8")
     losses = re.findall(r">(\d\.\d{4})<", picture)
-    shown = rows(README, "## What the demo shows")
+    shown = rows(RESULTS, "## What the demo shows")
     assert losses == [loss for loss, _ in shown.values()]
     for name in shown:
         assert f">{name.split(' (')[0]}<" in picture
@@ -37,9 +39,10 @@ def test_the_demos_picture_shows_the_demos_table() -> None:
 
 def test_tokens_a_second_are_those_of_the_log() -> None:
     log = (ROOT / "benchmarks" / "gpu_training.md").read_text(encoding="utf-8")
-    section = README.split("## Real Llama-3.1 and Gemma-2 on one GPU", 1)[1].split("\n### ", 1)[0]
+    section = GPU.split("## Real Llama-3.1 and Gemma-2 on one GPU", 1)[1].split("\n## ", 1)[0]
     table = [line for line in section.splitlines() if line.startswith("|") and "GiB" in line]
     rates = [rate for line in table for rate in re.findall(r"\d{1,3},\d{3}", line)]
     assert len(rates) >= 15
     missing = [rate for rate in rates if rate not in log]
     assert not missing
+    assert set(re.findall(r"(\d+,\d{3}) tokens a second", README)) <= set(rates)
