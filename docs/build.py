@@ -31,6 +31,13 @@ COMMANDS = (
     "ensemble.stack",
     "ensemble.predict",
 )
+INTRODUCTION = """\
+Each runs as `python -m NAME`. Without arguments `distill.teacher_oof`, then `distill.student`, then
+`ensemble.stack` run the demo. Any value of a recipe can be overridden, `teachers.llama.train.epochs=2`;
+`--help-recipe` lists the keys with their meaning and range. Every command shows a progress bar on a terminal
+and a line a minute elsewhere; killed at any moment and started again, it continues. A mistake ends in one
+message and exit status 2, with nothing half-written; a fault of ours in one line and 70 (`--debug` shows the
+traceback). What follows is what each prints for `--help`."""
 PACKAGES = {
     "data": "rows, sources and stores",
     "ensemble": "blends, calibration and honest scores",
@@ -49,7 +56,7 @@ def help_of(module: str) -> str:
 
 def commands_page() -> str:
     """Every command, from its parser."""
-    parts = ["# Every command", "", "What each prints for `--help`; `distillstack NAME` is `python -m NAME`."]
+    parts = ["# Every command", "", INTRODUCTION]
     for module in COMMANDS:
         name = module.removesuffix(".__main__")
         parts += ["", f"## {name}", "", "```text", help_of(module).rstrip(), "```"]
@@ -87,17 +94,21 @@ def api_page(package: str, about: str) -> str:
     """A package's public names, from their docstrings."""
     module: Any = importlib.import_module(package)
     title = f"{package}: {about}"
-    parts = [title, "=" * len(title), "", f".. currentmodule:: {package}", ""]
+    parts = [title, "=" * len(title), "", ""]
     for name in sorted(getattr(module, "__all__", ())):
         found = getattr(module, name)
-        kind = "class" if isinstance(found, type) else "function" if callable(found) else "data"
-        parts += [
-            f".. auto{kind}:: {found.__module__}.{found.__qualname__}"
-            if kind != "data"
-            else f".. autodata:: {package}.{name}"
-        ]
-        parts += ["   :members:", "   :inherited-members: object"] if kind == "class" else []
-        parts += [""]
+        home, _, _ = found.__module__.partition(".")
+        if home != package:
+            parts += [f"``{name}`` is that of ``{home}``.", ""]
+        elif isinstance(found, type):
+            parts += [
+                f".. autoclass:: {found.__module__}.{name}",
+                "   :members:",
+                "   :inherited-members:",
+                "",
+            ]
+        else:
+            parts += [f".. autofunction:: {found.__module__}.{name}", ""]
     return "\n".join([*parts, ""])
 
 
@@ -127,12 +138,12 @@ def main() -> int:
     from sphinx.cmd.build import build_main
 
     stage()
-    shutil.rmtree(OUT, ignore_errors=True)
+    doctrees = ROOT / "build" / "doctrees"
+    for left in (OUT, doctrees):
+        shutil.rmtree(left, ignore_errors=True)
     config = str(Path(__file__).parent)
-    doctrees = str(ROOT / "build" / "doctrees")
-    status = build_main(
-        ["-q", "-W", "--keep-going", "-b", "html", "-d", doctrees, "-c", config, str(STAGE), str(OUT)]
-    )
+    places = ["-d", str(doctrees), "-c", config, str(STAGE), str(OUT)]
+    status = build_main(["-q", "-W", "--keep-going", "-b", "html", *places])
     if not status:
         print(f"{OUT}/docs/index.html")
     return status

@@ -1,5 +1,7 @@
 """Sphinx's configuration; :mod:`docs.build` stages the pages and runs it."""
 
+from typing import Any
+
 project = "distillstack"
 author = "the distillstack authors"
 copyright = "the distillstack authors, Apache-2.0"
@@ -21,3 +23,14 @@ autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 nitpicky = False
+
+
+def ours(app: Any, what: str, name: str, found: object, skip: bool, options: object) -> bool | None:
+    """Leave out what classes inherit from scikit-learn, whose own pages describe it."""
+    theirs = str(getattr(found, "__module__", "")).startswith("sklearn") or name.endswith("_request")
+    return True if theirs else None
+
+
+def setup(app: Any) -> None:
+    """Connect what Sphinx asks of this file."""
+    app.connect("autodoc-skip-member", ours)
