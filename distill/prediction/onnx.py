@@ -18,7 +18,7 @@ from data.files import make_directory
 from distill.quiet import quiet_transformers
 
 FOLDER = "onnx"
-MODEL = "model.onnx"
+MODEL, INT8 = "model.onnx", "model_int8.onnx"
 INPUTS = ("input_ids", "attention_mask")
 EXAMPLE = (2, 12)
 """Rows and tokens of the batch that is traced."""
@@ -77,4 +77,19 @@ def write_onnx(exported: Path) -> Path:
     assert program is not None
     make_directory(path.parent)
     program.save(path)
+    return path
+
+
+def write_int8(graph: Path) -> Path:
+    """Write a graph with its weights in int8 beside it, activations quantised as they come; return its path.
+
+    Parameters
+    ----------
+    graph : Path
+        From :func:`write_onnx`.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    path = graph.with_name(INT8)
+    quantize_dynamic(graph, path, weight_type=QuantType.QInt8, per_channel=True)
     return path
