@@ -12,7 +12,9 @@ from data.schema import Rows
 from data.softlabels import second_order_leak
 from ensemble.reading.dealing import N_FOLDS, deal
 from ensemble.reading.features import row_features
+from ensemble.reading.judges import told
 from ensemble.reading.labels import Labels
+from ensemble.reading.maps import cross_fitted
 from ensemble.reading.members import Member
 from ensemble.reading.oddities import odd_members
 from ensemble.reading.problem import Problem
@@ -70,15 +72,21 @@ def join_members(
     ids, y, weight, left_out = _scored(labels, first)
     notes += left_out
     refuse_single_class(y, first.classes, labels)
+    fold, groups, folds_from = deal(ids, members, folds, folds_from, y, seed)
     P = np.empty((len(ids), len(members), first.classes.n))
+    judges = {}
     for m, member in enumerate(members):
         if m == 0 or member.row_ids is not members[m - 1].row_ids:
             at = places(ids, member.row_ids)
-        P[:, m] = member.probs[at]
+        if member.judge is None:
+            P[:, m] = member.probs[at]
+            continue
+        judges[member.name] = member.judge.take(at)
+        P[:, m] = cross_fitted(judges[member.name], y, weight, fold)
+        notes.append(told(member.name, judges[member.name]))
     notes += label_notes(y, P, first.classes, members, labels.by_index)
     counted = labels.path if labels.by_index else None
     notes += odd_members(P, y, [member.name for member in members], first.classes, counted)
-    fold, groups, folds_from = deal(ids, members, folds, folds_from, y, seed)
     if rows is not None:
         at = places(ids, rows.row_ids)
         rows = rows.take(at) if (at >= 0).all() else None
@@ -102,6 +110,7 @@ def join_members(
         hashes,
         weight,
         None if rows is None else row_features(rows),
+        judges=judges,
     )
 
 
