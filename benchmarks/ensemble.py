@@ -38,6 +38,14 @@ from ensemble.solvers.numbers import log_loss
 from ensemble.solvers.simplex import solve_simplex
 from ensemble.solvers.threads import one_blas_thread
 
+SHAPES = (
+    *((2_000, 5, 3), (8_000, 5, 3)),
+    *((3_000, 3, 3), (3_000, 12, 3), (3_000, 3, 12)),
+    *((1_000, 3, 50), (1_000, 3, 200), (1_000, 3, 800), (4_000, 3, 200), (1_000, 12, 200)),
+)
+"""Rows, members and classes whose cost is compared."""
+REQUIRED = ((400, 2, 65), (5_000, 5, 1_000), (36_765, 35, 3))
+
 
 def members(n: int, m: int, k: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Calibrated and miscalibrated members of unequal strength with shared errors; and labels."""
@@ -183,12 +191,15 @@ def calibrations(title: str, problem: Problem) -> None:
         print(f"| {name} | {' | '.join(losses)} |", flush=True)
 
 
-def time_command(problem: Problem, what: str = "") -> None:
-    """The whole command in a process of its own: nested scores, a thousand bootstrap draws, the report."""
+def time_command(problem: Problem, what: str = "") -> float:
+    """The whole command in a process of its own: nested scores, a thousand bootstrap draws, the report.
+
+    Prints a line and returns its seconds of CPU.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names, (rows, m, _) = problem.classes.names, problem.P.shape
+    names, (rows, m, k) = problem.classes.names, problem.P.shape
     ids = pa.array(problem.row_ids)
     with tempfile.TemporaryDirectory() as folder:
         for j in range(m):
@@ -205,8 +216,24 @@ def time_command(problem: Problem, what: str = "") -> None:
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _, status, used = os.wait4(running.pid, 0)
         wall = time.perf_counter() - start
-    cells = f"{wall:.0f} | {used.ru_utime + used.ru_stime:.0f} | {used.ru_maxrss / 2**20:.2f}"
-    print(f"| {rows:,} x {m}{what} | {cells} |" + (f" exit status {status}" if status else ""), flush=True)
+    busy = used.ru_utime + used.ru_stime
+    cells = f"{wall:.0f} | {busy:.0f} | {used.ru_maxrss / 2**20:.2f}"
+    shape = f"{rows:,} x {m}" + (f" x {k:,}" if k != 3 else "")
+    print(f"| {shape}{what} | {cells} |" + (f" exit status {status}" if status else ""), flush=True)
+    return busy
+
+
+def time_growth() -> None:
+    """How seconds of CPU grow with rows, members and classes, one of them four times as many at a time."""
+    print("\n### Growth\n\n| rows x members | seconds | of CPU | peak GiB |\n|---|---|---|---|")
+    seconds = {shape: time_command(as_problem(*correlated(*shape))) for shape in SHAPES}
+    print("\n| four times as many | from | exponent |\n|---|---|---|")
+    for shape, busy in seconds.items():
+        for place, what in enumerate(("rows", "members", "classes")):
+            more = tuple(4 * number if i == place else number for i, number in enumerate(shape))
+            if more in seconds:
+                exponent = np.log(seconds[more] / busy) / np.log(4)
+                print(f"| {what} | {' x '.join(f'{number:,}' for number in shape)} | {exponent:.2f} |")
 
 
 def time_first_methods(problem: Problem) -> None:
@@ -233,7 +260,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=55_000, help="of the simplex solver's timing")
     parser.add_argument("--autogluon", type=Path, metavar="PYTHON", help="of an environment with AutoGluon")
     parser.add_argument(
-        "--only", choices=("solver", "command", "table", "lmsys", "calibration"), help="one part of it"
+        "--only",
+        choices=("solver", "command", "cost", "table", "lmsys", "calibration"),
+        help="one part of it",
     )
     parser.add_argument("--large", action="store_true", help="the command on a million rows too, 20 minutes")
     args = parser.parse_args()
@@ -252,6 +281,12 @@ def main() -> None:
             if args.large:
                 time_command(tabular(0, 55_000), ", where trees matter")
                 time_command(as_problem(*correlated(1_000_000, 20)))
+        if args.only in (None, "cost"):
+            print("\n### Many classes, many members\n")
+            print("| rows x members (x classes) | seconds | of CPU | peak GiB |\n|---|---|---|---|")
+            for shape in REQUIRED:
+                time_command(as_problem(*correlated(*shape)))
+            time_growth()
         if args.only in (None, "table"):
             for seed in (0, 1):
                 title = f"Ten scikit-learn models, simulated table, seed {seed}"

@@ -14,7 +14,7 @@ import numpy as np
 from ensemble.reading.judges import Judge
 from ensemble.solvers.folds import inner_folds
 
-PRIOR_ROWS = 3.0
+PRIOR_ROWS = 1.0
 """Rows of the classes' shares that every verdict and range of scores is drawn to (a Dirichlet prior)."""
 RANGE_ROWS, MOST_RANGES = 40, 20
 """Rows from which a range of scores has a level of its own, and how many ranges there are at most."""
