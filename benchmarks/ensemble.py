@@ -1,4 +1,4 @@
-"""The ensemble beside its peers: ``python -m benchmarks.ensemble [--lmsys DIR] [--autogluon PYTHON]``.
+"""The ensemble beside its peers: ``python -m benchmarks.ensemble [--lmsys DIR] [--sets DIR...]``.
 
 Prints, all from one run: the simplex solver's time beside SLSQP with gradient and greedy selection; nested
 log-loss beside peers on two simulated sets of ten members by 2,000 rows, and on two real models where their
@@ -65,6 +65,15 @@ def as_problem(P: np.ndarray, labels: np.ndarray, seed: int = 0, n_folds: int = 
     return Problem(
         [str(i) for i in range(n)], P, y, group_folds(y, None, n_folds, seed), np.arange(n), classes, names
     )
+
+
+def problem_of(folder: Path) -> Problem:
+    """The prediction sets of a directory, with their labels."""
+    labels = next(path for path in sorted(folder.iterdir()) if path.name.endswith("labels.csv"))
+    members = [path for path in folder.iterdir() if path.suffix in (".csv", ".parquet") and path != labels]
+    if labels.name != "labels.csv":  # beside other tables
+        members = [path for path in members if path.stem.endswith("predictions")]
+    return load_problem(sorted(map(str, members)), labels)
 
 
 def tabular(seed: int, n: int = 2000) -> Problem:
@@ -257,11 +266,19 @@ def time_first_methods(problem: Problem) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--lmsys", type=Path, metavar="DIR", help="teacher_m1, teacher_m2 and labels as CSV")
+    parser.add_argument(
+        "--sets",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="prediction sets with labels.csv, scored",
+    )
     parser.add_argument("--rows", type=int, default=55_000, help="of the simplex solver's timing")
     parser.add_argument("--autogluon", type=Path, metavar="PYTHON", help="of an environment with AutoGluon")
     parser.add_argument(
         "--only",
-        choices=("solver", "command", "cost", "table", "lmsys", "calibration"),
+        choices=("solver", "command", "cost", "table", "lmsys", "sets", "calibration"),
         help="one part of it",
     )
     parser.add_argument("--large", action="store_true", help="the command on a million rows too, 20 minutes")
@@ -291,9 +308,10 @@ def main() -> None:
             for seed in (0, 1):
                 title = f"Ten scikit-learn models, simulated table, seed {seed}"
                 score(title, tabular(seed), args.autogluon)
+        for folder in args.sets:
+            score(folder.name, problem_of(folder), args.autogluon)
         if args.lmsys:
-            files = [str(args.lmsys / f"teacher_m{m}_predictions.csv") for m in (1, 2)]
-            problem = load_problem(files, args.lmsys / "teacher_labels.csv")
+            problem = problem_of(args.lmsys)
             if args.only in (None, "lmsys"):
                 score("Two real language models", problem, args.autogluon)
             if args.only in (None, "calibration"):

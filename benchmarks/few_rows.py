@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.ensemble import as_problem, correlated
+from benchmarks.ensemble import as_problem, correlated, problem_of
 from data.softmax import softmax
 from ensemble.methods.blend import BestSingle
 from ensemble.methods.temperature import TemperatureScaling
-from ensemble.reading.load import load_problem
 from ensemble.scoring.choice import mixed, mixture
 from ensemble.scoring.crossfit import cross_fit, fit_on, predict_all
 from ensemble.solvers.folds import group_folds
@@ -38,12 +37,7 @@ def load(name: str) -> tuple[np.ndarray, np.ndarray]:
     if name.startswith("members="):
         P, labels = correlated(20_000, int(name.removeprefix("members=")), seed=1)
         return P, np.eye(3)[labels]
-    folder = Path(name)
-    labels = next(path for path in sorted(folder.iterdir()) if path.name.endswith("labels.csv"))
-    members = [path for path in folder.iterdir() if path.suffix in (".csv", ".parquet") and path != labels]
-    if labels.name != "labels.csv":  # beside other tables
-        members = [path for path in members if path.stem.endswith("predictions")]
-    problem = load_problem(sorted(map(str, members)), labels)
+    problem = problem_of(Path(name))
     return problem.P, problem.y
 
 

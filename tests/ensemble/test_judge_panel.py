@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stack_files import CLASSES, write_csv
 
 from data.errors import UserError
 from data.softmax import softmax
 from ensemble import predict, stack
 from ensemble.solvers.numbers import cross_entropy
-from tests.helpers.stack_files import CLASSES, write_csv
 
 WORDS = ("A", "B", "tie")
 CONFUSION = np.array([[0.7, 0.15, 0.15], [0.25, 0.6, 0.15], [0.4, 0.3, 0.3]])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stack_files import write_csv, write_sets
 
 from data.errors import UserError
 from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes
@@ -15,7 +16,6 @@ from ensemble.reading.judges import Judge
 from ensemble.reading.load import load_problem
 from ensemble.reading.maps import JudgeMap, cross_fitted, fit_map
 from ensemble.reading.members import load_member
-from tests.helpers.stack_files import write_csv, write_sets
 
 NAN = float("nan")
 SWAP = PREFERENCE.swap or ()
