@@ -272,7 +272,7 @@ def main() -> None:
         type=Path,
         default=[],
         metavar="DIR",
-        help="prediction sets with labels.csv, scored",
+        help="prediction sets with labels",
     )
     parser.add_argument("--rows", type=int, default=55_000, help="of the simplex solver's timing")
     parser.add_argument("--autogluon", type=Path, metavar="PYTHON", help="of an environment with AutoGluon")

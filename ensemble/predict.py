@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with locked(args.out.with_name(f".{args.out.name}.predicting")):  # as distill.predict does
         fresh = read_fresh(args.oof, content["members"], classes, args.stack, args.average_folds)
         ids, P, rows, names = fresh.row_ids, fresh.seen(maps_of(args.stack, content)), None, classes.names
-        at = slice(None)
+        at = np.arange(len(ids))
         if args.data is not None:
             rows = load_rows(args.data, ids, classes, read_column_map(args.columns))
             at, ids = places(rows.row_ids, ids), rows.row_ids

@@ -182,7 +182,7 @@ def maps_of(path: Path, content: dict[str, Any]) -> dict[str, JudgeMap]:
 
 
 def interval_of(
-    path: Path, content: dict[str, Any], fresh: Fresh, probs: np.ndarray, at: np.ndarray | slice
+    path: Path, content: dict[str, Any], fresh: Fresh, probs: np.ndarray, at: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ends (n, K) of 95 % around a stack's probabilities of fresh rows, ``at`` their places.
 

@@ -159,8 +159,8 @@ def _verdicts(cells: list, ids: list[str], classes: Classes, column: str, path: 
     sides = sides_of(classes)
     if sides is not None:
         tie = order_of(classes)[1] if classes.n == 3 else classes.n
-        for number, known in zip((*sides, tie), _WORDS, strict=True):
-            words |= dict.fromkeys(known, number)
+        for side, known in zip((*sides, tie), _WORDS, strict=True):
+            words |= dict.fromkeys(known, side)
     found = np.full(len(cells), np.nan)
     for i, cell in enumerate(cells):
         text = cell_text(cell)

@@ -67,8 +67,12 @@ class JudgeMap:
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> JudgeMap:
         """Rebuild a map from what :meth:`to_dict` returned."""
-        arrays = (np.array(state[name], dtype=np.float64) for name in ("heard", "probs", "prior"))
-        return cls(state["kind"], *arrays, None if state["swap"] is None else tuple(state["swap"]))
+        heard, probs, prior = (
+            np.array(state[name], dtype=np.float64) for name in ("heard", "probs", "prior")
+        )
+        return cls(
+            state["kind"], heard, probs, prior, None if state["swap"] is None else tuple(state["swap"])
+        )
 
 
 def fit_map(judge: Judge, y: np.ndarray, weight: np.ndarray | None) -> JudgeMap:

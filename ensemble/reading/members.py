@@ -177,11 +177,8 @@ def joined(one: Member, other: Member) -> Member:
     """Return two files of one model that share no row, as a fold each, as one member."""
     if one.fold is not None or other.fold is not None:
         raise UserError(f"{other.path}: a store holds all folds; it cannot be joined to {one.path}")
-    if (one.judge is None) != (other.judge is None) or (
-        one.judge
-        and other.judge
-        and (one.judge.kind, one.judge.symmetric) != (other.judge.kind, other.judge.symmetric)
-    ):
+    said = [None if file.judge is None else (file.judge.kind, file.judge.swap) for file in (one, other)]
+    if said[0] != said[1]:
         raise UserError(f"{one.path} and {other.path} bear one name and do not say the same kind of thing")
     judge = None
     if one.judge and other.judge:
