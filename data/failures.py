@@ -23,6 +23,10 @@ DEBUG = "DISTILLSTACK_DEBUG"
 NEEDED = ("numpy", "pyarrow", "fsspec")
 """What every command imports before it does anything."""
 NEWEST_TOO_OLD = (3, 10)
+NO_LOCKS = (
+    "this system has no file locks (Python's fcntl), by which two commands stay out of each other's files: "
+    "Windows is not supported; use Linux, macOS or the Windows Subsystem for Linux"
+)
 _NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|std::bad_alloc", re.IGNORECASE)
 
 
@@ -32,6 +36,8 @@ def lacks() -> str:
         return _other_python("is older than 3.11")
     from importlib.util import find_spec
 
+    if find_spec("fcntl") is None:
+        return NO_LOCKS
     missing = [name for name in NEEDED if find_spec(name) is None]
     return _other_python(f"lacks {', '.join(missing)}") if missing else ""
 

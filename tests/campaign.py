@@ -30,7 +30,9 @@ from rounds import FAULTS, FULL, KILL, MUTANT, PAIR, Campaign, table  # noqa: E4
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--kills", type=int, default=1000, help="commands to kill")
     add("--mutants", type=int, default=5000, help="inputs to change")

@@ -14,7 +14,24 @@ VALUES = [
     None, True, False, -1, 0, 1, 10**9, 2**70, 1e308, -1e-9, 0.5, float("nan"), "", "x", "0", "../x", "a\x00b",
     "\x1b[31m", "${oc.env:HOME}", [], {}, [None], [[[]]], {"": None}, [1, "a"], "x" * 5000,
 ]  # fmt: skip
-CELLS = ["", "nan", "inf", "-1", "1e400", "0", "2", "x", '"', "a,b", "=1+1", "é", "\x00", "9" * 40, " ", "null"]
+CELLS = [
+    "",
+    "nan",
+    "inf",
+    "-1",
+    "1e400",
+    "0",
+    "2",
+    "x",
+    '"',
+    "a,b",
+    "=1+1",
+    "é",
+    "\x00",
+    "9" * 40,
+    " ",
+    "null",
+]
 
 
 def mutate(path: Path, rng: random.Random, others: list[Path]) -> str:
@@ -193,7 +210,9 @@ def _yaml(path: Path, rng: random.Random, _: list[Path]) -> str:
 def _yaml_words(path: Path, rng: random.Random, _: list[Path]) -> str:
     lines = path.read_text().splitlines()
     at = rng.randrange(len(lines))
-    word = rng.choice(["- - -", "&a [*a]", "<<: *x", "!!python/object:os.system x", "? {", "\t x: 1", "%", "a: b: c"])
+    word = rng.choice(
+        ["- - -", "&a [*a]", "<<: *x", "!!python/object:os.system x", "? {", "\t x: 1", "%", "a: b: c"]
+    )
     lines.insert(at, word)
     path.write_text("\n".join(lines) + "\n")
     return f"line {at} is {word!r}"

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import mutants
@@ -151,7 +151,7 @@ class Campaign:
         return children
 
     def _wait(self, children: list[Child]) -> Ended:
-        """Wait for all; as ``torchrun`` does, end the others when one has failed. The first failure counts."""
+        """Wait for all; as ``torchrun`` does, end the others when one has failed; the first failure counts."""
         deadline = time.monotonic() + MOST_SECONDS
         ended: Ended | None = None
         open_ = list(children)
@@ -167,7 +167,8 @@ class Campaign:
                                 other.kill(signal.SIGTERM)
                     break
         rest = [child.wait(0) for child in children]
-        return ended or next((e for e in rest if e.hung), rest[0])
+        worst = next((e for e in rest if e.hung), ended or rest[0])
+        return replace(worst, err="".join(e.err for e in rest))
 
     def _whole(self, case: Case, world: Path) -> Ended:
         return self._wait(self._start(case, world))
@@ -300,7 +301,9 @@ class Campaign:
         sizes = {p: p.stat().st_size for p in world.rglob("*") if p.is_file()}
         grown = [s for n, s in self._sizes(case).items() if world / n not in sizes]
         if rng.random() < 0.5 and can_mount():
-            need = sum(-(-s // 4096) * 4096 for s in sizes.values()) + 4096 * (len(list(world.rglob("*"))) + 2)
+            need = sum(-(-s // 4096) * 4096 for s in sizes.values()) + 4096 * (
+                len(list(world.rglob("*"))) + 2
+            )
             size = need + int(rng.random() * 1.3 * sum(grown)) + 4096
             with mounted(world, size):
                 make_world(case, self.base, world)
@@ -343,7 +346,7 @@ class Campaign:
         return done.verdict not in FAULTS
 
     def _pair(self, case: Case, rng: random.Random, done: Round) -> None:
-        """Two commands at once in one place: the files are those of one of them, and who is refused is told."""
+        """Two commands at once in one place: the files are those of one of them; who is refused is told."""
         words = rng.choice(case.pairs)
         other = Case(f"{case.name} (beside)", words, case.needs, without=case.without)
         more = [n for n in ("data/llama",) if n in words and n not in case.needs]
@@ -401,9 +404,14 @@ def can_mount() -> bool:
     if not _mountable:
         place = Path(os.environ.get("TMPDIR", "/tmp")) / f"campaign-mount-{os.getpid()}"
         place.mkdir()
-        able = os.geteuid() == 0 and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], check=False, capture_output=True
-        ).returncode
+        able = (
+            os.geteuid() == 0
+            and not subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)],
+                check=False,
+                capture_output=True,
+            ).returncode
+        )
         if able:
             subprocess.run(["umount", str(place)], check=True)
         place.rmdir()

@@ -90,7 +90,12 @@ class Case:
 
 
 RUN = ("data/student/**/*", "data/backbones/**/*")
-STORE = ("data/llama/manifest.json", "data/llama/oof.parquet", "data/llama/fold-*/*", "data/llama-in_sample/*")
+STORE = (
+    "data/llama/manifest.json",
+    "data/llama/oof.parquet",
+    "data/llama/fold-*/*",
+    "data/llama-in_sample/*",
+)
 PREPARED = ("data/rows.parquet", "data/folds.parquet", "data/manifest.json")
 TABLE = "--columns columns.yaml"
 CASES = [
@@ -244,7 +249,7 @@ def write_sources(base: Path) -> None:
         "row_id: id\nprompt: question\nresponse_a: first\nresponse_b: second\n"
     )
     rng = random.Random(0)
-    words = "red blue tea moon river stone paper light seven quiet open north".split()
+    words = ["red", "blue", "tea", "moon", "river", "stone", "paper", "light", "seven", "quiet", "open"]
 
     def sentence() -> str:
         return " ".join(rng.choice(words) for _ in range(rng.randint(3, 9)))
