@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -58,7 +59,8 @@ def main(argv: list[str]) -> int:
         FULL: args.kills // 10 if args.full is None else args.full,
         PAIR: args.kills // 10 if args.pairs is None else args.pairs,
     }
-    play(campaign, wanted, args.minutes)
+    with suppress(KeyboardInterrupt):  # the figures so far
+        play(campaign, wanted, args.minutes)
     found = table(campaign.rounds)
     print(found)
     if args.out:

@@ -27,10 +27,10 @@ def test_a_file_system_without_locks_is_told_once(
     monkeypatch.setattr(files.fcntl, "flock", refuses)
     with caplog.at_level(logging.WARNING), locked(tmp_path):
         (tmp_path / "a").write_text("")
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}: its file system gives no locks ({os.strerror(number)}); see to it that no other command "
-        "writes there meanwhile"
-    ]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        f"{tmp_path}: its file system gives no locks ({os.strerror(number)})"
+    )
 
 
 def test_a_system_without_locks_is_refused_in_one_message() -> None:
@@ -71,9 +71,12 @@ def test_a_directory_that_is_taken_away_meanwhile_is_made_again(
         lock(handle, where, wait)
 
     monkeypatch.setattr(files, "lock", late)
-    with locked(tmp_path / "out"), pytest.raises(UserError, match="another command is writing there"):
-        with locked(tmp_path / "out"):
-            pass
+    with (
+        locked(tmp_path / "out"),
+        pytest.raises(UserError, match="another command is writing there"),
+        locked(tmp_path / "out"),
+    ):
+        pass
     assert len(calls) == 3
 
 

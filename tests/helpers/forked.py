@@ -128,7 +128,7 @@ def _run(words, where, log, limits, env) -> None:
         for number, end in ((1, ".out"), (2, ".err")):
             os.dup2(os.open(log.with_suffix(end), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdout, sys.stderr = (open(fd, "w", encoding="utf-8", closefd=False) for fd in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(fd, "w", encoding="utf-8", closefd=False) for fd in (1, 2))
         os.environ.update(env)
         for what, value in limits.items():
             resource.setrlimit(what, (value, resource.getrlimit(what)[1]))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 VALUES = [
-    None, True, False, -1, 0, 1, 10**9, 2**70, 1e308, -1e-9, 0.5, float("nan"), "", "x", "0", "../x", "a\x00b",
-    "\x1b[31m", "${oc.env:HOME}", [], {}, [None], [[[]]], {"": None}, [1, "a"], "x" * 5000,
+    None, True, False, -1, 0, 1, 10**9, 2**70, 1e308, -1e-9, 0.5, float("nan"), "", "x", "0", "../x",
+    "a\x00b", "\x1b[31m", "${oc.env:HOME}", [], {}, [None], [[[]]], {"": None}, [1, "a"], "x" * 5000,
 ]  # fmt: skip
 CELLS = [
     "",

@@ -1,4 +1,4 @@
-"""Rounds of the campaign: a command is killed, starved of disk, doubled or given a changed file, and judged."""
+"""Rounds of the campaign: a command is killed, starved of disk, doubled or given a changed file."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class Campaign:
         return children
 
     def _wait(self, children: list[Child]) -> Ended:
-        """Wait for all; as ``torchrun`` does, end the others when one has failed; the first failure counts."""
+        """Wait for all; as ``torchrun`` does, end the others when one has failed."""
         deadline = time.monotonic() + MOST_SECONDS
         ended: Ended | None = None
         open_ = list(children)
@@ -189,6 +189,8 @@ class Campaign:
         {KILL: self._kill, MUTANT: self._mutant, FULL: self._full, PAIR: self._pair}[kind](case, rng, done)
         done.seconds = time.monotonic() - begun
         self.rounds.append(done)
+        with open(self.home / "rounds.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(done)) + "\n")
         if done.verdict in FAULTS:
             self._keep(case, done)
         return done
