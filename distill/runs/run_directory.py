@@ -120,7 +120,7 @@ class Part:
         self.tidy()
 
     def tidy(self) -> None:
-        """Drop what led to what is finished; a command killed before it came to that leaves it to the next."""
+        """Drop what led to what is finished; a command killed before that leaves it to the next."""
         if self.adapter.exists():
             for left in (*self.path.glob("checkpoint-*"), self.path / f".{ADAPTER}.tmp", self.waiting):
                 shutil.rmtree(left, ignore_errors=True)
