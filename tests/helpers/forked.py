@@ -8,6 +8,7 @@ down.
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import importlib
 import os
 import resource
@@ -122,6 +123,7 @@ def _main_of(module: str) -> Callable[[Sequence[str]], int | None]:
 def _run(words, where, log, limits, env) -> None:
     """Be the child."""
     status = UNCAUGHT
+    faulthandler.disable()
     try:
         os.setpgid(0, 0)
         os.chdir(where)
