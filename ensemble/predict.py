@@ -164,8 +164,9 @@ def write_predictions(path: Path, ids: list[str], probs: np.ndarray, classes: Se
     import pyarrow as pa
     from pyarrow import csv
 
-    from data.files import atomic_write, write_parquet
+    from data.files import atomic_write, sweep, write_parquet
 
+    sweep(path.parent, path.name)
     columns = {"id": pa.array(ids, pa.string())}
     columns |= {name: pa.array(probs[:, k]) for k, name in enumerate(classes)}
     table = pa.table(columns)

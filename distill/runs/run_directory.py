@@ -117,8 +117,13 @@ class Part:
             os.replace(unfinished, self.adapter)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        for checkpoint in self.path.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Drop what led to what is finished; a command killed before that leaves it to the next."""
+        if self.adapter.exists():
+            for left in (*self.path.glob("checkpoint-*"), self.path / f".{ADAPTER}.tmp", self.waiting):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @dataclass(frozen=True)

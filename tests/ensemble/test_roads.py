@@ -174,6 +174,13 @@ def test_two_commands_do_not_write_one_prediction_set(looking: Path) -> None:
     predict.main([*USUAL, "test.csv", "--out", "a.csv"])
 
 
+def test_what_a_killed_command_left_is_swept(looking: Path) -> None:
+    Path(".a.csv.predicting").mkdir()
+    Path(".a.csv.123.tmp").write_text("half")
+    predict.main([*USUAL, "test.csv", "--out", "a.csv"])
+    assert not list(Path().glob(".a.csv*"))
+
+
 def test_names_do_not_command_the_terminal_and_modes_are_the_users(
     looking: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
