@@ -16,14 +16,14 @@ from benchmarks.ensemble import problem_of
 from ensemble.methods.base import Blender
 from ensemble.methods.calibrate import CalibratedPool
 from ensemble.methods.logit import MultinomialLogit
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.reading.problem import Problem, dealt_again
 from ensemble.scoring.bootstrap import bootstrap
 from ensemble.solvers.numbers import log_loss
 from ensemble.solvers.threads import one_blas_thread
 
 KINDS = {
-    "log-pool": lambda: LogOpinionPool(),
+    "log-pool": lambda: LogPool(),
     "calibrated pool": lambda: CalibratedPool(),
     "logit": lambda: MultinomialLogit(),
 }

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ensemble.methods.base import Blender, from_dict
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.reading.maps import JudgeMap, fit_map
 from ensemble.reading.problem import Problem
 from ensemble.scoring.bootstrap import bootstrap
@@ -27,12 +27,12 @@ def drawn_pools(problem: Problem, pool: Blender, seed: int) -> list[dict[str, An
     Parameters
     ----------
     problem : Problem
-    pool : LogOpinionPool
+    pool : LogPool
         Fitted to all rows; its choices are kept.
     seed : int
     """
     judges = {name: judge for name, judge in problem.judges.items() if name in problem.names}
-    if not judges or not isinstance(pool, LogOpinionPool):
+    if not judges or not isinstance(pool, LogPool):
         return []
     drawn = bootstrap(problem.groups, DRAWS, seed)
     found = []
