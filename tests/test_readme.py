@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ ELSEWHERE = {
     "srun": "a Slurm cluster",
     "ray start": "a cluster started by hand",
     "s3://": "an object store",
+    "--nproc-per-node 8": "eight GPUs",
+    "--num_processes 8": "eight GPUs",
 }
 LANGUAGES = {"sh", "text", "python"}
 
@@ -49,9 +52,10 @@ def elsewhere(command: str) -> bool:
 
 
 def typed(page: Path) -> list[str]:
-    """Every command of a page that is run, in order."""
+    """Every command of a page that is run, in order; after them its Python."""
     found = [commands(block) for block in blocks(page, "sh") if not elsewhere(block.splitlines()[0])]
-    return [command for block in found for command in block if not elsewhere(command)]
+    python = [f"python -c {shlex.quote(block)}" for block in blocks(page, "python")]
+    return [*(command for block in found for command in block if not elsewhere(command)), *python]
 
 
 def competition_rows(folder: Path, n: int, name: str, labelled: bool) -> None:
@@ -109,6 +113,7 @@ def home(tmp_path: Path) -> Path:
     for name, teachers in (
         ("lmsys", ("llama31-8b", "gemma2-9b")),
         ("seed-thread", ("llama31-8b", "gemma2-9b")),
+        ("qwen3-4b", ("qwen3-14b", "gemma3-12b")),
     ):
         text = TINY_RECIPE.replace("  llama: &teacher", f"  {teachers[0]}: &teacher").replace(
             "  gemma2:\n", f"  {teachers[1]}:\n"
