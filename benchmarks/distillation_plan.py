@@ -121,7 +121,7 @@ def teacher_jobs(scale: Scale) -> list[Job]:
 def loss_jobs(scale: Scale) -> list[Job]:
     """Students by every loss; one teacher, as in all of the grid."""
     jobs = []
-    for loss in ("blackpearl", "wsdm1", "wsdm3", "mse"):
+    for loss in ("blackpearl", "wsdm1", "wsdm3", "mse", "corrected"):
         jobs += students(scale, "loss", loss, distill={"loss": loss})
     return jobs + students(scale, "loss", "smoothing .1, no teacher", "", distill={"loss": "smoothing"})
 

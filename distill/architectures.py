@@ -89,7 +89,7 @@ class Architecture:
     head_keys : tuple of str
         Keys of the configuration that repeat the width of a head.
     measured : mapping of str to Measured
-        Rates by precision.
+        Rates by precision; ``nf4+fp8`` is NF4 with ``compute: fp8``.
     """
 
     name: str
@@ -164,6 +164,7 @@ LLAMA = Architecture(
     },
     measured={
         "nf4": Measured(6.98e9, 17879, 12150, 68.3, 42352),
+        "nf4+fp8": Measured(6.98e9, 25839, 18085, 70.0, 42352),
         "bf16": Measured(6.98e9, 17809, 17809 * RECOMPUTED, 77.9, 42352),
         "fp8": Measured(6.98e9, 26443, 26443 * RECOMPUTED, 77.9, 67663),
     },

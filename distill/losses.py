@@ -55,6 +55,8 @@ class NamedLoss:
 
 
 LOSSES: dict[str, NamedLoss] = {}
+LEAST_CORRECTED = 0.05
+"""A label corrects no teacher by more than the inverse of this."""
 
 
 def loss(name: str, description: str) -> Callable[[F], F]:
@@ -235,6 +237,25 @@ def logit_terms(
     """(1 - w) CE + w MSE of centred logits (Ba and Caruana, arXiv 1312.6184)."""
     soft = over_teachers(centred_mse(logits[:, None], teacher_logits), teacher_weights)
     return {"ce": (1 - weight) * cross_entropy(logits, targets), "mse": weight * soft}
+
+
+@loss("corrected", "MSE of centred logits to teachers corrected by (1 - weight) of the labels (Dao et al.)")
+def corrected_logit_terms(
+    logits: Tensor, targets: Tensor, teacher_logits: Tensor, teacher_weights: Tensor, weight: float
+) -> Terms:
+    r"""MSE of centred logits to :math:`\log p + (1 - w)(y - p)/p`, the teacher corrected by the labels.
+
+    The expected correction is, to first order, what the teacher's log-probabilities lack, so that a biased
+    teacher misleads less. Dao, Kamath, Syrgkanis and Mackey, *Knowledge distillation as semiparametric
+    inference*, arXiv 2104.09732, its loss correction for the squared error of logits; the price is the
+    variance of 1/p, which :data:`LEAST_CORRECTED` bounds. Made for out-of-fold labels, which it calls
+    cross-fitting.
+    """
+    logs = teacher_logits.log_softmax(dim=-1)
+    probs = logs.exp()
+    correction = (targets[:, None] - probs) / probs.clamp_min(LEAST_CORRECTED)
+    soft = centred_mse(logits[:, None], logs + (1 - weight) * correction)
+    return {"mse": over_teachers(soft, teacher_weights)}
 
 
 @loss("smoothing", "CE against smoothed hard labels; no teacher (Szegedy et al.)")

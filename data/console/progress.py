@@ -92,7 +92,8 @@ def progress(items: Iterable[Item], what: str, total: int | None = None, unit: s
     if is_terminal():
         yield from tqdm(items, desc=what, total=total, unit=unit, leave=False)
         return
-    many = "items" if unit == "it" else unit if unit.endswith("s") else f"{unit}s"
+    plural = "" if unit.endswith("s") else "es" if unit.endswith("ch") else "s"
+    many = "items" if unit == "it" else f"{unit}{plural}"
     lines = Lines(what, len(items) if total is None and isinstance(items, Sized) else total, many)
     for number, item in enumerate(items):
         lines.tell(number)

@@ -25,7 +25,7 @@ from data.encoding.template import read_template
 from data.errors import UserError
 from data.folds import Folds
 from data.schema import Rows
-from distill.architectures import ARCHITECTURES, LLAMA, by_hub_name
+from distill.architectures import ARCHITECTURES, LLAMA, Measured, by_hub_name
 from distill.config import BackboneConfig, ModelConfig
 from distill.runs.devices import Device, cpu_here
 from distill.runs.run_directory import RunDirectory
@@ -145,11 +145,11 @@ def _rates(unit: Unit, trained: float, device: Device) -> tuple[float, float, st
     """Tokens a second in training and in prediction, and where they come from."""
     model = unit.model.model
     linear, family = linear_parameters(model.backbone)
-    reference = MEASURED.get((family, model.backbone.precision), MEASURED["llama", "nf4"])
+    reference, own = _reference(model.backbone, family)
     scale = reference.linear / linear * device.over_h200
     train, predict = reference.train * scale, reference.predict * scale
     source = GPU_SOURCE
-    if linear != reference.linear or (family, model.backbone.precision) not in MEASURED:
+    if linear != reference.linear or not own:
         source += f", scaled from {reference.linear / 1e9:.1f}e9 to {linear / 1e9:.1f}e9 parameters"
     if device.over_h200 != 1:
         source += f", times {device.over_h200:.2g} for this card by {device.how}"
@@ -166,6 +166,14 @@ def _rates(unit: Unit, trained: float, device: Device) -> tuple[float, float, st
         predict *= trained / seconds / train
         train, source = trained / seconds, f"{part} of this store"
     return train, predict, source
+
+
+def _reference(config: BackboneConfig, family: str) -> tuple[Measured, bool]:
+    """Return the nearest measured model, and whether it is of this family and arithmetic."""
+    kind = f"{config.precision}+fp8" if config.compute == "fp8" else config.precision
+    nearest = [(family, kind), ("llama", kind), (family, config.precision), ("llama", "nf4")]
+    key = next(key for key in nearest if key in MEASURED)
+    return MEASURED[key], key == nearest[0]
 
 
 def _cpu_rates(model: ModelConfig, linear: float, device: Device) -> tuple[float, float, str]:
@@ -191,7 +199,7 @@ def _measured_here(store: Path) -> tuple[str, float] | None:
 
 def _memory(model: ModelConfig) -> tuple[float, float]:
     linear, family = linear_parameters(model.backbone)
-    reference = MEASURED.get((family, model.backbone.precision), MEASURED["llama", "nf4"])
+    reference, _ = _reference(model.backbone, family)
     weights = linear * OUTSIDE * BYTES[model.backbone.precision] / 2**30
     least = weights + CHECKPOINTED_GIB * linear / 6.98e9
     return least, max(least, reference.gib * linear / reference.linear)

@@ -199,6 +199,7 @@ def test_swap_consistency_is_zero_exactly_where_the_orders_agree():
     [
         ("kl", ["ce", "kl"]),
         ("blackpearl", ["ce", "kl", "cosine"]),
+        ("corrected", ["mse"]),
         ("wsdm1", ["ce", "kl", "cosine"]),
         ("wsdm3", ["ce", "kl"]),
         ("mse", ["ce", "mse"]),
@@ -210,3 +211,41 @@ def test_a_loss_is_made_of_its_terms_by_name(name, terms):
     found = named_terms(name, double(4, 3), double(4, 3, seed=1).softmax(-1), **given(TEACHERS, MIX))
     assert list(found) == terms
     assert all(term.shape == (4,) for term in found.values())
+
+
+def test_the_correction_leads_a_biased_teachers_student_to_the_truth():
+    """Over labels drawn from the truth, the corrected optimum is nearer to it than the teacher is."""
+    truth = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    teacher = torch.tensor([0.4, 0.35, 0.25], dtype=torch.float64).log()
+    wanted = truth.log() - truth.log().mean()
+
+    def optimum(weight):
+        logits = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
+        step = torch.optim.LBFGS([logits], max_iter=50)
+
+        def closure():
+            step.zero_grad()
+            shared = logits.mean(dim=0).expand(3, 3)  # one student for every label
+            value = named_loss(
+                "corrected",
+                shared,
+                torch.eye(3, dtype=torch.float64),
+                teacher_logits=teacher.expand(3, 1, 3),
+                teacher_weights=torch.ones(1, dtype=torch.float64),
+                weight=weight,
+            )
+            value = (value * truth).sum()
+            value.backward()
+            return value
+
+        step.step(closure)
+        found = logits.mean(dim=0).detach()
+        return found - found.mean()
+
+    def distance(found):
+        return (found - wanted).abs().max().item()
+
+    plain = optimum(1.0)
+    torch.testing.assert_close(plain, teacher - teacher.mean(), atol=1e-4, rtol=0)
+    assert distance(optimum(0.0)) < 0.2 * distance(plain)
+    assert distance(optimum(0.0)) < distance(optimum(0.5)) < distance(plain)

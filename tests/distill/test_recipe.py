@@ -229,3 +229,19 @@ def test_every_key_of_a_recipe_is_told_with_meaning_default_and_range():
     assert "default linear" not in flat
     assert "share of the steps; default 0.05; from 0 to 1" in flat
     assert "default nf4; one of nf4, int8, fp8, bf16, fp16, fp32" in flat
+
+
+@pytest.mark.parametrize("name", ["lmsys", "qwen3-8b", "qwen3-14b", "gemma3-12b", "qwen3-4b"])
+def test_shipped_recipes_plan_a_run_without_their_checkpoints(name, trained, capsys):
+    """What a run will cost is told before anything is downloaded."""
+    from distill import teacher_oof
+
+    teachers = load_recipe(name).teachers
+    teacher_oof.main(
+        ["--recipe", name, "--data", str(trained), "--out", str(trained / "planned"), "--dry-run"]
+    )
+    printed = capsys.readouterr().out
+    for teacher in teachers:
+        assert f"{teacher}/fold-1" in printed
+    assert "one after another" in printed
+    assert not (trained / "planned").exists()

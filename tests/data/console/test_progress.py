@@ -32,6 +32,13 @@ def test_a_line_a_minute_says_how_far_it_is_and_how_long_yet(clock, capsys):
     assert told[1].endswith("70 of 100 steps, loss 0.6931, 60 s left")
 
 
+@pytest.mark.parametrize(("unit", "many"), [("batch", "batches"), ("step", "steps"), ("it", "items")])
+def test_many_of_a_unit_are_named_in_the_plural(clock, capsys, unit, many):
+    for _ in progress.progress(range(4), "reading", unit=unit):
+        clock[0] += 40
+    assert f"of 4 {many}" in capsys.readouterr().err
+
+
 def test_what_takes_less_than_a_minute_is_silent(clock, capsys):
     for _ in progress.progress(range(5), "reading"):
         clock[0] += 10

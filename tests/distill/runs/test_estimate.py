@@ -83,6 +83,17 @@ def test_a_laptop_is_promised_its_own_speed_and_told_so(trained, tmp_path):
     assert fast.rate > 10_000 * found[0].rate
 
 
+@pytest.mark.parametrize("name", ["llama31-8b", "gemma2-9b"])
+def test_fp8_products_of_an_nf4_base_have_their_own_rate(trained, tmp_path, name):
+    """Measured for Llama; taken from it for another family."""
+    (plain, _) = estimates(*fresh_units(trained, tmp_path, name), H200)
+    units, rows, folds = fresh_units(trained, tmp_path, name)
+    for unit in units:
+        unit.model.model.backbone.compute = "fp8"
+    (fast, _) = estimates(units, rows, folds, H200)
+    assert 1.3 < fast.rate / plain.rate < 1.7
+
+
 def test_a_card_of_the_table_is_scaled_from_the_one_measured(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(devices.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(devices.torch.cuda, "get_device_name", lambda _: "NVIDIA A100-SXM4-80GB")
