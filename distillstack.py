@@ -120,7 +120,8 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "python -m MODULE runs the same: " + ", ".join(m.removesuffix(".__main__") for m in COMMANDS.values()),
+            "python -m MODULE runs the same: "
+            + ", ".join(m.removesuffix(".__main__") for m in COMMANDS.values()),
         ]
     )
 

@@ -120,8 +120,12 @@ def _stated_files(manifest: dict[str, Any] | None) -> dict[str, Any]:
     return stated if isinstance(stated, dict) else {ROWS: stated}
 
 
-def load_prepared(path: Path) -> tuple[Rows, Folds]:
+def load_prepared(path: str | Path) -> tuple[Rows, Folds]:
     """Read prepared data: a directory of :func:`prepare`, or a row table with its fold file beside it.
+
+    Parameters
+    ----------
+    path : path
 
     Returns
     -------
@@ -134,6 +138,7 @@ def load_prepared(path: Path) -> tuple[Rows, Folds]:
     UserError
         A file is missing or damaged, or the folds do not fit the rows.
     """
+    path = Path(path)
     file = path / ROWS if path.is_dir() else path
     if not file.exists():
         raise UserError(

@@ -200,6 +200,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def read_store(path: str | Path) -> SoftLabels:
     """Read a finished store; its ``table`` goes into a data frame.
 
+    Parameters
+    ----------
+    path : path
+        The store's directory.
+
     Raises
     ------
     UserError

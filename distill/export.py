@@ -41,6 +41,13 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
     parser.add_argument("--data", type=Path, help="the run's prepared data, if it has moved")
     parser.add_argument("--license", default="other", help="for the model card, such as apache-2.0")
+    parser.add_argument(
+        "--onnx",
+        nargs="?",
+        choices=("float32", "int8"),
+        const="float32",
+        help="also write onnx/model.onnx, for runtimes without torch; int8: model_int8.onnx beside it, too",
+    )
     parser.add_argument("--push-to-hub", metavar="NAME", help="also upload it, as owner/name, private")
     add_access_arguments(parser)
     return parser.parse_args(argv)
@@ -57,11 +64,23 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             f"--license {brief(args.license, 60)}: is no licence's identifier, such as apache-2.0 or llama3.1"
         )
+    if args.onnx and args.dtype != "float32":
+        raise UserError(
+            f"--onnx with --dtype {args.dtype}: the graph is written in float32; leave --dtype out"
+        )
+    if args.onnx:
+        import onnxruntime  # noqa: F401 (named, where they lack, before anything is written)
+        import onnxscript  # noqa: F401
     saved = read_saved(args.model, access_of(args))
     with held(args.out):
         if any(args.out.iterdir()):
             raise UserError(f"{args.out}: is not empty; choose another --out, or delete that directory")
         found = export(saved, args.out, args.average, args.dtype, args.data, args.license)
+        if args.onnx:
+            from distill.prediction.onnx import write_int8, write_onnx
+
+            graph = write_onnx(args.out)
+            print(f"ONNX: {write_int8(graph) if args.onnx == 'int8' else graph}")
     line = [saved.name, str(found["rows"]), f"{found['log_loss']:.4f}", f"{found['temperature']:.3f}"]
     print(
         format_table(

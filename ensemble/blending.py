@@ -276,6 +276,11 @@ class Stack:
 def read_stack(path: str | Path) -> Stack:
     """Read a stack that ``ensemble.stack`` or :meth:`Stack.save` wrote.
 
+    Parameters
+    ----------
+    path : path
+        Its directory.
+
     Raises
     ------
     UserError

@@ -1,11 +1,13 @@
-"""A wheel installed elsewhere holds every file that a command needs, and runs the demo."""
+"""An archive of the sources makes a wheel that, installed elsewhere, has every file and runs the demo."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -21,15 +23,18 @@ SHORT = [
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a wheel of these sources was installed, apart from them."""
+    """Where a wheel of these sources' archive was installed, apart from them."""
     source, wheels, site = (tmp_path_factory.mktemp(name) for name in ("source", "wheels", "site"))
     for name in ("data", "ensemble", "distill"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "distillstack.py"):
         shutil.copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "--no-input"]
+    archive = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", wheels]
+    subprocess.run(archive, cwd=source, check=True, capture_output=True)
+    (packed,) = wheels.glob("*.tar.gz")
     built = subprocess.run(
-        [*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", wheels, source],
+        [*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", wheels, packed],
         capture_output=True,
         text=True,
         check=False,
@@ -53,6 +58,41 @@ def test_every_file_of_the_sources_is_there(installed: Path) -> None:
     assert files(installed) == files(ROOT)
 
 
+def test_what_is_installed_with_it_is_what_data_and_ensemble_need(installed: Path) -> None:
+    (found,) = distributions(path=[str(installed)], name="distillstack")
+    needed = {re.split(r"[^\w-]", line)[0] for line in found.requires or [] if "extra ==" not in line}
+    assert {"numpy", "lightgbm", "pyarrow"} <= needed
+    assert not {"torch", "transformers", "peft", "datasets"} & needed
+    extras = {line.split("extra == ")[1].strip("'\"") for line in found.requires or [] if "extra ==" in line}
+    assert {"train", "hub", "onnx", "race", "ray", "s3", "all"} <= extras
+    assert {entry.name for entry in found.entry_points if entry.group == "console_scripts"} == {
+        "distillstack"
+    }
+
+
+def test_a_command_whose_extra_is_not_there_names_it(installed: Path, tmp_path: Path) -> None:
+    block = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in {'torch', 'transformers', 'datasets'}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(block)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), str(tmp_path)])}
+    done = subprocess.run(
+        [sys.executable, "-m", "distill.teacher_oof"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "pip install 'distillstack[train]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_it_runs_the_demo(installed: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(installed)}
 
@@ -71,6 +111,7 @@ def test_it_runs_the_demo(installed: Path, tmp_path: Path) -> None:
     where = "import data, ensemble, distill; print(data.__file__, ensemble.__file__, distill.__file__)"
     shown = subprocess.check_output([sys.executable, "-c", where], cwd=tmp_path, env=environment, text=True)
     assert shown.count(str(installed)) == 3
+    assert "teacher-oof" in run("distillstack", "--help")
     run("distill.teacher_oof", *SMALL, *SHORT)
     run("distill.student", *SMALL, *SHORT)
     assert "chosen" in run("ensemble.stack")

@@ -1,4 +1,4 @@
-"""The packages' faces: ``from data import ...``, ``from ensemble import ...``, ``from distill import ...``."""
+"""The faces of the packages: what a user imports from ``data``, ``ensemble`` and ``distill``."""
 
 from __future__ import annotations
 

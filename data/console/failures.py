@@ -22,6 +22,8 @@ DEBUG = "DISTILLSTACK_DEBUG"
 """Environment variable that shows tracebacks, as ``--debug`` does."""
 NEEDED = ("numpy", "pyarrow", "fsspec")
 """What every command imports before it does anything."""
+WHOLE = ("all", "dev", "bench")
+"""Extras that are not for one purpose."""
 NEWEST_TOO_OLD = (3, 10)
 _NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|std::bad_alloc", re.IGNORECASE)
 
@@ -54,7 +56,7 @@ def extra_of(module: str) -> str:
         return ""
     for line in lines:
         found = re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", line)
-        if found and found[1].lower().replace("-", "_") == module.lower():
+        if found and found[1].lower().replace("-", "_") == module.lower() and found[2] not in WHOLE:
             return found[2]
     return ""
 

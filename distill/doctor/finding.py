@@ -43,7 +43,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Result(Finding):
-    """A finding with the subject and the check it belongs to."""
+    """A finding with the subject and the check it belongs to.
+
+    Attributes
+    ----------
+    status, seen, cost, fix : str
+        As in :class:`Finding`.
+    subject : str
+        As the user named it.
+    group, check : str
+        The check's.
+    """
 
     subject: str = ""
     group: str = ""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from data.encoding.encode import Encoder
 from data.encoding.template import PARTS
@@ -127,17 +127,19 @@ def model_card(
     if "cut_from" in manifest:
         cut = manifest["cut_from"]
         origin = f"; the first {cut['first_layers']} of {cut['layers']} layers of {Path(base).name}"
-    head: dict[str, Any] = {
-        "license": licence,
-        "library_name": "transformers",
-        "pipeline_tag": "text-classification",
-    }
-    if base.count("/") == 1 and not base.startswith(("/", ".")):
-        head["base_model"] = base
-    head["tags"] = ["distillation", *(["preference"] if pair else []), "distillstack"]
+    on_hub = base.count("/") == 1 and not base.startswith(("/", "."))
+    head = ModelCardData(
+        license=licence,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        base_model=base if on_hub else None,
+        tags=["distillation", *(["preference"] if pair else []), "distillstack"],
+        model_name=manifest["name"],
+        eval_results=evaluations(manifest, found),
+    )
     lines = [
         "---",
-        yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip(),
+        head.to_yaml(),
         "---",
         "",
         f"# {manifest['name']}",
@@ -196,4 +198,25 @@ def model_card(
         "`distillstack.json`.",
         "",
     ]
-    return "\n".join(lines)
+    return str(ModelCard("\n".join(lines)))
+
+
+def evaluations(manifest: dict[str, Any], found: dict[str, Any]) -> list[EvalResult]:
+    """The scores as the hub shows them; an interval stands in the name, as there is no field for it."""
+    low, high = found["log_loss_ci95"]
+    figures = {
+        "log-loss": (found["log_loss"], f"log-loss, out of fold, 95 % interval {low:.4f} to {high:.4f}"),
+        "accuracy": (found["accuracy"], "accuracy, out of fold"),
+    }
+    return [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type="private",
+            dataset_name=f"{found['rows']} rows in {manifest['n_folds']} folds grouped by prompt",
+            dataset_revision=manifest["rows_hash"][:12],
+            metric_type=metric,
+            metric_value=round(value, 4),
+            metric_name=name,
+        )
+        for metric, (value, name) in figures.items()
+    ]

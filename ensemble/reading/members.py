@@ -119,7 +119,7 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
     """
     if not path.exists():
         raise UserError(f"{path}: no such prediction set or soft-label store")
-    name = name or _stem(path)
+    name = name or name_of(path)
     if path.is_dir() and not any(path.glob(PARTS)):
         return _load_store(path, classes, name)
     if path.suffix.lower() == ".npy":
@@ -160,7 +160,7 @@ def joined(one: Member, other: Member) -> Member:
     )
 
 
-def _stem(path: Path) -> str:
+def name_of(path: Path) -> str:
     """What a member is called that was given no name."""
     if path.is_dir():
         return path.resolve().name

@@ -116,7 +116,7 @@ def looking(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         share = X[:, :1] / X[:, :1].max()
         return share * P[:, 0] + (1 - share) * P[:, 1]
 
-    monkeypatch.setattr(SimplexBlend, "predict_proba", by_length)
+    monkeypatch.setattr(SimplexBlend, "predict_on", by_length)
     return Path()
 
 

@@ -220,3 +220,11 @@ def test_an_output_that_is_closed_or_full_is_no_traceback(to, status, tmp_path):
 
 def test_addresses_are_shown_without_credentials():
     assert without_credentials("zip://a::http://u:SECRET@host/x") == "zip://a::http://…@host/x"
+
+
+def test_a_module_of_an_extra_names_the_extra(monkeypatch):
+    lines = ["numpy>=1.26", "torch>=2.11; extra == 'all'", "torch>=2.11; extra == 'train'"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: lines)
+    said = explained(ModuleNotFoundError("no torch", name="torch.nn"))
+    assert said == "needs torch.nn, which the extra train brings: pip install 'distillstack[train]'"
+    assert "lacks numpy" in explained(ModuleNotFoundError("no numpy", name="numpy"))

@@ -1,0 +1,95 @@
+"""An exported classifier as ONNX: one graph of ids and mask to logits, for runtimes without torch.
+
+The graph is traced by torch's own exporter from the plain model, with rows and tokens left open, so that any
+padded batch fits; the pooled position, soft-capping and sliding windows are in it. What a runtime needs to
+know beside it (classes, template, truncation, temperature) stands in ``distillstack.json``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from data.errors import UserError
+from data.files import make_directory
+from distill.quiet import quiet_transformers
+
+FOLDER = "onnx"
+MODEL, INT8 = "model.onnx", "model_int8.onnx"
+INPUTS = ("input_ids", "attention_mask")
+EXAMPLE = (2, 12)
+"""Rows and tokens of the batch that is traced."""
+
+
+class Logits(nn.Module):
+    """A classifier's logits (n, K) in float32 of ids and mask (n, tokens), padded on the right."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float()
+
+
+def write_onnx(exported: Path) -> Path:
+    """Write ``onnx/model.onnx`` into the directory of an exported model; return its path.
+
+    Parameters
+    ----------
+    exported : Path
+        What ``distill.export`` left, in float32.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        The extra ``onnx`` is not installed.
+    UserError
+        The exporter cannot trace this architecture.
+    """
+    with quiet_transformers():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            exported, attn_implementation="eager"
+        ).eval()
+    model.config.use_cache = False
+    ids = torch.ones(EXAMPLE, dtype=torch.int64)
+    rows, tokens = torch.export.Dim("rows"), torch.export.Dim("tokens")
+    path = exported / FOLDER / MODEL
+    try:
+        program = torch.onnx.export(
+            Logits(model),
+            (ids, torch.ones_like(ids)),
+            input_names=list(INPUTS),
+            output_names=["logits"],
+            dynamic_shapes=({0: rows, 1: tokens}, {0: rows, 1: tokens}),
+            dynamo=True,
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{exported}: {model.config.model_type} cannot be traced to ONNX ({reason})"
+        ) from error
+    assert program is not None
+    make_directory(path.parent)
+    program.save(path)
+    return path
+
+
+def write_int8(graph: Path) -> Path:
+    """Write a graph with its weights in int8 beside it, activations quantised as they come; return its path.
+
+    Parameters
+    ----------
+    graph : Path
+        From :func:`write_onnx`.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    path = graph.with_name(INT8)
+    quantize_dynamic(graph, path, weight_type=QuantType.QInt8, per_channel=True)
+    return path
