@@ -25,7 +25,7 @@ ELSEWHERE = {
     "srun": "a Slurm cluster",
     "ray start": "a cluster started by hand",
     "s3://": "an object store",
-    "exported": "a trained run; tests/distill/test_export.py and test_onnx.py do the same",
+    "served": "a trained run; tests/distill/test_export.py and test_onnx.py do the same",
     "vllm": "vLLM, and a GPU",
     "benchmarks.": "a measurement",
 }
