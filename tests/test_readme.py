@@ -27,7 +27,7 @@ ELSEWHERE = {
     "s3://": "an object store",
     "--nproc-per-node 8": "eight GPUs",
     "--num_processes 8": "eight GPUs",
-    "onnx": "the extra onnx; tests/distill/test_onnx.py runs the same",
+    "served": "a trained run; tests/distill/test_export.py and test_onnx.py do the same",
     "vllm": "vLLM, and a GPU",
     "benchmarks.": "a measurement",
 }

@@ -55,7 +55,7 @@ def test_an_exported_llama_student(trained: Path, tmp_path: Path, capsys: pytest
         text for text in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "session.run" in text
     )
     write_rows(tmp_path / "some.parquet", rows)
-    lines = block.replace('"exported"', repr(str(out))).replace(
+    lines = block.replace('"served"', repr(str(out))).replace(
         '"test.csv"', repr(str(tmp_path / "some.parquet"))
     )
     exec(lines, said := {"print": lambda probs: np.testing.assert_allclose(probs, wanted, atol=1e-4)})
