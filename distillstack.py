@@ -64,7 +64,12 @@ def face(package: str, file: str) -> tuple[list[str], Callable[[str], Any], Call
     def attribute(name: str) -> Any:
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        found = getattr(import_module(places[name]), name)
+        try:
+            found = getattr(import_module(places[name]), name)
+        except ModuleNotFoundError as error:
+            from data.console.failures import explained  # which names the extra that brings it
+
+            raise ModuleNotFoundError(explained(error) or str(error), name=error.name) from error
         setattr(sys.modules[package], name, found)
         return found
 

@@ -1,4 +1,4 @@
-"""Print the README's table and draw its picture from a finished demo: ``python -m benchmarks.demo``.
+"""Print `docs/results.md`'s table and draw its picture from a finished demo: ``python -m benchmarks.demo``.
 
 Run ``make demo`` first. Reads ``runs/demo/stack/stack.json``, prints Markdown, and writes
 ``benchmarks/demo.svg``.

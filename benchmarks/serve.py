@@ -34,11 +34,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", type=Path, help="what distill.export --onnx int8 left")
     parser.add_argument("--backbone", type=Path, help="a checkpoint to give a head and export")
+    parser.add_argument("--layers", type=int, help="its first layers alone")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        home = args.model or with_head(args.backbone, Path(scratch))
+        home = args.model or with_head(args.backbone, args.layers, Path(scratch))
         lines, wanted = [], None
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
             for way in WAYS:
@@ -56,7 +57,7 @@ def main() -> None:
     print(format_table(header, lines))
 
 
-def with_head(backbone: Path, scratch: Path) -> Path:
+def with_head(backbone: Path, layers: int | None, scratch: Path) -> Path:
     """Give a backbone a head whose logits vary as a trained one's do, and write it with its graphs."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -67,6 +68,9 @@ def with_head(backbone: Path, scratch: Path) -> Path:
     model = AutoModelForSequenceClassification.from_pretrained(
         backbone, num_labels=3, dtype=torch.float32
     ).eval()
+    if layers is not None:
+        model.model.layers = model.model.layers[:layers]
+        model.config.num_hidden_layers = layers
     model.config.pad_token_id = model.config.pad_token_id or 0
     with torch.no_grad():
         found = [
@@ -94,17 +98,17 @@ class Timed:
 
 
 def timed(home: Path, way: str, n: int) -> Timed:
-    """Predict all rows once, in batches, after one to warm up; then one typical row, five times."""
+    """Predict one typical row to warm up, all rows once, in batches, and the typical row five times."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(home)
     rows, predict = rows_of(config.vocab_size, n), opened(home, way)
     batches = [padded(rows[i : i + BATCH], config.pad_token_id or 0) for i in range(0, n, BATCH)]
-    predict(*batches[0])
+    alone = padded([rows[n // 2]], 0)
+    predict(*alone)
     start = time.process_time()
     logits = np.concatenate([predict(*batch) for batch in batches])
     spent = time.process_time() - start
-    alone = padded([rows[n // 2]], 0)
     times = []
     for _ in range(5):
         start = time.process_time()

@@ -98,10 +98,11 @@ def prepare_rows(
     names = None if classes is None else tuple(classes)
     options = SourceOptions(format, columns or {}, names, None if swap is None else tuple(swap), ids)
     given = {"folds": folds, "seed": seed, "near": near, "pin": list(pin)}
-    several = isinstance(source, Sequence) and not isinstance(source, str)
-    with as_file(source[0] if several else source) as first:
-        rest = [str(path) for path in source[1:]] if several else []
-        plan = read_plan([first, *rest], options, given)
+    sources = list(source) if isinstance(source, list | tuple) else [source]
+    if not sources:
+        raise UserError("no source to prepare; give one or more")
+    with as_file(sources[0]) as first:
+        plan = read_plan([first, *map(str, sources[1:])], options, given)
         with _nothing_left_behind(Path(out)) as scratch:
             _written(plan, Path(out), *_read(plan, scratch))
     return load_prepared(Path(out))

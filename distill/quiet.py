@@ -19,6 +19,19 @@ warnings.filterwarnings(
 
 
 @contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Silence what torch's and onnxruntime's exporters say of themselves while a graph is written."""
+    below = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(below)
+
+
+@contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence reports of a fresh classification head, shard writing, and deprecations inside libraries.
 

@@ -176,8 +176,8 @@ def units_for(
     if strict:
         check_strict(folds.n_folds)
     models = [ModelSpec(name, recipe.teachers[name], data, out / name) for name in names]
-    options = {"strict": strict, "everywhere": bool(labels), "report_to": report_to}
-    return [(model, units_of(model, folds.n_folds, **options)) for model in models]
+    everywhere = bool(labels)
+    return [(model, units_of(model, folds.n_folds, False, strict, everywhere, report_to)) for model in models]
 
 
 def trained(

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """README's commands are one long test: started first, it does not keep one worker busy at the end."""
+    """A page's commands are one long test: started first, they do not keep one worker busy at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/test_readme.py"))
 
 

@@ -9,15 +9,42 @@ import pytest
 from recipes import ROOT
 from stack_files import prepared, write_store
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NAMES = [path.stem for path in NOTEBOOKS]
+EVERY = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = ["blend_weights", "calibration"]
+NOTEBOOKS = [ROOT / "notebooks" / f"{name}.ipynb" for name in NAMES]
+"""Those that explore a run; ``test_kaggle.py`` runs the submission's."""
+TUTORIALS = {
+    "compete": "submission.csv: 40 rows",
+    "classify": "out-of-fold accuracy",
+    "blend": "nested log-loss",
+}
 
 
-def test_both_are_here() -> None:
-    assert NAMES == ["blend_weights", "calibration"]
+def test_all_are_here() -> None:
+    assert {path.stem for path in EVERY} == {*NAMES, *TUTORIALS, "kaggle"}
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From an empty directory, with tiny models."""
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is missing; pip install -e '.[notebooks]'")
+    import nbformat
+
+    environment(monkeypatch, tmp_path, tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    nbformat.validate(book)
+    nbclient.NotebookClient(
+        book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert TUTORIALS[name] in printed, printed
+    assert "error:" not in printed, printed
+
+
+@pytest.mark.parametrize("path", EVERY, ids=lambda path: path.stem)
 def test_outputs_are_stripped(path: Path) -> None:
     assert path.stat().st_size < 30_000
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:

@@ -81,16 +81,15 @@ def test_a_command_whose_extra_is_not_there_names_it(installed: Path, tmp_path: 
     )
     (tmp_path / "sitecustomize.py").write_text(block)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), str(tmp_path)])}
-    done = subprocess.run(
-        [sys.executable, "-m", "distill.teacher_oof"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    words = [sys.executable, "-m", "distill.teacher_oof"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "pip install 'distillstack[train]'" in done.stderr
     assert done.stderr.count("\n") == 1
+    words[1:] = ["-c", "from distill import load_run"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].startswith("ModuleNotFoundError: needs t")
+    assert "distillstack[train]" in done.stderr.splitlines()[-1]
 
 
 def test_it_runs_the_demo(installed: Path, tmp_path: Path) -> None:

@@ -25,16 +25,21 @@ ELSEWHERE = {
     "srun": "a Slurm cluster",
     "ray start": "a cluster started by hand",
     "s3://": "an object store",
+    "--nproc-per-node 8": "eight GPUs",
+    "--num_processes 8": "eight GPUs",
+    "served": "a trained run; tests/distill/test_export.py and test_onnx.py do the same",
+    "vllm": "vLLM, and a GPU",
+    "benchmarks.": "a measurement",
 }
 LANGUAGES = {"sh", "text", "python"}
 
 
-def blocks(page: Path, language: str | None = None) -> list[str]:
-    """The fenced blocks of a page, of one language or all with their languages checked."""
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The fenced blocks of a page, each with its language, which is checked."""
     found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     unknown = {name for name, _ in found} - LANGUAGES
     assert not unknown, f"{page.name}: a fence says one of {sorted(LANGUAGES)}, not {sorted(unknown)}"
-    return [text for name, text in found if language in {None, name}]
+    return found
 
 
 def commands(block: str) -> list[str]:
@@ -48,10 +53,15 @@ def elsewhere(command: str) -> bool:
     return any(mark in command for mark in ELSEWHERE)
 
 
-def typed(page: Path) -> list[str]:
-    """Every command of a page that is run, in order."""
-    found = [commands(block) for block in blocks(page, "sh") if not elsewhere(block.splitlines()[0])]
-    return [command for block in found for command in block if not elsewhere(command)]
+def typed(page: Path) -> list[tuple[str, str]]:
+    """Every command and every Python block of a page that is run, in order, with its language."""
+    found: list[tuple[str, str]] = []
+    for language, block in blocks(page):
+        if language == "python" and not elsewhere(block):
+            found.append((language, block))
+        elif language == "sh" and not elsewhere(block.splitlines()[0]):
+            found += [(language, command) for command in commands(block) if not elsewhere(command)]
+    return found
 
 
 def competition_rows(folder: Path, n: int, name: str, labelled: bool) -> None:
@@ -109,6 +119,7 @@ def home(tmp_path: Path) -> Path:
     for name, teachers in (
         ("lmsys", ("llama31-8b", "gemma2-9b")),
         ("seed-thread", ("llama31-8b", "gemma2-9b")),
+        ("qwen3-4b", ("qwen3-14b", "gemma3-12b")),
     ):
         text = TINY_RECIPE.replace("  llama: &teacher", f"  {teachers[0]}: &teacher").replace(
             "  gemma2:\n", f"  {teachers[1]}:\n"
@@ -130,13 +141,12 @@ def test_every_line_that_a_user_types_works(home: Path, page: Path) -> None:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(ROOT),
     }
-    for command in typed(page):
+    for language, command in typed(page):
         own = re.sub(
             r"--recipe ([\w-]+)(?![\w.-])",
             lambda m: f"--recipe {m[1]}.yaml" if (home / f"{m[1]}.yaml").exists() else m[0],
             command,
         )
-        done = subprocess.run(
-            ["bash", "-c", own], cwd=home, env=environment, capture_output=True, text=True, check=False
-        )
+        words = [sys.executable, "-c", command] if language == "python" else ["bash", "-c", own]
+        done = subprocess.run(words, cwd=home, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"

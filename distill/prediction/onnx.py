@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from data.errors import UserError
 from data.files import make_directory
-from distill.quiet import quiet_transformers
+from distill.quiet import quiet_exporter, quiet_transformers
 
 FOLDER = "onnx"
 MODEL, INT8 = "model.onnx", "model_int8.onnx"
@@ -60,15 +60,16 @@ def write_onnx(exported: Path) -> Path:
     rows, tokens = torch.export.Dim("rows"), torch.export.Dim("tokens")
     path = exported / FOLDER / MODEL
     try:
-        program = torch.onnx.export(
-            Logits(model),
-            (ids, torch.ones_like(ids)),
-            input_names=list(INPUTS),
-            output_names=["logits"],
-            dynamic_shapes=({0: rows, 1: tokens}, {0: rows, 1: tokens}),
-            dynamo=True,
-            verbose=False,
-        )
+        with quiet_exporter():
+            program = torch.onnx.export(
+                Logits(model).eval(),
+                (ids, torch.ones_like(ids)),
+                input_names=list(INPUTS),
+                output_names=["logits"],
+                dynamic_shapes=({0: rows, 1: tokens}, {0: rows, 1: tokens}),
+                dynamo=True,
+                verbose=False,
+            )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -91,5 +92,6 @@ def write_int8(graph: Path) -> Path:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     path = graph.with_name(INT8)
-    quantize_dynamic(graph, path, weight_type=QuantType.QInt8, per_channel=True)
+    with quiet_exporter():
+        quantize_dynamic(graph, path, weight_type=QuantType.QInt8, per_channel=True)
     return path

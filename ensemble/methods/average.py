@@ -58,7 +58,7 @@ class AverageStacker(Blender):
     def fit_from(self, members: Sequence[Blender], data: Training) -> Self:
         """Average stackers already fitted on the same rows."""
         self.members_ = list(members)
-        held_out = np.stack([member.oof_ for member in members], axis=1)  # type: ignore[attr-defined]
+        held_out = np.stack([member.oof_ for member in members], axis=1)
         self.shares_ = np.full(len(members), 1 / len(members))
         if self.weighted:
             blend = SimplexBlend(PSEUDO_ROWS / len(held_out))

@@ -72,7 +72,7 @@ class Estimator(ClassifierMixin, BaseEstimator, ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fitted estimator as JSON values."""
-        params = {field.name: _encode(getattr(self, field.name)) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        params = {field.name: _encode(getattr(self, field.name)) for field in dataclasses.fields(self)}
         state = {name: _encode(getattr(self, name)) for name in self.fitted}
         return {"kind": type(self).__name__, "params": params, "fitted": state}
 
@@ -198,7 +198,7 @@ class Calibrator(Estimator):
             Rows that are no distributions, or labels that are none of the classes.
         """
         values, names = as_probabilities(probs)
-        targets, self.classes_ = as_targets_of(y, *values.shape, names)
+        targets, self.classes_ = as_targets_of(y, len(values), values.shape[1], names)
         self.n_features_in_ = values.shape[1]
         return self.fit_on(values, targets, as_sample_weight(sample_weight, len(values)), groups)
 

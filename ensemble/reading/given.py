@@ -21,7 +21,7 @@ from ensemble.reading.checked import as_sample_weight, as_value_error, distribut
 from ensemble.reading.columns import check_ids, check_probabilities
 from ensemble.reading.fresh import joined
 from ensemble.reading.labels import Labels, labels_in, load_labels
-from ensemble.reading.members import Member, load_member, member_of
+from ensemble.reading.members import Member, load_member, member_of, name_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +40,7 @@ def members_given(
     classes : Classes, optional
         Of the columns; by default those of the first member that names them, else numbered.
     names : sequence of str, optional
-        Of members that come without; ``member1``, ``member2``, ... by default.
+        Of members that come without; by default a path's stem, of others ``member1``, ``member2``, ...
 
     Raises
     ------
@@ -78,7 +78,11 @@ def named_members(members: Any, names: Sequence[str] | None) -> list[tuple[str, 
         raise UserError("no members; give one prediction or more")
     if names is not None and len(names) != len(parts):
         raise UserError(f"{len(parts)} members are given, and there are {len(names)}: {listing(names, 12)}")
-    return list(zip(names or [f"member{m}" for m in numbered(len(parts), 1)], parts, strict=True))
+    usual = [
+        name_of(Path(part)) if isinstance(part, str | Path) else f"member{number}"
+        for number, part in zip(numbered(len(parts), 1), parts, strict=True)
+    ]
+    return list(zip(names or usual, parts, strict=True))
 
 
 def _member(part: Any, name: str, classes: Classes | None, first: Member | None) -> Member:

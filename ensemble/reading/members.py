@@ -132,7 +132,7 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
     """
     if not path.exists():
         raise UserError(f"{path}: no such prediction set or soft-label store")
-    name = name or _stem(path)
+    name = name or name_of(path)
     if path.is_dir() and not any(path.glob(PARTS)):
         return _load_store(path, classes, name)
     if path.suffix.lower() == ".npy":
@@ -205,7 +205,7 @@ def onto_common(members: list[Member]) -> list[Member]:
     return [member.onto(held) for member in members]
 
 
-def _stem(path: Path) -> str:
+def name_of(path: Path) -> str:
     """What a member is called that was given no name."""
     if path.is_dir():
         return path.resolve().name

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.csv as pc
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from data.errors import UserError
 from data.files import locked
@@ -98,10 +99,16 @@ def test_a_temperature_is_folded_into_the_head_where_it_helps_cross_fitted(train
 
 def test_the_card_says_what_the_model_rests_on(exported):
     card = (exported / "README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\n")
+    head = ModelCard(card).data
+    assert (head.license, head.tags) == ("apache-2.0", ["distillation", "preference", "distillstack"])
+    scores = json.loads((exported / "distillstack.json").read_text())["scores"]
+    low, high = scores["log_loss_ci95"]
+    loss, accuracy = head.eval_results
+    assert loss.metric_value == round(scores["log_loss"], 4)
+    assert f"95 % interval {low:.4f} to {high:.4f}" in loss.metric_name
+    assert accuracy.metric_value == round(scores["accuracy"], 4)
     for words in (
         "both orders of a pair averaged",
-        "tags:\n- distillation\n- preference",
         "oof soft labels, standard leakage",
         "gemma2, llama",
         "95 % interval",

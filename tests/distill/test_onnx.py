@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from recipes import ROOT
 from transformers import AutoModelForSequenceClassification, Gemma2Config
 
 from data import load_prepared
+from data.schema import write_rows
 from distill import export, load_run
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -46,7 +49,17 @@ def test_an_exported_llama_student(trained: Path, tmp_path: Path, capsys: pytest
     assert config.model_type == "llama"
     assert_alike(out, graph, config.vocab_size)
     rows = load_prepared(trained)[0].take(np.arange(3))
-    assert load_run(out).predict_proba(rows).shape == (3, 3)  # the directory is still whole
+    wanted = load_run(out).predict_proba(rows)  # the directory is still whole
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    (block,) = (
+        text for text in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "session.run" in text
+    )
+    write_rows(tmp_path / "some.parquet", rows)
+    lines = block.replace('"served"', repr(str(out))).replace(
+        '"test.csv"', repr(str(tmp_path / "some.parquet"))
+    )
+    exec(lines, said := {"print": lambda probs: np.testing.assert_allclose(probs, wanted, atol=1e-4)})
+    assert said["logits"].shape == (3, 2, 3)
 
 
 def test_gemma_2_with_soft_capping_and_a_window_shorter_than_the_batch(tmp_path: Path) -> None:

@@ -215,3 +215,10 @@ def test_every_public_name_is_there_and_said_to_be() -> None:
         assert getattr(ensemble, name).__doc__, name
     with pytest.raises(AttributeError, match="nothing_such"):
         _ = ensemble.nothing_such
+
+
+def test_paths_in_a_list_are_named_by_their_files(tmp_path: Path) -> None:
+    files, labels = write_sets(tmp_path, 60)
+    found = blend(files, labels, method="mean")
+    assert found.members_ == ("m1", "m2")
+    assert found.predict_proba(files).shape == (60, 3)
