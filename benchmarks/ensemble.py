@@ -39,8 +39,7 @@ from ensemble.solvers.simplex import solve_simplex
 from ensemble.solvers.threads import one_blas_thread
 
 SHAPES = (
-    *((2_000, 5, 3), (8_000, 5, 3)),
-    *((3_000, 3, 3), (3_000, 12, 3), (3_000, 3, 12)),
+    *((1_000, 3, 3), (4_000, 3, 3), (1_000, 12, 3), (1_000, 3, 12)),
     *((1_000, 3, 50), (1_000, 3, 200), (1_000, 3, 800), (4_000, 3, 200), (1_000, 12, 200)),
 )
 """Rows, members and classes whose cost is compared."""

@@ -106,7 +106,10 @@ def read_judge(table: pa.Table, ids: list[str], classes: Classes, path: Path) ->
             said[1] = _turned(said[1], swap)
         return Judge(VERDICT, _pair(said), swap=swap)
     scores = [number_column(table, name, ids, path) for name in columns]
-    scores = [np.where(np.isfinite(score), score, np.nan) for score in scores]
+    for name, score in zip(columns, scores, strict=True):
+        if np.isinf(score).any():
+            row = ids[int(np.argmax(np.isinf(score)))]
+            raise UserError(f"{path}: row {brief(row)} has no finite number in column {name}; leave it empty")
     if columns == SIDES:
         scores = [scores[0] - scores[1]]
     elif two:

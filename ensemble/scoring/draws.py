@@ -2,6 +2,7 @@
 
 Groups of rows are drawn with replacement; judges' maps and the log-opinion pool are fitted to each draw anew.
 The pool is what the stack departs from: how its predictions spread is taken as the spread of the stack's own.
+What no number of rows would mend, the coarseness of the maps, is not in it.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def maps_of(draw: dict[str, Any]) -> dict[str, JudgeMap]:
 def interval(
     probs: np.ndarray, draws: list[dict[str, Any]], seen: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper ends (n, K) of 95 % around each probability.
+    """Lower and upper ends (n, K), around each probability, of where 95 % of the draws' lie.
 
     Parameters
     ----------

@@ -60,6 +60,7 @@ def test_scores_are_read_as_what_the_first_side_is_better_by(tmp_path: Path) -> 
         ),
         (["verdict"], ["bird"], Classes(("cat", "dog")), "must be one of cat, dog"),
         (["score_a", "score_b"], ["7", "x"], PREFERENCE, "row r1 has 'x' in column score_b"),
+        (["score_a", "score_b"], ["7", "inf"], PREFERENCE, "row r1 has no finite number in column score_b"),
         (["score_a", "score_b"], [1, 2], Classes(("cat", "dog")), "speak of two sides"),
     ],
 )
