@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
     from distill.processes import held, stand_alone
-    from distill.runs.saved import read_saved
+    from distill.runs.saved import EXPORTED, read_saved
 
     stand_alone("distill.export")
     if not LICENCE.fullmatch(args.license):
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         )
     saved = read_saved(args.model, access_of(args))
     with held(args.out):
-        if any(args.out.iterdir()):
+        if any(args.out.iterdir()) and not (args.out / EXPORTED).exists():
             raise UserError(f"{args.out}: is not empty; choose another --out, or delete that directory")
         found = export(saved, args.out, args.average, args.dtype, args.data, args.license)
     line = [saved.name, str(found["rows"]), f"{found['log_loss']:.4f}", f"{found['temperature']:.3f}"]
@@ -134,12 +134,26 @@ def export(
         write_text(
             temporary / CARD, model_card(manifest, found, made_of, licence, usage(encoder, rows.classes))
         )
-        if out.exists():
-            out.rmdir()
-        os.replace(temporary, out)
+        if (out / EXPORTED).exists():
+            refuse_other(out, temporary)
+        else:
+            if out.exists():
+                out.rmdir()
+            os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return found
+
+
+def refuse_other(out: Path, made: Path) -> None:
+    """Refuse an export that is there already and is not the one just made, as it is where a kill came late."""
+    from data.files import sha256_files
+    from distill.runs.saved import CARD, EXPORTED, read_saved
+
+    theirs, ours = ([place / name for name in (EXPORTED, CARD)] for place in (out, made))
+    if not all(file.is_file() for file in theirs) or sha256_files(theirs) != sha256_files(ours):
+        raise UserError(f"{out}: holds another export; choose another --out, or delete that directory")
+    read_saved(out)
 
 
 def settings_of(saved: SavedModel, found: dict[str, Any], made_of: str, directory: Path) -> dict[str, Any]:

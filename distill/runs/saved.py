@@ -16,7 +16,7 @@ from data.encoding.template import Template
 from data.errors import UserError, listing
 from data.files import read_json, sha256_files, sha256_text
 from data.schema import Classes, Rows
-from data.softlabels import MANIFEST, read_manifest
+from data.softlabels import MANIFEST, read_manifest, run_hash
 from data.sources.read import SourceOptions, read_source
 from distill.config import CONFIG, BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
 from distill.model.backbone import load_tokenizer, load_trained, on_machine, weight_hash
@@ -26,7 +26,7 @@ from distill.model.served import check_fp8, serve
 from distill.packing.examples import Examples
 from distill.recipe import read_config
 from distill.runs.run_directory import BESIDE, FINAL, RunDirectory
-from distill.teaching.trust import check_manifest, check_settings, check_weights, differs, run_hash
+from distill.teaching.trust import check_manifest, check_settings, check_weights, differs
 from distill.training.trainer import predict_logits
 
 NEEDED = ("classes", "template", "truncation", "tokenizer_hash")

@@ -24,6 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from data.errors import listing
+from data.files import write_text
 from data.progress import is_terminal
 from distill.config import CHECKPOINTING, TrainConfig
 from distill.model.classifier import Classifier
@@ -322,7 +323,7 @@ class _MetricsFile(TrainerCallback):
                         kept.append(line + "\n")
                 except json.JSONDecodeError:
                     continue
-            self.path.write_text("".join(kept), encoding="utf-8")
+            write_text(self.path, "".join(kept))
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any

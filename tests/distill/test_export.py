@@ -269,6 +269,22 @@ def test_a_licence_that_would_write_into_the_cards_head_is_refused(trained, tmp_
         export.main(["--model", str(trained / "student"), "--out", str(tmp_path / "x"), "--license", licence])
 
 
+def test_a_command_killed_after_its_last_rename_may_be_started_again(trained, exported):
+    before = {file.name: file.stat().st_mtime_ns for file in exported.iterdir()}
+    words = ["--model", str(trained / "student"), "--out", str(exported)]
+    export.main([*words, "--license", "apache-2.0"])
+    with pytest.raises(UserError, match="holds another export"):
+        export.main([*words, "--license", "mit"])
+    assert {file.name: file.stat().st_mtime_ns for file in exported.iterdir()} == before
+    assert [path.name for path in exported.parent.iterdir()] == [exported.name]
+
+
+def test_a_directory_of_something_else_is_not_written_over(trained, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="is not empty"):
+        export.main(["--model", str(trained / "student"), "--out", str(tmp_path)])
+
+
 def test_exported_weights_that_were_damaged_are_refused(exported, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(exported, copy)
