@@ -122,15 +122,16 @@ def read_logits(
     Raises
     ------
     UserError
-        The file was written under another manifest than the one whose hash ``made_by`` is, is missing or damaged, lacks a column or has one of another type, holds a non-finite logit
-        or an empty cell, repeats a row and order, lacks one order of a pair, or has the two in two folds.
+        The file was written under another manifest than the one whose hash ``made_by`` is, is missing or
+        damaged, lacks a column or has one of another type, holds a non-finite logit or an empty cell, repeats
+        a row and order, lacks one order of a pair, or has the two in two folds.
     """
     table = read_parquet(path, "soft-label file")
     stated = (table.schema.metadata or {}).get(MADE_BY, b"").decode(errors="replace")
     if made_by and stated and stated != made_by:
         raise UserError(
-            f"{path}: was not written under the {MANIFEST} of its store: one of the two was changed since, or is "
-            "another store's; restore it, or make the store again"
+            f"{path}: was not written under the {MANIFEST} of its store: one of the two was changed "
+            "since, or is another store's; restore it, or make the store again"
         )
     columns = logit_columns(classes)
     require_columns(table, ["row_id", "fold", "swap", *columns], path)
@@ -213,6 +214,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     manifest = read_json(path / MANIFEST, "manifest")
     if not isinstance(manifest, dict):
         raise UserError(f"{path / MANIFEST}: is not a manifest; it is damaged, or another program's")
+    for name in MAY_CHANGE:  # which no hash covers
+        kind = {"versions": dict, "truncated_share": float | int}.get(name, str)
+        if name in manifest and not isinstance(manifest[name], kind):
+            raise UserError(
+                f"{path / MANIFEST}: field {name} is {brief(manifest[name], 60)}; restore the file"
+            )
     return manifest
 
 

@@ -99,7 +99,7 @@ def export(
     from distill.teaching.trust import check_made_from
 
     manifest, model = saved.manifest, saved.model
-    home = data or Path(os.path.normpath(saved.path / manifest["data"]))
+    home = data or Path(os.path.normpath(saved.path / manifest.get("data", ".")))
     rows, folds = load_prepared(home)
     check_made_from(rows, folds, str(home), manifest, saved.path)
     weights = RunDirectory(saved.path).weights(average=True) if average else saved.weights
@@ -146,7 +146,7 @@ def export(
 
 
 def refuse_other(out: Path, made: Path) -> None:
-    """Refuse an export that is there already and is not the one just made, as it is where a kill came late."""
+    """Refuse an export that is there already, unless it is the one just made: a kill may come late."""
     from data.files import sha256_files
     from distill.runs.saved import CARD, EXPORTED, read_saved
 

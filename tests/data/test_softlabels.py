@@ -18,10 +18,12 @@ from data.schema import PREFERENCE, Classes
 from data.softlabels import (
     JOIN_FIELDS,
     MANIFEST,
+    MAY_CHANGE,
     OOF,
     check_joinable,
     is_store,
     read_logits,
+    read_manifest,
     read_store,
     run_hash,
     write_logits,
@@ -30,6 +32,14 @@ from data.softmax import softmax
 
 PLAIN = Classes(("x", "y", "z", "w"))
 FINITE = st.floats(-1e6, 1e6, width=32)
+
+
+@pytest.mark.parametrize("name", MAY_CHANGE)
+def test_fields_that_no_hash_covers_are_of_their_kind(tmp_path: Path, name: str) -> None:
+    for value in ([], None, True) if name != "truncated_share" else ([], None, "x"):
+        write_json(tmp_path / MANIFEST, {name: value})
+        with pytest.raises(UserError, match=rf"manifest\.json: field {name} is"):
+            read_manifest(tmp_path)
 
 
 def test_a_file_written_under_another_manifest_is_refused(tmp_path: Path) -> None:
