@@ -18,7 +18,7 @@ import numpy as np
 from data.ids import places
 from data.schema import PREFERENCE
 from data.softmax import softmax
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.reading.fresh import read_fresh
 from ensemble.reading.load import load_problem
 from ensemble.reading.maps import fit_map
@@ -82,7 +82,7 @@ def judge(folder: Path, n: int, seed: int) -> list[float]:
     """Divergence from the true chances, how many of all and of those from .05 to .95 are held, and width."""
     known, fresh = Panel(folder / "known", n, 2 * seed), Panel(folder / "fresh", FRESH, 2 * seed + 1)
     problem = load_problem(known.files, Path(known.truth))
-    pool = LogOpinionPool().fit(problem.P, problem.y, groups=problem.groups)
+    pool = LogPool().fit(problem.P, problem.y, groups=problem.groups)
     later = read_fresh(fresh.files, problem.names, problem.classes, folder, False)
     at = places(fresh.ids, later.row_ids)
     maps = {name: fit_map(said, problem.y, None) for name, said in problem.judges.items()}

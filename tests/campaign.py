@@ -27,7 +27,8 @@ os.environ |= {
     "USE_HUB_KERNELS": "0",
 }
 
-from rounds import FAULTS, FULL, KILL, MUTANT, PAIR, Campaign, table  # noqa: E402
+import ray_rounds  # noqa: E402
+from rounds import FAULTS, FULL, KILL, MUTANT, PAIR, RAY, Campaign, table  # noqa: E402
 
 
 def main(argv: list[str]) -> int:
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> int:
     add("--mutants", type=int, default=5000, help="inputs to change")
     add("--full", type=int, help="commands without disk space (default: a tenth of the kills)")
     add("--pairs", type=int, help="pairs of commands in one place (default: a tenth of the kills)")
+    add("--ray", type=int, default=0, help="rounds on a Ray cluster of this machine, half a minute each")
     add("--seed", type=int, default=0)
     add("--minutes", type=float, default=0, help="end after so many (0: when the counts are reached)")
     add("--cases", nargs="+", metavar="NAME", help="only these of the commands")
@@ -52,6 +54,7 @@ def main(argv: list[str]) -> int:
         campaign.cases = {name: campaign.cases[name] for name in args.cases}
     campaign.make_base()
     if args.replay:
+        campaign.cases |= {case.name: case for case in ray_rounds.ON_RAY}
         return replay(campaign, args.replay)
     wanted = {
         KILL: args.kills,
@@ -60,6 +63,9 @@ def main(argv: list[str]) -> int:
         PAIR: args.kills // 10 if args.pairs is None else args.pairs,
     }
     with suppress(KeyboardInterrupt):  # the figures so far
+        if args.ray:
+            with ray_rounds.cluster() as campaign.cluster:
+                play(campaign, {RAY: args.ray}, args.minutes)
         play(campaign, wanted, args.minutes)
     found = table(campaign.rounds)
     print(found)

@@ -74,6 +74,7 @@ def test_a_run_alone_takes_the_backbone_that_is_named(trained, moved, tmp_path):
     [
         ("backbone", "config.json", '"rms_norm_eps": ', '"rms_norm_eps": 1'),
         ("backbone", "config.json", '"rope_theta": ', '"rope_theta": 1'),
+        ("backbone", "tokenizer_config.json", '"pad_token": ', '"padding_token": '),
         ("run", "config.yaml", "precision: nf4", "precision: fp32"),
         ("run", "config.yaml", "double_quant: false", "double_quant: true"),
         ("run", "config.yaml", "head: score", "head: tokens"),

@@ -200,6 +200,18 @@ def test_an_unknown_method_is_refused_with_the_list(home: Path, monkeypatch: pyt
     assert not Path("none").exists()
 
 
+@pytest.mark.parametrize("how", ["gone", "a directory"])
+def test_a_store_without_its_manifest_is_not_left_out_silently(tmp_path: Path, how: str) -> None:
+    _, P = prepared(tmp_path)
+    for name in ("llama", "student"):
+        write_store(tmp_path / name, tmp_path, P[:, 0])
+    (tmp_path / "student" / "manifest.json").unlink()
+    if how == "a directory":
+        (tmp_path / "student" / "manifest.json").mkdir()
+    with pytest.raises(UserError, match=r"student/manifest\.json: (no such|is a directory)"):
+        member_stores(tmp_path)
+
+
 def test_members_are_the_honest_stores_and_the_others_are_named(tmp_path: Path) -> None:
     _, P = prepared(tmp_path)
     for name, kind in (("llama", "oof"), ("llama-in_sample", "in_sample"), ("student", "oof")):

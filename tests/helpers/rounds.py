@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import mutants
+import ray_rounds
 from forked import UNCAUGHT, Child, Ended, run
 from worlds import BASE, CASES, Case, differences, make_world, remove, tree, write_sources
 
-KILL, MUTANT, FULL, PAIR = "kill", "mutant", "full disk", "pair"
-IDENTICAL, REFUSED, ANSWERED = "identical", "refused", "another input"
+KILL, MUTANT, FULL, PAIR, RAY = "kill", "mutant", "full disk", "pair", "on Ray"
+IDENTICAL, REFUSED, ANSWERED, TOLD = "identical", "refused", "another input", "told"
 LOST, SILENT, TRACEBACK, HANG, CRASH, LEFT, MESSAGE = (
     "lost", "silent change", "traceback", "hang", "crash", "leftover", "not one message",
 )  # fmt: skip
@@ -73,6 +74,7 @@ class Campaign:
         self.home, self.seed = home, seed
         self.base, self.failures = home / "base", home / "failures"
         self.cases = {case.name: case for case in cases or CASES}
+        self.cluster = 0
         self.wanted: dict[str, dict[str, str]] = {}
         self.said: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
@@ -123,7 +125,7 @@ class Campaign:
             return
         for attempt in range(2):
             world = self.begin(case)
-            ended = self._whole(case, world)
+            ended = self._wait(self._start(case, world, case.local))
             if ended.status not in case.ends:
                 raise RuntimeError(f"{case.name}: {ended.status}\n{ended.err}")
             found = tree(world)
@@ -186,7 +188,8 @@ class Campaign:
         self.golden(case)
         done = Round(kind, case.name, number)
         begun = time.monotonic()
-        {KILL: self._kill, MUTANT: self._mutant, FULL: self._full, PAIR: self._pair}[kind](case, rng, done)
+        play = {KILL: self._kill, MUTANT: self._mutant, FULL: self._full, PAIR: self._pair, RAY: self._ray}
+        play[kind](case, rng, done)
         done.seconds = time.monotonic() - begun
         self.rounds.append(done)
         with open(self.home / "rounds.jsonl", "a", encoding="utf-8") as file:
@@ -197,6 +200,8 @@ class Campaign:
 
     def fits(self, kind: str) -> list[Case]:
         """The cases of a kind of round."""
+        if kind == RAY:
+            return ray_rounds.ON_RAY
         fit = {
             KILL: lambda c: c.kills,
             MUTANT: lambda c: c.free or c.bound,
@@ -284,6 +289,8 @@ class Campaign:
                 half = [name for name in left if name.rpartition("/")[2].startswith(".")]
                 if half:
                     done.verdict, done.why = LEFT, str(half)
+            elif (other or left) and "is left out" in ended.out:
+                done.verdict = TOLD
             elif other or left:
                 done.verdict, done.why = SILENT, f"{other[:5]} {left[:5]}"
         elif ended.status == 2:
@@ -324,6 +331,22 @@ class Campaign:
         done.done.append(f"files of at most {limit} bytes: status {ended.status}")
         if self._refused(case, ended, done):
             self._end(case, world, done)
+
+    def _ray(self, case: Case, rng: random.Random, done: Round) -> None:
+        """What is killed is started again by the command itself, or by the same command."""
+        world = self.begin(case)
+        for _ in range(rng.choice([1, 2])):
+            (driver,) = self._start(case, world)
+            after = rng.random() * 3 * self.seconds[case.name] + 2
+            done.done.append(ray_rounds.disturb(self.cluster, driver, after, rng))
+            done.kills += "killed" in done.done[-1]
+            ended = driver.wait(ray_rounds.MOST_SECONDS)
+            if "driver killed" not in done.done[-1] and (fault := fault_of(ended)):
+                done.verdict, done.why = fault
+                return
+        ended = self._start(case, world)[0].wait(ray_rounds.MOST_SECONDS)
+        ray_rounds.without_logs(world)
+        self._judge_whole(case, ended, tree(world), done)
 
     def _sizes(self, case: Case) -> dict[str, int]:
         kept = getattr(self, "_kept_sizes", None)
@@ -435,14 +458,14 @@ def table(rounds: list[Round]) -> str:
     """Lay the figures out, by command and kind."""
     from data.console.command import format_table
 
-    header = ["command, kind", "rounds", "kills", IDENTICAL, REFUSED, ANSWERED, *FAULTS]
+    header = ["command, kind", "rounds", "kills", IDENTICAL, REFUSED, ANSWERED, TOLD, *FAULTS]
     lines = []
-    for kind in (KILL, MUTANT, FULL, PAIR):
+    for kind in (KILL, MUTANT, FULL, PAIR, RAY):
         mine = [r for r in rounds if r.kind == kind]
         names = list(dict.fromkeys(r.case for r in mine))
         for name in [*sorted(names), "all"] if mine else []:
             some = [r for r in mine if name in {r.case, "all"}]
             counts = Counter(r.verdict for r in some)
-            cells = [counts.get(v, 0) for v in (IDENTICAL, REFUSED, ANSWERED, *FAULTS)]
+            cells = [counts.get(v, 0) for v in (IDENTICAL, REFUSED, ANSWERED, TOLD, *FAULTS)]
             lines.append([f"{kind}: {name}", *map(str, [len(some), sum(r.kills for r in some), *cells])])
     return format_table(header, lines)

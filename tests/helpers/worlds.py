@@ -13,7 +13,7 @@ import random
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 RECIPE = """
@@ -70,6 +70,8 @@ class Case:
         As many as ``torchrun`` would start.
     pairs : tuple of str
         Commands beside it, into the same place.
+    local : str
+        Of a command on a cluster: the one that leaves the same here.
     """
 
     name: str
@@ -82,7 +84,8 @@ class Case:
     kills: bool = True
     full: bool = True
     processes: int = 1
-    pairs: tuple[str, ...] = field(default=())
+    pairs: tuple[str, ...] = ()
+    local: str = ""
 
     @property
     def command(self) -> str:
@@ -300,7 +303,7 @@ def remove(path: Path) -> None:
 
 
 TIMED = {
-    "metrics.jsonl": rb'"(epoch|train_[a-z_]+|total_flos)": [^,}]+',
+    "metrics.jsonl": rb'.*"train_runtime".*\n|"epoch": .*',
     "look-1.json": rb'"(seconds|peak)": [^,}]+',
     "look-2.json": rb'"(seconds|peak)": [^,}]+',
     "race.html": rb"(?s).*",

@@ -79,6 +79,20 @@ def test_what_led_to_a_finished_part_is_swept_after_a_kill(tmp_path):
     assert sorted(path.name for path in part.path.iterdir()) == ["adapter", "oof.parquet"]
 
 
+def test_what_was_half_written_in_a_part_is_swept_by_the_next_command(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim({"data": "a"}, ModelConfig())
+    for half in ("fold-0/.oof.parquet.12.tmp", "final/.trained_on.json.12.tmp", ".manifest.json.12.tmp"):
+        touch(directory.path / half)
+    directory.claim({"data": "a"}, ModelConfig())
+    assert {path.name for path in directory.path.rglob("*")} == {
+        "config.yaml",
+        "manifest.json",
+        "fold-0",
+        "final",
+    }
+
+
 def test_another_run_is_refused_once_something_was_trained(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     directory.claim({"train": {"lr": 1.0}, "data": "a"}, ModelConfig())
