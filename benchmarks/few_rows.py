@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from benchmarks.ensemble import as_problem, correlated, problem_of
 from data.softmax import softmax
 from ensemble.methods.blend import BestSingle
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.scoring.choice import mixed, mixture
 from ensemble.scoring.crossfit import cross_fit, fit_on, predict_all
@@ -26,6 +28,8 @@ from ensemble.solvers.folds import group_folds
 from ensemble.solvers.numbers import cross_entropy, log_probs
 from ensemble.solvers.threads import one_blas_thread
 
+Fit = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
+"""From members' predictions, targets, fresh predictions and a seed to probabilities of the fresh rows."""
 SIZES = (150, 300, 500, 1000)
 MEMBERS, FRESH = 10, 6000
 SURE = 1.96
@@ -55,6 +59,11 @@ def stacked(P: np.ndarray, y: np.ndarray, fresh: np.ndarray, seed: int) -> np.nd
     )
 
 
+def pooled(P: np.ndarray, y: np.ndarray, fresh: np.ndarray, seed: int) -> np.ndarray:
+    """What the log-pool alone, from which the stack departs, predicts of fresh rows."""
+    return LogOpinionPool(seed=seed).fit(P, y).predict_proba(fresh)
+
+
 def simple(P: np.ndarray, y: np.ndarray, fresh: np.ndarray) -> dict[str, np.ndarray]:
     """What it is held against."""
     single = BestSingle().fit(P, y)
@@ -72,16 +81,18 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=50, help="of each set")
     parser.add_argument("--first", type=int, default=0, help="number of the first draw")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--pool", action="store_true", help="the log-pool alone, which takes no time")
     parser.add_argument("--kept", type=Path, metavar="FILE", help="where draws are kept as they come")
     args = parser.parse_args()
     print("| set | rows | draws | " + " | ".join(f"less {name} | worse" for name in SIMPLE) + " | seeds |")
     print("|---" * (4 + 2 * len(SIMPLE)) + "|", flush=True)
     with one_blas_thread():
         for name in args.sets:
-            judge(name, range(args.first, args.first + args.draws), args.seeds, args.kept)
+            fit = pooled if args.pool else stacked
+            judge(name, range(args.first, args.first + args.draws), args.seeds, args.kept, fit)
 
 
-def judge(name: str, draws: range, seeds: int, file: Path | None) -> None:
+def judge(name: str, draws: range, seeds: int, file: Path | None, fit: Fit = stacked) -> None:
     """Print a line for each number of rows and one for all of a set."""
     (P, y), short = load(name), Path(name).name
     lines = file.read_text(encoding="utf-8").splitlines() if file and file.exists() else []
@@ -96,7 +107,7 @@ def judge(name: str, draws: range, seeds: int, file: Path | None) -> None:
         members = np.sort(rng.permutation(P.shape[1])[:MEMBERS])
         drawn, rest = rows[:size], rows[size:][:FRESH]
         part, fresh = P[drawn][:, members], P[rest][:, members]
-        losses = [cross_entropy(stacked(part, y[drawn], fresh, seed), y[rest]) for seed in range(seeds)]
+        losses = [cross_entropy(fit(part, y[drawn], fresh, seed), y[rest]) for seed in range(seeds)]
         line = []
         for probs in simple(part, y[drawn], fresh).values():
             gap = losses[0] - cross_entropy(probs, y[rest])
