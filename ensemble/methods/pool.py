@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import comb
 from typing import ClassVar, Self
 
@@ -20,9 +20,7 @@ from ensemble.solvers.numbers import as_weights, cross_entropy, log_probs, usefu
 ODDS = 3.0
 """So many times as likely as a simple pool must the rows be under others for these to count."""
 ODDS_FEW = 10.0
-"""So many times as likely beforehand is the equal pool of all members as all those of some together."""
-FEW_SHARE = 0.02
-"""Simple pools that count for less are left out."""
+"""So many times as likely for the equal pool of some members to be the simple one instead of that of all."""
 SPREADS = (300.0, 100.0, 30.0, 10.0, 3.0)
 """Penalties of departures from equal weights, in units of rows, strong to weak."""
 BIASES = (300.0, 30.0, 3.0, 0.3)
@@ -47,8 +45,8 @@ class LogOpinionPool(Blender):
     pair of penalties is fitted, once more around equal weights of the best few members, and all are averaged
     by their evidence: no deal of folds decides, and few rows leave little more than the temperature. Unless
     all together make the rows :data:`ODDS` times as likely as the simple pool does (the geometric mean at one
-    temperature, of all members and of the best few, as far as these have the evidence), it stays alone; from
-    there on the others count for more the more likely they are. Weights need not sum to one.
+    temperature, of all members or of few that are far better), it stays alone; from there on the others count
+    for more the more likely they are. Weights need not sum to one.
 
     Parameters
     ----------
@@ -115,18 +113,15 @@ class LogOpinionPool(Blender):
             least = max(self.strength, LEAST_STRENGTH)
             penalties = np.full((1, n_members + _biases(n_classes)), least)
             evidence = float(weigh(rows.problem(equal), penalties).evidence[0])
-            return _Choice((Simple(equal, True, 1.0),), 1.0, evidence, ((equal, penalties, np.ones(1)),))
+            return _Choice(equal, True, 1.0, evidence, ((equal, penalties, np.ones(1)),))
         penalties = _penalties(n, n_members, n_classes)
         starts = [(equal, penalties[1:], 0.0)]  # the first is the simple pool
-        alone = rows.evidence_of_temperature(equal)
-        simple = [Simple(equal, True, 1.0)]
+        simple, tempered, alone = equal, True, rows.evidence_of_temperature(equal)
         if n_members > 1 and n * n_members * n_classes <= MANY_NUMBERS:
-            few = rows.best_few()
-            best = max(few, key=lambda found: found[1])
-            starts.append((best[0].pool, penalties, best[1] - rows.evidence_of_temperature(best[0].pool)))
-            shares, alone = _shared(alone, np.array([found[1] for found in few]))
-            every = zip([*simple, *(found[0] for found in few)], shares.tolist(), strict=True)
-            simple = [replace(one, share=share) for one, share in every if share > 0]
+            few, warm, evidence = rows.best_few()
+            starts.append((few, penalties, evidence - rows.evidence_of_temperature(few)))
+            if evidence - float(np.log(ODDS_FEW)) > alone:
+                simple, tempered, alone = few, warm, evidence
         evidences = [
             weigh(rows.problem(centre), tried).evidence + min(before, 0.0) for centre, tried, before in starts
         ]
@@ -139,16 +134,14 @@ class LogOpinionPool(Blender):
             much = own > LEAST_SHARE
             if much.any():
                 kept.append((centre, tried[much], own[much]))
-        return _Choice(tuple(simple), departure, max(alone, together), tuple(kept))
+        return _Choice(simple, tempered, departure, max(alone, together), tuple(kept))
 
     def _take(self, P: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
         """Fit what was chosen on these rows."""
         rows, choice = _Rows(P, targets, weights, self.floor_), self._choice
         n_members, n_classes = P.shape[1:]
-        self.weights_ = np.zeros(n_members)
-        for simple in choice.simple:
-            scale = 1 / rows.temperature(simple.pool) if simple.tempered else 1.0
-            self.weights_ += (1 - choice.departure) * simple.share * scale * simple.pool
+        scale = 1 / rows.temperature(choice.simple) if choice.tempered else 1.0
+        self.weights_ = (1 - choice.departure) * scale * choice.simple
         self.bias_ = np.zeros(n_classes)
         if choice.departure == 0:
             return
@@ -165,38 +158,23 @@ class LogOpinionPool(Blender):
 
 
 @dataclass(frozen=True)
-class Simple:
-    """An equal pool of some members.
+class _Choice:
+    """What is fitted: a simple pool, and others around it.
 
     Attributes
     ----------
-    pool : ndarray of shape (members,)
+    simple : ndarray of shape (members,)
         Weights, before the temperature.
     tempered : bool
-        Whether it has one; one member alone may do without.
-    share : float
-        What it counts for among the simple pools.
-    """
-
-    pool: np.ndarray
-    tempered: bool
-    share: float
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """What is fitted: simple pools, and others around them.
-
-    Attributes
-    ----------
-    simple : tuple of Simple
+        Whether it has one.
     departure : float
     evidence : float
     kept : tuple of (ndarray, ndarray, ndarray)
         For each centre (members,): penalties (fits, p), and what each fit counts for.
     """
 
-    simple: tuple[Simple, ...]
+    simple: np.ndarray
+    tempered: bool
     departure: float
     evidence: float
     kept: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]
@@ -210,10 +188,16 @@ class _Rows:
         self.logs, self.targets, self.weights = logs - logs.mean(axis=1, keepdims=True), targets, weights
         self.count = 1 / float(weights @ weights)
 
-    def best_few(self) -> list[tuple[Simple, float]]:
-        """Equal pools of the best members, of each number of them, with their evidence.
+    def best_few(self) -> tuple[np.ndarray, bool, float]:
+        """The equal pool of the best members, how many being told by the evidence.
 
-        The evidence is less what it takes to say which of so many members these are.
+        Returns
+        -------
+        pool : ndarray of shape (members,)
+        tempered : bool
+            Whether it has a temperature, which one member alone may do without.
+        evidence : float
+            Less what it takes to say which of so many members these are.
         """
         n_members = self.logs.shape[2]
         losses = [self._loss(softmax(self.logs[:, :, m])) for m in range(n_members)]
@@ -223,10 +207,11 @@ class _Rows:
             pool = np.zeros(n_members)
             pool[order[:size]] = 1 / size
             ways = float(np.log(comb(n_members, size)))
-            found.append((Simple(pool, True, 1.0), self.evidence_of_temperature(pool) - ways))
+            found.append((self.evidence_of_temperature(pool) - ways, True, pool))
             if size == 1:
-                found.append((Simple(pool, False, 1.0), -self.count * losses[order[0]] - ways))
-        return found
+                found.append((-self.count * losses[order[0]] - ways, False, pool))
+        evidence, tempered, pool = max(found, key=lambda item: item[0])
+        return pool, tempered, evidence
 
     def temperature(self, pool: np.ndarray) -> float:
         """The temperature of least loss of a pool of these weights."""
@@ -252,17 +237,6 @@ class _Rows:
 
     def _loss(self, probs: np.ndarray) -> float:
         return float(self.weights @ cross_entropy(probs, self.targets))
-
-
-def _shared(equal: float, few: np.ndarray) -> tuple[np.ndarray, float]:
-    """What simple pools count for, that of all members first, and the log evidence of them together."""
-    prior = np.full(1 + len(few), 1 / ODDS_FEW / len(few))
-    prior[0] = 1.0
-    evidence = np.concatenate([[equal], few])
-    shares = prior * np.exp(evidence - evidence.max())
-    together = float(evidence.max() + np.log(shares.sum() / prior.sum()))
-    shares[shares < FEW_SHARE * shares.sum()] = 0
-    return shares / shares.sum(), together
 
 
 def turned(centre: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.softmax import softmax
-from ensemble.methods.pool import FEW_SHARE, ODDS_FEW, LogOpinionPool, _shared
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.solvers.numbers import cross_entropy
 
 
@@ -17,21 +17,6 @@ def unequal(n: int, noise: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarra
     labels = (rng.random((n, 1)) > softmax(z).cumsum(axis=1)).sum(axis=1).clip(0, 2)
     members = z[:, None] + noise[None, :, None] * rng.normal(size=(n, len(noise), 3))
     return softmax(members), np.eye(3)[labels]
-
-
-def test_shares_of_simple_pools_follow_their_evidence_without_a_step() -> None:
-    ahead = np.linspace(-6, 12, 181)
-    all_share = np.array([_shared(0.0, np.array([gap, gap - 3]))[0][0] for gap in ahead])
-    assert (np.diff(all_share) <= 1e-12).all()
-    assert np.abs(np.diff(all_share)).max() < 0.05
-    assert all_share[0] == 1
-    assert all_share[-1] == 0
-    shares, together = _shared(0.0, np.array([-50.0, -60.0]))
-    assert shares.tolist() == [1, 0, 0]
-    assert together == pytest.approx(-np.log1p(1 / ODDS_FEW))
-    even = _shared(0.0, np.full(2, np.log(ODDS_FEW)))[0]
-    np.testing.assert_allclose(even, [0.5, 0.25, 0.25])
-    assert even.min() > FEW_SHARE
 
 
 @pytest.mark.parametrize("seed", range(3))
