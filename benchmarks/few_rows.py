@@ -1,6 +1,7 @@
 """The stack on few rows: ``python -m benchmarks.few_rows SET... [--draws 50] [--seeds 2] [--kept FILE]``.
 
-A SET is a directory of prediction sets with ``labels.csv``, or ``members=K`` for K simulated language models.
+A SET is a directory of prediction sets with ``labels.csv``, ``members=K`` for K simulated language models, or
+``unequal`` or ``strong`` for simulated members of unequal strength.
 Each draw takes some of its rows and up to ten of its members, fits the whole stack by default settings, and
 predicts the rows that are left. Printed, by rows drawn: the stack's loss on these less that of the geometric
 mean at one temperature and less that of the best single member, as it is and at one temperature, all of the
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ import numpy as np
 from benchmarks.ensemble import as_problem, correlated, problem_of
 from data.softmax import softmax
 from ensemble.methods.blend import BestSingle
+from ensemble.methods.pool import LogOpinionPool
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.scoring.choice import mixed, mixture
 from ensemble.scoring.crossfit import cross_fit, fit_on, predict_all
@@ -26,10 +29,38 @@ from ensemble.solvers.folds import group_folds
 from ensemble.solvers.numbers import cross_entropy, log_probs
 from ensemble.solvers.threads import one_blas_thread
 
+Fit = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
+"""From members' predictions, targets, fresh predictions and a seed to probabilities of the fresh rows."""
 SIZES = (150, 300, 500, 1000)
 MEMBERS, FRESH = 10, 6000
 SURE = 1.96
 SIMPLE = ("geometric mean+temperature", "best single", "best single+temperature")
+
+
+def unequal() -> tuple[np.ndarray, np.ndarray]:
+    """Ten members whose noise grows from .3 to 3."""
+    rng, n = np.random.default_rng(5), 12_000
+    z = 1.2 * rng.normal(size=(n, 3))
+    labels = (rng.random((n, 1)) > softmax(z).cumsum(axis=1)).sum(axis=1).clip(0, 2)
+    noise = 0.6 * rng.normal(size=(n, 1, 3))
+    noise = noise + np.geomspace(0.3, 3, 10)[None, :, None] * rng.normal(size=(n, 10, 3))
+    return softmax((z[:, None] + noise) * rng.uniform(0.5, 1.5, size=(1, 10, 1))), np.eye(3)[labels]
+
+
+def strong() -> tuple[np.ndarray, np.ndarray]:
+    """One member of which five others are noisy copies."""
+    rng, n, m = np.random.default_rng(7), 20_000, 6
+    z = 1.5 * rng.normal(size=(n, 3))
+    labels = (rng.random((n, 1)) > softmax(z).cumsum(axis=1)).sum(axis=1).clip(0, 2)
+    seen = z + 0.6 * rng.normal(size=(n, 3))
+    own = seen[:, None] + rng.uniform(1.5, 2.5, size=(1, m, 1)) * rng.normal(size=(n, m, 3))
+    own[:, 0] = seen
+    sharpness = np.full((1, m, 1), 0.75)
+    sharpness[:, 1:] = rng.uniform(0.3, 0.6, size=(1, m - 1, 1))
+    return softmax(own * sharpness), np.eye(3)[labels]
+
+
+SIMULATED = {"unequal": unequal, "strong": strong}
 
 
 def load(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -37,6 +68,8 @@ def load(name: str) -> tuple[np.ndarray, np.ndarray]:
     if name.startswith("members="):
         P, labels = correlated(20_000, int(name.removeprefix("members=")), seed=1)
         return P, np.eye(3)[labels]
+    if name in SIMULATED:
+        return SIMULATED[name]()
     problem = problem_of(Path(name))
     return problem.P, problem.y
 
@@ -53,6 +86,11 @@ def stacked(P: np.ndarray, y: np.ndarray, fresh: np.ndarray, seed: int) -> np.nd
     return np.concatenate(
         [mixed(probs, shares) for _, probs in predict_all(wanted, later, np.arange(len(fresh)))]
     )
+
+
+def pooled(P: np.ndarray, y: np.ndarray, fresh: np.ndarray, seed: int) -> np.ndarray:
+    """What the log-pool alone, from which the stack departs, predicts of fresh rows."""
+    return LogOpinionPool(seed=seed).fit(P, y).predict_proba(fresh)
 
 
 def simple(P: np.ndarray, y: np.ndarray, fresh: np.ndarray) -> dict[str, np.ndarray]:
@@ -72,16 +110,18 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=50, help="of each set")
     parser.add_argument("--first", type=int, default=0, help="number of the first draw")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--pool", action="store_true", help="the log-pool alone, which takes no time")
     parser.add_argument("--kept", type=Path, metavar="FILE", help="where draws are kept as they come")
     args = parser.parse_args()
     print("| set | rows | draws | " + " | ".join(f"less {name} | worse" for name in SIMPLE) + " | seeds |")
     print("|---" * (4 + 2 * len(SIMPLE)) + "|", flush=True)
     with one_blas_thread():
         for name in args.sets:
-            judge(name, range(args.first, args.first + args.draws), args.seeds, args.kept)
+            fit = pooled if args.pool else stacked
+            judge(name, range(args.first, args.first + args.draws), args.seeds, args.kept, fit)
 
 
-def judge(name: str, draws: range, seeds: int, file: Path | None) -> None:
+def judge(name: str, draws: range, seeds: int, file: Path | None, fit: Fit = stacked) -> None:
     """Print a line for each number of rows and one for all of a set."""
     (P, y), short = load(name), Path(name).name
     lines = file.read_text(encoding="utf-8").splitlines() if file and file.exists() else []
@@ -96,7 +136,7 @@ def judge(name: str, draws: range, seeds: int, file: Path | None) -> None:
         members = np.sort(rng.permutation(P.shape[1])[:MEMBERS])
         drawn, rest = rows[:size], rows[size:][:FRESH]
         part, fresh = P[drawn][:, members], P[rest][:, members]
-        losses = [cross_entropy(stacked(part, y[drawn], fresh, seed), y[rest]) for seed in range(seeds)]
+        losses = [cross_entropy(fit(part, y[drawn], fresh, seed), y[rest]) for seed in range(seeds)]
         line = []
         for probs in simple(part, y[drawn], fresh).values():
             gap = losses[0] - cross_entropy(probs, y[rest])

@@ -19,7 +19,7 @@ from ensemble.solvers.numbers import as_weights, cross_entropy, log_probs, usefu
 
 ODDS = 3.0
 """So many times as likely as a simple pool must the rows be under others for these to count."""
-ODDS_FEW = 50.0
+ODDS_FEW = 10.0
 """So many times as likely for the equal pool of some members to be the simple one instead of that of all."""
 SPREADS = (300.0, 100.0, 30.0, 10.0, 3.0)
 """Penalties of departures from equal weights, in units of rows, strong to weak."""

@@ -1,0 +1,36 @@
+"""The log-opinion pool on few rows: how far the best few members stand for all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data.softmax import softmax
+from ensemble.methods.pool import LogOpinionPool
+from ensemble.solvers.numbers import cross_entropy
+
+
+def unequal(n: int, noise: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Members of these noises, and one-hot targets."""
+    rng = np.random.default_rng(seed)
+    z = 1.5 * rng.normal(size=(n, 3))
+    labels = (rng.random((n, 1)) > softmax(z).cumsum(axis=1)).sum(axis=1).clip(0, 2)
+    members = z[:, None] + noise[None, :, None] * rng.normal(size=(n, len(noise), 3))
+    return softmax(members), np.eye(3)[labels]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_member_far_better_than_nine_stands_nearly_alone(seed: int) -> None:
+    noise = np.array([0.1, *np.full(9, 6.0)])
+    P, y = unequal(5150, noise, seed)
+    pool = LogOpinionPool().fit(P[:150], y[:150])
+    assert np.abs(pool.weights_[1:]).sum() < 0.2 * pool.weights_[0]
+    fresh = cross_entropy(pool.predict_proba(P[150:]), y[150:]).mean()
+    assert fresh < cross_entropy(P[150:, 0], y[150:]).mean() + 0.01
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_members_alike_keep_equal_weights(seed: int) -> None:
+    P, y = unequal(200, np.full(6, 1.0), seed)
+    weights = LogOpinionPool().fit(P, y).weights_
+    assert weights.std() < 0.15 * weights.mean()
