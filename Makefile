@@ -6,7 +6,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOG := $(VENV)/install.log
 
-.PHONY: demo test lint docs kaggle clean
+LOWEST := .venv-lowest
+# Of torch, another than the lowest may be named where no build of it for this machine is to be had.
+TORCH ?= 2.11
+
+.PHONY: demo test test-lowest lint docs kaggle clean
 
 # The embedded main job: teachers, student, stack, report.
 demo: $(STAMP)
@@ -19,6 +23,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
+
+# Under the oldest versions that pyproject.toml allows, in an environment of its own.
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -q -n auto --dist worksteal tests/data tests/ensemble tests/distill
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -42,5 +50,11 @@ $(STAMP): pyproject.toml constraints.txt
 	   || { tail -n 25 $(LOG); echo "installation failed; all of it: $(LOG)"; exit 1; }
 	@touch $@
 
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	@sed 's/^torch==.*/torch==$(TORCH)/' constraints-lowest.txt >$(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/constraints.txt -e ".[train,hub]" hypothesis pandas pytest pytest-xdist
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(LOWEST) runs build *.egg-info

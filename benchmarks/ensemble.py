@@ -1,4 +1,4 @@
-"""The ensemble beside its peers: ``python -m benchmarks.ensemble [--lmsys DIR] [--autogluon PYTHON]``.
+"""The ensemble beside its peers: ``python -m benchmarks.ensemble [--lmsys DIR] [--sets DIR...]``.
 
 Prints, all from one run: the simplex solver's time beside SLSQP with gradient and greedy selection; nested
 log-loss beside peers on two simulated sets of ten members by 2,000 rows, and on two real models where their
@@ -38,6 +38,13 @@ from ensemble.solvers.numbers import log_loss
 from ensemble.solvers.simplex import solve_simplex
 from ensemble.solvers.threads import one_blas_thread
 
+SHAPES = (
+    *((1_000, 3, 3), (4_000, 3, 3), (1_000, 12, 3), (1_000, 3, 12)),
+    *((1_000, 3, 50), (1_000, 3, 200), (1_000, 3, 800), (4_000, 3, 200), (1_000, 12, 200)),
+)
+"""Rows, members and classes whose cost is compared."""
+REQUIRED = ((400, 2, 65), (5_000, 5, 1_000), (36_765, 35, 3))
+
 
 def members(n: int, m: int, k: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Calibrated and miscalibrated members of unequal strength with shared errors; and labels."""
@@ -57,6 +64,15 @@ def as_problem(P: np.ndarray, labels: np.ndarray, seed: int = 0, n_folds: int = 
     return Problem(
         [str(i) for i in range(n)], P, y, group_folds(y, None, n_folds, seed), np.arange(n), classes, names
     )
+
+
+def problem_of(folder: Path) -> Problem:
+    """The prediction sets of a directory, with their labels."""
+    labels = next(path for path in sorted(folder.iterdir()) if path.name.endswith("labels.csv"))
+    members = [path for path in folder.iterdir() if path.suffix in (".csv", ".parquet") and path != labels]
+    if labels.name != "labels.csv":  # beside other tables
+        members = [path for path in members if path.stem.endswith("predictions")]
+    return load_problem(sorted(map(str, members)), labels)
 
 
 def tabular(seed: int, n: int = 2000) -> Problem:
@@ -183,12 +199,15 @@ def calibrations(title: str, problem: Problem) -> None:
         print(f"| {name} | {' | '.join(losses)} |", flush=True)
 
 
-def time_command(problem: Problem, what: str = "") -> None:
-    """The whole command in a process of its own: nested scores, a thousand bootstrap draws, the report."""
+def time_command(problem: Problem, what: str = "") -> float:
+    """The whole command in a process of its own: nested scores, a thousand bootstrap draws, the report.
+
+    Prints a line and returns its seconds of CPU.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names, (rows, m, _) = problem.classes.names, problem.P.shape
+    names, (rows, m, k) = problem.classes.names, problem.P.shape
     ids = pa.array(problem.row_ids)
     with tempfile.TemporaryDirectory() as folder:
         for j in range(m):
@@ -205,8 +224,24 @@ def time_command(problem: Problem, what: str = "") -> None:
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _, status, used = os.wait4(running.pid, 0)
         wall = time.perf_counter() - start
-    cells = f"{wall:.0f} | {used.ru_utime + used.ru_stime:.0f} | {used.ru_maxrss / 2**20:.2f}"
-    print(f"| {rows:,} x {m}{what} | {cells} |" + (f" exit status {status}" if status else ""), flush=True)
+    busy = used.ru_utime + used.ru_stime
+    cells = f"{wall:.0f} | {busy:.0f} | {used.ru_maxrss / 2**20:.2f}"
+    shape = f"{rows:,} x {m}" + (f" x {k:,}" if k != 3 else "")
+    print(f"| {shape}{what} | {cells} |" + (f" exit status {status}" if status else ""), flush=True)
+    return busy
+
+
+def time_growth() -> None:
+    """How seconds of CPU grow with rows, members and classes, one of them four times as many at a time."""
+    print("\n### Growth\n\n| rows x members | seconds | of CPU | peak GiB |\n|---|---|---|---|")
+    seconds = {shape: time_command(as_problem(*correlated(*shape))) for shape in SHAPES}
+    print("\n| four times as many | from | exponent |\n|---|---|---|")
+    for shape, busy in seconds.items():
+        for place, what in enumerate(("rows", "members", "classes")):
+            more = tuple(4 * number if i == place else number for i, number in enumerate(shape))
+            if more in seconds:
+                exponent = np.log(seconds[more] / busy) / np.log(4)
+                print(f"| {what} | {' x '.join(f'{number:,}' for number in shape)} | {exponent:.2f} |")
 
 
 def time_first_methods(problem: Problem) -> None:
@@ -230,10 +265,20 @@ def time_first_methods(problem: Problem) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--lmsys", type=Path, metavar="DIR", help="teacher_m1, teacher_m2 and labels as CSV")
+    parser.add_argument(
+        "--sets",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="prediction sets with labels",
+    )
     parser.add_argument("--rows", type=int, default=55_000, help="of the simplex solver's timing")
     parser.add_argument("--autogluon", type=Path, metavar="PYTHON", help="of an environment with AutoGluon")
     parser.add_argument(
-        "--only", choices=("solver", "command", "table", "lmsys", "calibration"), help="one part of it"
+        "--only",
+        choices=("solver", "command", "cost", "table", "lmsys", "sets", "calibration"),
+        help="one part of it",
     )
     parser.add_argument("--large", action="store_true", help="the command on a million rows too, 20 minutes")
     args = parser.parse_args()
@@ -252,13 +297,20 @@ def main() -> None:
             if args.large:
                 time_command(tabular(0, 55_000), ", where trees matter")
                 time_command(as_problem(*correlated(1_000_000, 20)))
+        if args.only in (None, "cost"):
+            print("\n### Many classes, many members\n")
+            print("| rows x members (x classes) | seconds | of CPU | peak GiB |\n|---|---|---|---|")
+            for shape in REQUIRED:
+                time_command(as_problem(*correlated(*shape)))
+            time_growth()
         if args.only in (None, "table"):
             for seed in (0, 1):
                 title = f"Ten scikit-learn models, simulated table, seed {seed}"
                 score(title, tabular(seed), args.autogluon)
+        for folder in args.sets:
+            score(folder.name, problem_of(folder), args.autogluon)
         if args.lmsys:
-            files = [str(args.lmsys / f"teacher_m{m}_predictions.csv") for m in (1, 2)]
-            problem = load_problem(files, args.lmsys / "teacher_labels.csv")
+            problem = problem_of(args.lmsys)
             if args.only in (None, "lmsys"):
                 score("Two real language models", problem, args.autogluon)
             if args.only in (None, "calibration"):

@@ -14,6 +14,11 @@ from collections.abc import Iterable
 _USER = re.compile(r"://[^/\s@]*@")
 _QUERY = re.compile(r"(://[^\s?]*)\?[^\s]*")
 
+NO_LOCKS = (
+    "this system has no file locks (Python's fcntl), by which two commands stay out of each other's files: "
+    "Windows is not supported; use Linux, macOS or the Windows Subsystem for Linux"
+)
+
 
 class UserError(Exception):
     """A mistake in what the user gave: a file, a column, a value, an option."""

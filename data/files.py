@@ -6,20 +6,24 @@ missing or damaged file raises into a :class:`~data.errors.UserError` that names
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
 import json
+import logging
 import os
 import re
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from data.errors import UserError, brief, listing
+from data.errors import NO_LOCKS, UserError, brief, listing
+
+try:
+    import fcntl
+except ImportError as error:
+    raise UserError(NO_LOCKS) from error
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,10 +64,18 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def sweep(directory: Path) -> None:
-    """Delete what killed commands left half-written directly in a directory; what is being written stays."""
+def sweep(directory: Path, name: str = "") -> None:
+    """Delete what killed commands left half-written directly in a directory; what is being written stays.
+
+    Parameters
+    ----------
+    directory : Path
+    name : str
+        Of the file that they were writing; of any, by default.
+    """
     try:
         left = [path for path in directory.iterdir() if is_temporary(path.name)]
+        left = [path for path in left if path.name.startswith(f".{name}.") or not name]
     except OSError:
         return
     for path in left:
@@ -111,7 +123,8 @@ def locked(directory: Path, wait: bool = False) -> Iterator[None]:
     Parameters
     ----------
     directory : Path
-        Made where it is not there, and taken away again where nothing was written.
+        Made where it is not there, and taken away again where nothing was written; a hidden one in any case,
+        for it is no user's.
     wait : bool
         Wait for another command that holds it, instead of refusing. Not to be asked for a directory that
         this process holds already.
@@ -121,33 +134,61 @@ def locked(directory: Path, wait: bool = False) -> Iterator[None]:
     UserError
         Another command holds it, or it cannot be made or opened.
     """
-    there = directory.exists()
-    make_directory(directory)
+    passing = directory.name.startswith(".") or not directory.exists()
+    handle = _held(directory, wait)
     try:
-        handle = os.open(directory, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be opened ({_reason(error)})") from error
-    try:
+        sweep(directory)
+        yield
+    finally:
+        if passing:
+            with suppress(OSError):  # it holds something by now
+                directory.rmdir()
+        os.close(handle)
+
+
+def _held(directory: Path, wait: bool) -> int:
+    """Open and lock a directory; again where whoever held it took it away meanwhile."""
+    while True:
+        make_directory(directory)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            handle = os.open(directory, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UserError(f"{directory}: cannot be opened ({_reason(error)})") from error
+        try:
+            lock(handle, directory, wait)
+            if os.path.samestat(os.fstat(handle), os.stat(directory)):
+                return handle
         except BlockingIOError:
+            os.close(handle)
             raise UserError(
                 f"{directory}: another command is writing there; wait until it has ended, or choose another "
                 "directory"
             ) from None
-        except OSError:
-            warnings.warn(
-                f"{directory}: its file system knows no locks; see to it that no other command writes there "
-                "meanwhile",
-                stacklevel=3,
-            )
-        sweep(directory)
-        yield
-    finally:
+        except FileNotFoundError:
+            pass
         os.close(handle)
-        if not there:
-            with suppress(OSError):  # it holds something by now
-                directory.rmdir()
+
+
+def lock(handle: int, where: Path, wait: bool) -> None:
+    """Lock an open file or directory against other processes; where no lock can be had, say so and go on.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process holds it, and it is not to be waited for.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        logging.getLogger(__name__).warning(
+            "%s: its file system gives no locks (%s); see to it that no other command writes there meanwhile",
+            where,
+            _reason(error),
+        )
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

@@ -7,6 +7,7 @@ and already permuted back into the row's own class order.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.errors import UserError, brief, listing
-from data.files import read_json, read_parquet, require_columns, write_parquet
+from data.files import read_json, read_parquet, require_columns, sha256_text, write_parquet
 from data.ids import places
 from data.schema import Classes
 from data.softmax import softmax
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 OOF = "oof.parquet"
 LABEL_KINDS = ("oof", "in_sample", "fold_mean")
+MAY_CHANGE = ("versions", "data", "backbone_path", "backbone_beside", "backbone_source", "truncated_share")
+"""Manifest fields that may differ when a run is continued: they do not change its numbers."""
+MADE_BY = b"distillstack.made_by"
+"""Key of a soft-label file's metadata: the hash of the manifest under which it was written."""
 JOIN_FIELDS = ("classes", "rows_hash", "folds_hash")
 """Manifest fields on which stores must agree before their rows may be joined."""
 
@@ -85,10 +90,24 @@ def logit_columns(classes: Classes) -> list[str]:
     return [f"logit_{name}" for name in classes.names]
 
 
+def run_hash(manifest: Mapping[str, Any]) -> str:
+    """Hash what a manifest says of a run's numbers; where things lie may change."""
+    kept = {name: value for name, value in manifest.items() if name not in MAY_CHANGE}
+    return sha256_text(json.dumps(kept, sort_keys=True))
+
+
 def write_logits(
-    path: Path, row_ids: list[str], fold: np.ndarray, logits: np.ndarray, classes: Classes
+    path: Path,
+    row_ids: list[str],
+    fold: np.ndarray,
+    logits: np.ndarray,
+    classes: Classes,
+    made_by: str | None = None,
 ) -> None:
-    """Write an ``oof.parquet``: logits of shape (n, orders, K), one line a row and order, atomically."""
+    """Write an ``oof.parquet``: logits of shape (n, orders, K), one line a row and order, atomically.
+
+    ``made_by`` is the :func:`run_hash` of the manifest that it belongs to.
+    """
     import pyarrow as pa
 
     n, orders, _ = logits.shape
@@ -100,19 +119,29 @@ def write_logits(
     flat = logits.reshape(n * orders, -1).astype(np.float32)
     for k, name in enumerate(logit_columns(classes)):
         columns[name] = pa.array(flat[:, k])
-    write_parquet(path, pa.table(columns))
+    table = pa.table(columns)
+    write_parquet(path, table if made_by is None else table.replace_schema_metadata({MADE_BY: made_by}))
 
 
-def read_logits(path: Path, classes: Classes) -> tuple[list[str], np.ndarray, np.ndarray]:
+def read_logits(
+    path: Path, classes: Classes, made_by: str | None = None
+) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Read an ``oof.parquet`` back as (row ids, fold (n,), logits (n, orders, K)).
 
     Raises
     ------
     UserError
-        The file is missing or damaged, lacks a column or has one of another type, holds a non-finite logit
-        or an empty cell, repeats a row and order, lacks one order of a pair, or has the two in two folds.
+        The file was written under another manifest than the one whose hash ``made_by`` is, is missing or
+        damaged, lacks a column or has one of another type, holds a non-finite logit or an empty cell, repeats
+        a row and order, lacks one order of a pair, or has the two in two folds.
     """
     table = read_parquet(path, "soft-label file")
+    stated = (table.schema.metadata or {}).get(MADE_BY, b"").decode(errors="replace")
+    if made_by and stated and stated != made_by:
+        raise UserError(
+            f"{path}: was not written under the {MANIFEST} of its store: one of the two was changed "
+            "since, or is another store's; restore it, or make the store again"
+        )
     columns = logit_columns(classes)
     require_columns(table, ["row_id", "fold", "swap", *columns], path)
     _check_types(table, columns, path)
@@ -194,6 +223,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     manifest = read_json(path / MANIFEST, "manifest")
     if not isinstance(manifest, dict):
         raise UserError(f"{path / MANIFEST}: is not a manifest; it is damaged, or another program's")
+    for name in MAY_CHANGE:  # which no hash covers
+        kind = {"versions": dict, "truncated_share": float | int}.get(name, str)
+        if name in manifest and not isinstance(manifest[name], kind):
+            raise UserError(
+                f"{path / MANIFEST}: field {name} is {brief(manifest[name], 60)}; restore the file"
+            )
     return manifest
 
 
@@ -224,7 +259,7 @@ def read_store(path: str | Path) -> SoftLabels:
             f"{path}: has no {OOF}; its run is unfinished, start the same command again to finish it"
         )
     classes = _classes_of(manifest, path / MANIFEST)
-    row_ids, fold, logits = read_logits(path / OOF, classes)
+    row_ids, fold, logits = read_logits(path / OOF, classes, run_hash(manifest))
     return SoftLabels(row_ids, fold, logits, classes, manifest, path)
 
 

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
     from distill.processes import held, stand_alone
-    from distill.runs.saved import read_saved
+    from distill.runs.saved import EXPORTED, read_saved
 
     stand_alone("distill.export")
     if not LICENCE.fullmatch(args.license):
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
         import onnxscript  # noqa: F401
     saved = read_saved(args.model, access_of(args))
     with held(args.out):
-        if any(args.out.iterdir()):
+        if any(args.out.iterdir()) and not (args.out / EXPORTED).exists():
             raise UserError(f"{args.out}: is not empty; choose another --out, or delete that directory")
         found = export(saved, args.out, args.average, args.dtype, args.data, args.license)
         if args.onnx:
@@ -118,7 +118,7 @@ def export(
     from distill.teaching.trust import check_made_from
 
     manifest, model = saved.manifest, saved.model
-    home = data or Path(os.path.normpath(saved.path / manifest["data"]))
+    home = data or Path(os.path.normpath(saved.path / manifest.get("data", ".")))
     rows, folds = load_prepared(home)
     check_made_from(rows, folds, str(home), manifest, saved.path)
     weights = RunDirectory(saved.path).weights(average=True) if average else saved.weights
@@ -153,12 +153,26 @@ def export(
         write_text(
             temporary / CARD, model_card(manifest, found, made_of, licence, usage(encoder, rows.classes))
         )
-        if out.exists():
-            out.rmdir()
-        os.replace(temporary, out)
+        if (out / EXPORTED).exists():
+            refuse_other(out, temporary)
+        else:
+            if out.exists():
+                out.rmdir()
+            os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return found
+
+
+def refuse_other(out: Path, made: Path) -> None:
+    """Refuse an export that is there already, unless it is the one just made: a kill may come late."""
+    from data.files import sha256_files
+    from distill.runs.saved import CARD, EXPORTED, read_saved
+
+    theirs, ours = ([place / name for name in (EXPORTED, CARD)] for place in (out, made))
+    if not all(file.is_file() for file in theirs) or sha256_files(theirs) != sha256_files(ours):
+        raise UserError(f"{out}: holds another export; choose another --out, or delete that directory")
+    read_saved(out)
 
 
 def settings_of(saved: SavedModel, found: dict[str, Any], made_of: str, directory: Path) -> dict[str, Any]:

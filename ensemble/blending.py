@@ -21,15 +21,16 @@ from ensemble.methods.base import Blender
 from ensemble.methods.catalogue import METHODS
 from ensemble.output import REPORT, hold, stack_content, write_result
 from ensemble.reading.dealing import N_FOLDS
+from ensemble.reading.fresh import joined
 from ensemble.reading.given import by_row, is_frame, labels_given, members_given
-from ensemble.reading.join import join_members, joined_fresh
+from ensemble.reading.join import join_members
 from ensemble.reading.labels import Labels
 from ensemble.reading.lint import leave_out_suspects
 from ensemble.reading.load import agreed
 from ensemble.reading.problem import Problem, declare_swap
 from ensemble.report.page import write_report
 from ensemble.report.summary import summary
-from ensemble.saved import apply_stack, classes_of, load_stack
+from ensemble.saved import apply_stack, classes_of, load_stack, maps_of
 from ensemble.scoring.bootstrap import Interval
 from ensemble.scoring.results import Result, evaluate
 from ensemble.scoring.verdict import instead, settle
@@ -229,7 +230,8 @@ class Stack:
         """
         fresh = members_given(members, classes_of(self.content), self.given or self.members_)
         named = {member.name: [member] for member in fresh}
-        ids, P = joined_fresh(named, self.members_, "the stack", self.given)
+        found = joined(named, self.members_, "the stack", self.given)
+        ids, P = found.row_ids, found.seen(maps_of(Path("the stack"), self.content))
         if rows is not None:
             rows = rows.take(align(ids, rows.row_ids, "rows"))
         return apply_stack(Path("the stack"), self.method, P, rows)

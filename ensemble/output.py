@@ -15,9 +15,12 @@ import numpy as np
 from data.errors import UserError
 from data.files import locked, sha256_files
 from ensemble.methods.calibrate import Calibrated
+from ensemble.methods.catalogue import SIMPLEST
 from ensemble.reading.features import NAMES
+from ensemble.reading.maps import fit_map
 from ensemble.reading.problem import Problem
 from ensemble.saved import BOUND, FORMAT, STACK, refuse_overwriting, save_stack
+from ensemble.scoring.draws import drawn_pools
 from ensemble.scoring.results import Result, Score, shown_weights
 from ensemble.scoring.verdict import verdict
 
@@ -91,6 +94,12 @@ def stack_content(problem: Problem, result: Result) -> dict[str, Any]:
         "chosen_nested_log_loss": result.score(result.chosen).loss,
         "chosen_nested_log_loss_choice_included": result.choice_included,
         "chosen_nested_log_loss_choice_included_ci95": result.choice_included_ci.as_list(),
+        "maps": {
+            name: fit_map(judge, problem.y, problem.weight).to_dict()
+            for name, judge in problem.judges.items()
+            if name in problem.names
+        },
+        "draws": drawn_pools(problem, result.fitted[SIMPLEST], result.seed),
         "weights": dict(zip(problem.names, weights.tolist(), strict=True)),
         "weights_of": weights_of,
         "row_features": list(NAMES) if method.needs_rows else [],

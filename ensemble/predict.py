@@ -20,16 +20,18 @@ if TYPE_CHECKING:
     import numpy as np
 
     from data.schema import Classes, Rows
-    from ensemble.reading.members import Member
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     args = build_parser().parse_args(argv)
+    import numpy as np
+
     from data.files import locked
     from data.sources.plan import read_column_map
+    from ensemble.reading.fresh import read_fresh
     from ensemble.reading.members import split_name
-    from ensemble.saved import apply_stack, classes_of, load_stack, refuse_overwriting
+    from ensemble.saved import apply_stack, classes_of, interval_of, load_stack, maps_of, refuse_overwriting
 
     if args.out.suffix.lower() not in (".csv", ".parquet"):
         raise UserError(
@@ -38,13 +40,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = [split_name(argument)[1] for argument in args.oof]
     refuse_overwriting(args.out, [*inputs, args.stack / "predictions.parquet", args.data or args.stack])
     content, method = load_stack(args.stack)
+    classes = classes_of(content)
+    if args.interval and not content.get("draws"):
+        raise UserError(f"{args.stack}: holds no draws for --interval, which stacks of judges have")
     with locked(args.out.with_name(f".{args.out.name}.predicting")):  # as distill.predict does
-        ids, P = load_fresh(args.oof, content, args.stack, args.average_folds)
-        rows = None
+        fresh = read_fresh(args.oof, content["members"], classes, args.stack, args.average_folds)
+        ids, P, rows, names = fresh.row_ids, fresh.seen(maps_of(args.stack, content)), None, classes.names
+        at = np.arange(len(ids))
         if args.data is not None:
-            rows = load_rows(args.data, ids, classes_of(content), read_column_map(args.columns))
-            P, ids = P[places(rows.row_ids, ids)], rows.row_ids
-        write_predictions(args.out, ids, apply_stack(args.stack, method, P, rows), classes_of(content).names)
+            rows = load_rows(args.data, ids, classes, read_column_map(args.columns))
+            at, ids = places(rows.row_ids, ids), rows.row_ids
+        probs = apply_stack(args.stack, method, P[at], rows)
+        if args.interval:
+            ends = interval_of(args.stack, content, fresh, probs, at)
+            probs = np.concatenate([probs, *ends], axis=1)
+            names = (*names, *(f"{name}_{end}" for end in ("low", "high") for name in names))
+        write_predictions(args.out, ids, probs, names)
     told = f"{len(ids)} rows by {content['chosen']} of {listing(content['members'])}: {args.out}"
     print(printable(told))
 
@@ -83,6 +94,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="MAP",
         help="where the data are a plain table: pairs such as prompt=question, or a YAML file of them",
     )
+    parser.add_argument(
+        "--interval",
+        action="store_true",
+        help="write for each class CLASS_low and CLASS_high too: where 95 %% of the probabilities lie that "
+        "other labelled rows would have given; of a stack of judges",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .csv or .parquet to write")
     return parser
 
@@ -92,37 +109,13 @@ def load_fresh(
 ) -> tuple[list[str], np.ndarray]:
     """Load fresh predictions in the stack's member and class order; returns ids and P (n, members, K).
 
-    Parameters
-    ----------
-    arguments : sequence of str
-        ``PATH`` or ``NAME=PATH``.
-    content : dict
-        What ``stack.json`` says.
-    stack : Path
-        For messages.
-    average_folds : bool
-        Average the probabilities of sets that bear the same name.
-
-    Raises
-    ------
-    UserError
-        A member is missing, unknown or given twice, or the sets predict different rows.
+    :func:`ensemble.reading.fresh.read_fresh` says what the arguments are and what is refused.
     """
-    from ensemble.reading.join import joined_fresh
-    from ensemble.reading.members import load_member, split_name
-    from ensemble.saved import classes_of
+    from ensemble.reading.fresh import read_fresh
+    from ensemble.saved import classes_of, maps_of
 
-    members: dict[str, list[Member]] = {}
-    for argument in arguments:
-        name, path = split_name(argument)
-        member = load_member(path, classes_of(content), name)
-        if member.name in members and not average_folds:
-            raise UserError(
-                f"{path}: a second set named {member.name}; name it with --oof NAME={path}, or average the "
-                "models of several folds with --average-folds"
-            )
-        members.setdefault(member.name, []).append(member)
-    return joined_fresh(members, content["members"], str(stack))
+    fresh = read_fresh(arguments, content["members"], classes_of(content), stack, average_folds)
+    return fresh.row_ids, fresh.seen(maps_of(stack, content))
 
 
 def load_rows(data: Path, ids: Sequence[str], classes: Classes, columns: Mapping[str, str]) -> Rows:
@@ -171,8 +164,9 @@ def write_predictions(path: Path, ids: list[str], probs: np.ndarray, classes: Se
     import pyarrow as pa
     from pyarrow import csv
 
-    from data.files import atomic_write, write_parquet
+    from data.files import atomic_write, sweep, write_parquet
 
+    sweep(path.parent, path.name)
     columns = {"id": pa.array(ids, pa.string())}
     columns |= {name: pa.array(probs[:, k]) for k, name in enumerate(classes)}
     table = pa.table(columns)

@@ -21,6 +21,10 @@ from ensemble.methods import catalogue  # noqa: F401 (a stack may hold any of it
 from ensemble.methods.base import Blender, from_dict
 from ensemble.methods.model_text import checked_model
 from ensemble.reading.features import row_features
+from ensemble.reading.fresh import Fresh
+from ensemble.reading.maps import JudgeMap
+from ensemble.scoring.draws import interval
+from ensemble.scoring.draws import maps_of as draw_maps
 
 STACK = "stack.json"
 FORMAT = 2
@@ -47,6 +51,8 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "chosen": (lambda value: isinstance(value, str), "a name"),
     "fitted": (lambda value: isinstance(value, dict), "a fitted method"),
     "files": (lambda value: isinstance(value, dict), "hashes of files"),
+    "maps": (lambda value: isinstance(value, dict), "maps of judges"),
+    "draws": (lambda value: isinstance(value, list), "a list of draws"),
     "swap": (
         lambda value: value is None or (isinstance(value, list) and all(type(k) is int for k in value)),
         "a list of class numbers",
@@ -153,6 +159,45 @@ def load_stack(path: Path) -> tuple[dict[str, Any], Blender]:
     except UserError as mistake:
         raise UserError(f"{path / STACK}: {mistake}; make the stack again") from mistake
     return content, method
+
+
+def maps_of(path: Path, content: dict[str, Any]) -> dict[str, JudgeMap]:
+    """What a stack learnt of its judges, by their name.
+
+    Raises
+    ------
+    UserError
+        They are damaged.
+    """
+    try:
+        found = {name: JudgeMap.from_dict(state) for name, state in content.get("maps", {}).items()}
+        for judge_map in found.values():
+            judge_map(np.full((1, 2), np.nan))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{path / STACK}: holds no map of a judge that can be rebuilt ({brief(repr(error))}); make the "
+            "stack again"
+        ) from error
+    return found
+
+
+def interval_of(
+    path: Path, content: dict[str, Any], fresh: Fresh, probs: np.ndarray, at: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ends (n, K) of 95 % around a stack's probabilities of fresh rows, ``at`` their places.
+
+    Raises
+    ------
+    UserError
+        The stack's draws are damaged.
+    """
+    try:
+        draws = content["draws"]
+        return interval(probs, draws, [fresh.seen(draw_maps(draw))[at] for draw in draws])
+    except (ArithmeticError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{path / STACK}: holds no draws that can be rebuilt ({brief(repr(error))}); make the stack again"
+        ) from error
 
 
 def _refuse_mixture(path: Path, files: Any) -> None:

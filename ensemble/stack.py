@@ -75,8 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--oof",
         nargs="+",
         metavar="MODEL",
-        help="soft-label stores or prediction sets (CSV, Parquet), PATH or NAME=PATH; "
-        "by default every store directly under --data",
+        help="soft-label stores, prediction sets (CSV, Parquet), or judges' files (id with verdict, or with "
+        "score_a,score_b; verdict_swapped is that in the other order), PATH or NAME=PATH; by default every "
+        "store directly under --data",
     )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="id with label or class columns")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data: rows and folds")

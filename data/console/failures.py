@@ -14,7 +14,7 @@ import sys
 import tempfile
 import traceback
 
-from data.errors import brief, is_disk_full, printable, without_credentials
+from data.errors import NO_LOCKS, brief, is_disk_full, printable, without_credentials
 
 FAULT = 70
 """Exit status of a fault of this package, as ``sysexits.h`` has it."""
@@ -34,6 +34,8 @@ def lacks() -> str:
         return _other_python("is older than 3.11")
     from importlib.util import find_spec
 
+    if find_spec("fcntl") is None:
+        return NO_LOCKS
     missing = [name for name in NEEDED if find_spec(name) is None]
     return _other_python(f"lacks {', '.join(missing)}") if missing else ""
 

@@ -31,7 +31,7 @@ from data.encoding.fast_bpe import FastBpe
 from data.encoding.plain_text import PlainText
 from data.encoding.template import PARTS
 from data.errors import UserError, brief
-from data.files import locked, make_directory, read_json, sha256_text, unwritable, write_json
+from data.files import locked, make_directory, read_json, sha256_text, sweep, unwritable, write_json
 from data.schema import Rows
 
 if TYPE_CHECKING:
@@ -171,6 +171,7 @@ def _build(rows: Rows, encoder: Encoder, path: Path, key: dict[str, Any], worker
     chunks = range(state["rows"], len(rows), CHUNK_ROWS)
     if workers is None:
         workers = (os.cpu_count() or 1) if len(chunks) * CHUNK_ROWS >= WORKER_ROWS else 1
+    sweep(path)
     with ExitStack() as stack:
         handles = {name: stack.enter_context(open(path / f"{name}.u32", "r+b")) for name in FILES}
         for name, handle in handles.items():

@@ -15,7 +15,7 @@ from typing import Any
 
 from data.console.command import format_table
 from data.console.progress import in_words, is_terminal
-from data.files import write_json, write_text
+from data.files import sweep, write_json, write_text
 
 QUEUED, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "failed", "stopped"
 HEADER = ("unit", "state", "where", "step", "loss", "time left")
@@ -79,6 +79,7 @@ class Board:
     def __init__(self, names: Sequence[str], summary: Path) -> None:
         self.lines = {name: Line(name) for name in names}
         self.summary = summary
+        sweep(summary.parent)
         self._drawn = 0
         self._written: dict[str, tuple[Any, ...]] = {}
 

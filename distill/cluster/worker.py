@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 from data import storage
 from data.console.remote_code import allow_remote_code
 from data.errors import UserError
+from data.files import lock
 from distill.cluster.outcome import POLL_S, Outcome, output_to, told
 from distill.cluster.together import run_together
 from distill.runs.units import Unit
@@ -77,11 +77,10 @@ def _now() -> str:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def _alone(place: Path) -> Iterator[None]:
     """Wait until no process of a driver that was killed works on the same unit any more."""
-    with open(lock, "w", encoding="utf-8") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with open(place, "w", encoding="utf-8") as file:
+        lock(file.fileno(), place, wait=True)
         yield
 
 

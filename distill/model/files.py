@@ -11,8 +11,8 @@ from data.errors import UserError, brief, is_disk_full
 from data.files import read_json, sha256_files
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-OPENED = ("config.json", INDEX, "adapter_config.json")
-"""What a library reads of a checkpoint beside weights and tokenizer, where it is there."""
+OPENED = ("config.json", INDEX, "adapter_config.json", "tokenizer_config.json", "special_tokens_map.json")
+"""What a library reads of a checkpoint beside weights and vocabulary, where it is there."""
 
 
 def shards_of(index: Path) -> list[str]:

@@ -162,8 +162,8 @@ class Race:
             for key, value in described.items():
                 if found.get(key) != value:
                     raise UserError(f"{self.out}: holds another race: its {key} differ; choose another --out")
-            return
-        write_json(path, described)
+        else:
+            write_json(path, described)
         for contestant in self.contestants:
             contestant.run.claim()
 

@@ -6,7 +6,6 @@ is finished is not touched, what was interrupted goes on from its last checkpoin
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def fit_part(run: Run, name: str, everywhere: bool = False, report_to: str = "no
         others = np.flatnonzero(~part.held_out(folds))
         logits = predicted(run, part, trained(run, part, report_to), others)
         run.write(part.elsewhere, others, np.full(len(others), part.without[0]), logits)
-    on_first(lambda: shutil.rmtree(part.waiting, ignore_errors=True))
+    on_first(part.tidy)
 
 
 def join_folds(run: Run) -> SoftLabels:

@@ -39,6 +39,7 @@ def write_derived(run: Run, kind: str) -> SoftLabels:
             if found.get(field) != manifest[field]:
                 raise UserError(f"{out}: holds other labels: its manifest differs in {field}; delete it")
         return read_store(out)
+    on_first(derived.sweep)
     folds, rows = run.folds, np.arange(len(run.rows))
     parts = [run.directory.fold(k) for k in range(folds.n_folds)]
     every = np.stack([run.read([part.predictions, part.elsewhere]) for part in parts])
@@ -49,9 +50,10 @@ def write_derived(run: Run, kind: str) -> SoftLabels:
         mean = (every * saw).sum(axis=0) / saw.sum(axis=0)
         for k in range(folds.n_folds):
             outside = np.flatnonzero(folds.fold != k)
-            run.write(derived.fold(k).labels, outside, np.full(len(outside), k), every[k][outside])
+            by = np.full(len(outside), k)
+            run.write(derived.fold(k).labels, outside, by, every[k][outside], manifest)
     on_first(lambda: _describe(run, out, manifest))
-    run.write(out / OOF, rows, folds.fold, mean)
+    run.write(out / OOF, rows, folds.fold, mean, manifest)
     return read_store(out)
 
 

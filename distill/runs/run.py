@@ -19,7 +19,7 @@ from data.files import read_json
 from data.folds import Folds
 from data.ids import align
 from data.schema import Rows
-from data.softlabels import read_logits, write_logits
+from data.softlabels import read_logits, run_hash, write_logits
 from distill.config import ModelConfig
 from distill.model.backbone import (
     add_adapters,
@@ -98,7 +98,14 @@ class Run:
         """Make the directory this run's, or see that it is; errors as :meth:`RunDirectory.claim`."""
         on_first(lambda: self.directory.claim(self.manifest, self.model))
 
-    def write(self, path: Path, rows: np.ndarray, by: np.ndarray, logits: np.ndarray) -> None:
+    def write(
+        self,
+        path: Path,
+        rows: np.ndarray,
+        by: np.ndarray,
+        logits: np.ndarray,
+        manifest: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write predictions of some of the rows, on the first process alone.
 
         Parameters
@@ -106,16 +113,19 @@ class Run:
         rows, by : ndarray of shape (m,)
             Positions of the rows, and the number of the fold to name beside each.
         logits : ndarray of shape (m, orders, K)
+        manifest : mapping, optional
+            Of the store that the file belongs to, where it is not this run's.
         """
         ids = [self.rows.row_ids[i] for i in rows]
-        on_first(lambda: write_logits(path, ids, by, logits, self.rows.classes))
+        made_by = run_hash(manifest or self.manifest)
+        on_first(lambda: write_logits(path, ids, by, logits, self.rows.classes, made_by))
 
     def read(self, paths: Sequence[Path]) -> np.ndarray:
         """Join predictions by row id: (n, orders, K), NaN where no file has the row."""
         classes = self.rows.classes
         logits = np.full((len(self.rows), len(classes.orders), classes.n), np.nan, dtype=np.float32)
         for path in paths:
-            ids, _, values = read_logits(path, classes)
+            ids, _, values = read_logits(path, classes, run_hash(self.manifest))
             logits[align(ids, self.rows.row_ids, str(self.out))] = values
         return logits
 

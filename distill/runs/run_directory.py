@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 
 from data.errors import UserError
-from data.files import write_json
+from data.files import sweep, write_json
 from data.folds import Folds
-from data.softlabels import MANIFEST, OOF, read_manifest
+from data.softlabels import MANIFEST, MAY_CHANGE, OOF, read_manifest
 from distill.config import CONFIG, ModelConfig
 from distill.model.files import writing
 from distill.processes import on_first
 from distill.recipe import save_resolved
 from distill.teaching.teachers import LABELS
-from distill.teaching.trust import MAY_CHANGE
 
 FINAL = "final"
 ADAPTER = "adapter"
@@ -117,8 +116,13 @@ class Part:
             os.replace(unfinished, self.adapter)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        for checkpoint in self.path.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Drop what led to what is finished; a command killed before that leaves it to the next."""
+        if self.adapter.exists():
+            for left in (*self.path.glob("checkpoint-*"), self.path / f".{ADAPTER}.tmp", self.waiting):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,11 @@ class RunDirectory:
         final = self.part(FINAL).adapter
         return [final] if final.exists() and not average else sorted(self.path.glob(f"fold-*/{ADAPTER}"))
 
+    def sweep(self) -> None:
+        """Delete what killed commands left half-written, here and in the parts."""
+        for directory in (self.path, *self.path.glob("*/")):
+            sweep(directory)
+
     def claim(self, manifest: dict[str, Any], model: ModelConfig) -> None:
         """Write the manifest and configuration, or see that those there are the same run's.
 
@@ -181,6 +190,7 @@ class RunDirectory:
         UserError
             The directory holds another run; the message names the first field that differs.
         """
+        self.sweep()
         place, config = self.path / MANIFEST, self.path / CONFIG
         if place.exists() and any(any(self.path.glob(trace)) for trace in TRACES):
             found = read_manifest(self.path)

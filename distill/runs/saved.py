@@ -15,7 +15,7 @@ from data.encoding.encode import tokenizer_hash
 from data.errors import UserError, listing
 from data.files import read_json, sha256_files, sha256_text
 from data.schema import Classes
-from data.softlabels import MANIFEST, read_manifest
+from data.softlabels import MANIFEST, read_manifest, run_hash
 from distill.config import CONFIG, BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
 from distill.model.backbone import load_tokenizer, on_machine, weight_hash
 from distill.model.files import opened_hashes
@@ -23,7 +23,7 @@ from distill.model.served import MERGED, check_fp8
 from distill.recipe import read_config
 from distill.runs.backbones import find_backbone
 from distill.runs.run_directory import BESIDE, FINAL, RunDirectory
-from distill.teaching.trust import check_manifest, check_settings, differs, run_hash
+from distill.teaching.trust import check_manifest, check_settings, differs
 
 NEEDED = ("classes", "template", "truncation", "tokenizer_hash")
 """What prediction needs of a manifest, or of an exported model's settings."""

@@ -21,6 +21,7 @@ from data.softlabels import SoftLabels, derived_path
 from distill.config import ModelConfig, StudentConfig
 from distill.losses import label_loss
 from distill.own_loss import use_own
+from distill.processes import on_first
 from distill.runs.crossfit import fit_part, join_folds
 from distill.runs.run import Run, plan_run
 from distill.runs.run_directory import ADAPTER, BACKBONES, FINAL, RunDirectory
@@ -139,6 +140,7 @@ class Unit:
             The training or its data fail for a reason that the message names.
         """
         if self.finished():
+            on_first(RunDirectory(self.model.out).part(self.part).tidy)
             return
         run = planned or self.model.plan()
         run.claim()

@@ -7,7 +7,6 @@ when their columns are exchanged.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from itertools import combinations, permutations
@@ -21,14 +20,12 @@ from data.files import read_json, require_file, sha256_files, sha256_text, write
 from data.folds import Folds
 from data.ids import places
 from data.schema import Rows
-from data.softlabels import OOF, SoftLabels, check_joinable, read_logits
+from data.softlabels import OOF, SoftLabels, check_joinable, read_logits, run_hash
 from data.softmax import softmax
 from ensemble.solvers.numbers import cross_entropy
 
 ACCEPT = "--accept-changed"
 TRAINED_ON = "trained_on.json"
-MAY_CHANGE = ("versions", "data", "backbone_path", "backbone_beside", "backbone_source", "truncated_share")
-"""Manifest fields that may differ when a run is continued: they do not change its numbers."""
 Z_REFUSED = 5.0
 """Standard errors from which a contradiction is no accident; a weak teacher's labels stay far below."""
 FEWEST = 30
@@ -56,12 +53,6 @@ def write_trained_on(
     if settings is not None:
         record["settings_hash"] = sha256_files([settings])
     write_json(directory / TRAINED_ON, record)
-
-
-def run_hash(manifest: Mapping[str, Any]) -> str:
-    """Hash what a manifest says of a run's numbers; where things lie may change."""
-    kept = {name: value for name, value in manifest.items() if name not in MAY_CHANGE}
-    return sha256_text(json.dumps(kept, sort_keys=True))
 
 
 def read_record(directory: Path) -> dict[str, Any]:
@@ -175,7 +166,7 @@ def check_folds(store: SoftLabels, folds: Folds) -> None:
         )
     for part in sorted(store.path.glob(f"fold-*/{OOF}")):
         number = int(part.parent.name.removeprefix("fold-"))
-        ids, _, logits = read_logits(part, store.classes)
+        ids, _, logits = read_logits(part, store.classes, run_hash(store.manifest))
         here, joined = places(ids, folds.row_ids), places(ids, store.row_ids)
         for i in np.flatnonzero((here < 0) | (folds.fold[here] != number)):
             of = f"fold {folds.fold[here[i]]}" if here[i] >= 0 else "no fold"

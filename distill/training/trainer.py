@@ -25,6 +25,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from data.console.progress import is_terminal
 from data.errors import listing
+from data.files import write_text
 from distill.config import CHECKPOINTING, TrainConfig
 from distill.model.classifier import Classifier
 from distill.packing.cutting import Cutter, Static, static_shape
@@ -322,7 +323,7 @@ class _MetricsFile(TrainerCallback):
                         kept.append(line + "\n")
                 except json.JSONDecodeError:
                     continue
-            self.path.write_text("".join(kept), encoding="utf-8")
+            write_text(self.path, "".join(kept))
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any

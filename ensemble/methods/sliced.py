@@ -25,6 +25,8 @@ from ensemble.solvers.numbers import cross_entropy, log_probs, with_error
 STRENGTHS = (300.0, 30.0)
 """Penalties tried, in units of rows, strong to weak."""
 MOST_CLASSES = 20
+CHOOSING_ROWS = 10_000
+"""Rows that choose the cut and its penalty where there are more."""
 MOST_ENTRIES = 20_000_000
 """Numbers in the regression's design beyond which slices are not tried: 160 MB."""
 _THIRDS = (1 / 3, 2 / 3)
@@ -76,25 +78,32 @@ class SlicedPool(Blender):
         self.floor_, self.cut_, self.edges_, self.oof_ = start.floor_, "none", np.zeros(0), start.oof_
         self.slice_weights_, self.slice_biases_ = start.weights_[None], start.bias_[None]
         folds = data.folds(self.n_folds, self.seed)
+        some = np.arange(n)
+        if n > CHOOSING_ROWS:
+            some = np.sort(np.random.default_rng(self.seed).permutation(n)[:CHOOSING_ROWS])
+        share = weights[some] / weights[some].sum()
         best = None
         for cut in cuts(X):
             edges = _edges(cut, P, X, self.floor_)
             slices = _slices(cut, P, X, self.floor_, edges)
             count = n_classes if cut == "class" else len(edges) + 1
             entries = n * n_classes * (n_members + n_classes) * (count + 1)
-            if entries > MOST_ENTRIES or len(np.unique(slices)) < 2:
+            if entries > MOST_ENTRIES or len(np.unique(slices[some])) < 2:
                 continue
-            problem = _problem(P, targets, weights, self.floor_, slices, count)
-            path = choose_strength(problem, folds, STRENGTHS)
+            problem = _problem(P[some], targets[some], share, self.floor_, slices[some], count)
+            path = choose_strength(problem, folds[some], STRENGTHS)
             if best is None or path.loss < best[0].loss:
-                best = path, cut, edges, problem
+                best = path, cut, edges, problem, slices, count
         if best is None:
             return self
-        path, cut, edges, problem = best
-        gain = cross_entropy(start.oof_, targets) - cross_entropy(path.oof, targets)
-        mean, error = with_error(gain, weights)
+        path, cut, edges, problem, slices, count = best
+        gain = cross_entropy(start.oof_[some], targets[some]) - cross_entropy(path.oof, targets[some])
+        mean, error = with_error(gain, share)
         if mean <= error:
             return self
+        if len(some) < n:
+            problem = _problem(P, targets, weights, self.floor_, slices, count)
+            path = choose_strength(problem, folds, (path.strength,))
         self.cut_, self.edges_, self.oof_ = cut, edges, path.oof
         theta = minimise(problem.penalised(path.strength)).reshape(-1, n_members + n_classes)
         own = theta[0] + theta[1:]

@@ -89,8 +89,9 @@ class LightGBMStacker(Blender):
     (``init_score``); all folds grow in step until their pooled held-out loss stops falling, and are cut
     there, at zero trees where none helps. What predicts is grown as long, and a tenth
     longer for its more rows, on all rows by several seeds, whose mean is added to the pool.
-    The same is done from the multinomial logit's cross-fitted predictions and from nothing but the class
-    frequencies, which err in other places, and with a ``swap`` on both orders of each pair. The best
+    The same is done from the multinomial logit's cross-fitted predictions and, where the pool leaves trees
+    anything to correct, from nothing but the class frequencies and with a ``swap`` on both orders of each
+    pair, which err in other places. The best
     by held-out loss are averaged, as many as are within a paired standard error of the best number.
 
     Parameters
@@ -179,6 +180,8 @@ class LightGBMStacker(Blender):
         # Those that see the rows as they are come first: they say whether others are worth growing.
         for name, track in sorted(TRACKS.items(), key=lambda entry: entry[1].symmetric or entry[1].with_rows):
             grower = usual
+            if track.start == "prior" and not grown["plain"][1]:
+                continue  # where nothing is left to correct, nothing is found from the beginning either
             if track.symmetric:
                 if self.swap is None or not grown["plain"][1]:
                     continue  # there is nothing to make symmetric

@@ -19,7 +19,7 @@ from data.ids import align
 from data.schema import Classes
 from ensemble.reading.checked import as_sample_weight, as_value_error, distributions
 from ensemble.reading.columns import check_ids, check_probabilities
-from ensemble.reading.join import joined_fresh
+from ensemble.reading.fresh import joined
 from ensemble.reading.labels import Labels, labels_in, load_labels
 from ensemble.reading.members import Member, load_member, member_of, name_of
 
@@ -225,7 +225,7 @@ def as_members(
         called = tuple(member.name for member in members) if isinstance(P, Mapping) else None
         named = {member.name: [member] for member in members}
         return (
-            joined_fresh(named, list(named), "the members")[1],
+            joined(named, list(named), "the members").seen({}),
             members[0].classes.names if own else None,
             called,
         )

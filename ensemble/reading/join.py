@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
-from data.errors import UserError, listing
+from data.errors import listing
 from data.files import sha256_text
 from data.folds import Folds
 from data.ids import places
@@ -14,7 +12,9 @@ from data.schema import Rows
 from data.softlabels import second_order_leak
 from ensemble.reading.dealing import N_FOLDS, deal
 from ensemble.reading.features import row_features
+from ensemble.reading.judges import told
 from ensemble.reading.labels import Labels
+from ensemble.reading.maps import cross_fitted
 from ensemble.reading.members import Member
 from ensemble.reading.oddities import odd_members
 from ensemble.reading.problem import Problem
@@ -72,15 +72,21 @@ def join_members(
     ids, y, weight, left_out = _scored(labels, first)
     notes += left_out
     refuse_single_class(y, first.classes, labels)
+    fold, groups, folds_from = deal(ids, members, folds, folds_from, y, seed)
     P = np.empty((len(ids), len(members), first.classes.n))
+    judges = {}
     for m, member in enumerate(members):
         if m == 0 or member.row_ids is not members[m - 1].row_ids:
             at = places(ids, member.row_ids)
-        P[:, m] = member.probs[at]
+        if member.judge is None:
+            P[:, m] = member.probs[at]
+            continue
+        judges[member.name] = member.judge.take(at)
+        P[:, m] = cross_fitted(judges[member.name], y, weight, fold)
+        notes.append(told(member.name, judges[member.name]))
     notes += label_notes(y, P, first.classes, members, labels.by_index)
     counted = labels.path if labels.by_index else None
     notes += odd_members(P, y, [member.name for member in members], first.classes, counted)
-    fold, groups, folds_from = deal(ids, members, folds, folds_from, y, seed)
     if rows is not None:
         at = places(ids, rows.row_ids)
         rows = rows.take(at) if (at >= 0).all() else None
@@ -104,51 +110,8 @@ def join_members(
         hashes,
         weight,
         None if rows is None else row_features(rows),
+        judges=judges,
     )
-
-
-def joined_fresh(
-    members: Mapping[str, Sequence[Member]], wanted: Sequence[str], stack: str, spare: Sequence[str] = ()
-) -> tuple[list[str], np.ndarray]:
-    """Join fresh predictions by row id; returns ids and P (n, members, K) of the members wanted.
-
-    Parameters
-    ----------
-    members : mapping of str to sequence of Member
-        Several of one name are averaged.
-    wanted : sequence of str
-        In the stack's order.
-    stack : str
-        For messages.
-    spare : sequence of str
-        Names that are no members and may be there nonetheless.
-
-    Raises
-    ------
-    UserError
-        A member is missing or unknown, or the sets predict different rows.
-    """
-    missing = [name for name in wanted if name not in members]
-    unknown = [name for name in members if name not in {*wanted, *spare}]
-    if missing or unknown:
-        parts = [f"no predictions of {listing(missing)}"] if missing else []
-        parts += [f"{listing(unknown)} is no member"] if unknown else []
-        raise UserError(
-            f"{stack}: {'; '.join(parts)}; its members are {listing(wanted, 12)}, and a set of another name "
-            "is matched with --oof NAME=PATH"
-        )
-    first = members[wanted[0]][0]
-    P = np.zeros((len(first.row_ids), len(wanted), first.classes.n))
-    for m, name in enumerate(wanted):
-        for member in members[name]:
-            differing = sorted(set(first.row_ids).symmetric_difference(member.row_ids))
-            if differing:
-                raise UserError(
-                    f"{first.path} and {member.path} predict different rows: {len(differing)} are in one "
-                    f"alone, e.g. {listing(differing, 3)}"
-                )
-            P[places(member.row_ids, first.row_ids), m] += member.probs / len(members[name])
-    return first.row_ids, P
 
 
 def _scored(labels: Labels, first: Member) -> tuple[list[str], np.ndarray, np.ndarray | None, list[str]]:

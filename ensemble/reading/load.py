@@ -9,15 +9,23 @@ import numpy as np
 
 from data.dataset import ROWS, load_prepared
 from data.errors import UserError, listing
-from data.files import refuse_impossible
+from data.files import refuse_impossible, table_columns
 from data.folds import FOLDS, read_folds
 from data.ids import places
-from data.schema import Classes
+from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, classes_of
 from data.softlabels import check_joinable
 from ensemble.reading.columns import infer_classes
 from ensemble.reading.join import join_members
+from ensemble.reading.judges import SCORE
 from ensemble.reading.labels import labels_of, load_labels
-from ensemble.reading.members import Member, columns_of, joined, load_member, split_name
+from ensemble.reading.members import (
+    Member,
+    columns_of,
+    joined,
+    load_member,
+    onto_common,
+    split_name,
+)
 from ensemble.reading.problem import Problem
 from ensemble.reading.refusals import refuse_member_as_labels, refuse_odd_name, refuse_other_data
 
@@ -50,7 +58,7 @@ def load_problem(
     for path in (labels, data, folds):
         if path is not None:
             refuse_impossible(path)
-    members = load_members(oof)
+    members = load_members(oof, _pair_of(labels, data))
     classes = members[0].classes
     if labels is not None and data is None and _has_folds(labels):
         labels, data = None, labels
@@ -82,11 +90,25 @@ def _has_folds(labels: Path) -> bool:
     return (labels.is_dir() or labels.name == ROWS) and (folder / FOLDS).exists()
 
 
-def load_members(arguments: list[str]) -> list[Member]:
+def _pair_of(labels: Path | None, data: Path | None) -> Classes:
+    """The classes of a pair where all members are judges, which name none: two or three."""
+    if data is not None and (data / ROWS).is_file():
+        import pyarrow.parquet as pq
+
+        return classes_of(pq.read_schema(data / ROWS), data)
+    names = set(table_columns(labels, "label file")) if labels is not None and labels.is_file() else set()
+    two = set(PREFERENCE_NO_TIE.names) <= names and not set(PREFERENCE.names) <= names
+    return PREFERENCE_NO_TIE if two else PREFERENCE
+
+
+def load_members(arguments: list[str], pair: Classes = PREFERENCE) -> list[Member]:
     """Load members that agree on their classes and have distinct names; returns them by name.
 
     Classes come from the first store, else from the first prediction set. The order in which they are given
     means nothing: trees and networks draw members at random, so another order would be another draw.
+
+    Judges need not hold every row: they are brought onto the rows of the others, and where there are none
+    onto all that any of them holds. Their classes are then those of ``pair``.
     """
     if not arguments:
         raise UserError("no models to blend; give --oof with stores or prediction sets")
@@ -94,6 +116,8 @@ def load_members(arguments: list[str]) -> list[Member]:
     named.sort(key=lambda item: (not item[1].is_dir(), item[0] or item[1].name, str(item[1])))
     first = next((path for _, path in named if path.is_dir() and columns_of(path) is None), None)
     classes = load_member(first).classes if first else _shared_classes([path for _, path in named])
+    if classes is None and all(path.is_file() and path.suffix.lower() != ".npy" for _, path in named):
+        classes = pair
     members: list[Member] = []
     for name, path in named:
         member = _load(path, classes, name, [other for _, other in named])
@@ -121,7 +145,7 @@ def agreed(members: list[Member]) -> list[Member]:
     stores = [member for member in members if member.manifest is not None]
     for store in stores[1:]:
         check_joinable(stores[0].manifest or {}, store.manifest or {}, str(stores[0].path), str(store.path))
-    return sorted(members, key=lambda member: member.name)
+    return onto_common(sorted(members, key=lambda member: member.name))
 
 
 def _load(path: Path, classes: Classes | None, name: str | None, others: list[Path]) -> Member:
@@ -144,6 +168,8 @@ def _shared_classes(paths: list[Path]) -> Classes | None:
     found = {path: columns for path in paths if (columns := columns_of(path)) is not None}
     if not found:
         return None
+    if any(len(columns) > 1 for columns in found.values()):  # beside these a sole score is a judge's
+        found = {path: columns for path, columns in found.items() if columns != [SCORE]}
     first = next(iter(found))
     shared = [name for name in found[first] if all(name in columns for columns in found.values())]
     # Where a class is lacking from one, the first set's columns stay, and the refusal names the file.

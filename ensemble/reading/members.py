@@ -14,8 +14,8 @@ import numpy as np
 
 from data.errors import UserError, brief, listing
 from data.files import read_json, read_table, readable_parquet, refuse_impossible, sha256_text, table_columns
-from data.ids import id_column
-from data.schema import Classes
+from data.ids import id_column, places
+from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes
 from data.shards import KEY, key_of
 from ensemble.reading.arrays import read_array
 from ensemble.reading.columns import (
@@ -25,6 +25,7 @@ from ensemble.reading.columns import (
     read_ids,
     read_probabilities,
 )
+from ensemble.reading.judges import Judge, judge_columns, read_judge
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,7 +58,7 @@ class Member:
         File stem or store directory, or what the user called it.
     row_ids : list of str, length n
     probs : ndarray of shape (n, K)
-        In class order, each row summing to 1.
+        In class order, each row summing to 1; of a judge all alike, until it is mapped.
     classes : Classes
     path : Path
     fold : ndarray of shape (n,) or None
@@ -70,6 +71,8 @@ class Member:
         Columns of a prediction set that are none of the classes.
     id_name : str or None
         What a prediction set's column of ids is called.
+    judge : Judge or None
+        What a member said that gives no probabilities.
     """
 
     name: str
@@ -82,11 +85,21 @@ class Member:
     order: tuple[str, ...] = ()
     spare: tuple[str, ...] = ()
     id_name: str | None = None
+    judge: Judge | None = None
 
     @property
     def source(self) -> Source:
         """Where these came from."""
-        return Source(self.path, sha256_text("\x01".join(self.row_ids), self.probs.tobytes().hex()))
+        said = self.probs if self.judge is None else self.judge.signal
+        return Source(self.path, sha256_text("\x01".join(self.row_ids), said.tobytes().hex()))
+
+    def onto(self, row_ids: list[str]) -> Member:
+        """A judge on these rows; of those that its file does not hold it says nothing."""
+        if self.judge is None or self.row_ids == row_ids:
+            return self
+        judge = self.judge.take(places(row_ids, self.row_ids))
+        probs = np.full((len(row_ids), self.classes.n), 1 / self.classes.n)
+        return replace(self, row_ids=row_ids, probs=probs, judge=judge)
 
 
 def split_name(argument: str) -> tuple[str | None, Path]:
@@ -131,6 +144,15 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
 def member_of(table: pa.Table, path: Path, classes: Classes | None, name: str) -> Member:
     """Read the table of a prediction set, which messages call by ``path``; as :func:`load_member`."""
     ids = read_ids(table, path)
+    said = judge_columns(table.column_names, classes)
+    if said:
+        found = classes or PREFERENCE
+        even = np.full((len(ids), found.n), 1 / found.n)
+        spare = tuple(column for column in class_columns(table.column_names) if column not in said)
+        judge = read_judge(table, ids, found, path)
+        return Member(
+            name, ids, even, found, path, spare=spare, id_name=id_column(table.column_names), judge=judge
+        )
     columns = class_columns(table.column_names)
     found = classes or infer_classes(columns, path)
     probs = read_probabilities(table, ids, found, path)
@@ -142,22 +164,45 @@ def member_of(table: pa.Table, path: Path, classes: Classes | None, name: str) -
 
 
 def columns_of(path: Path) -> list[str] | None:
-    """Return the columns of a prediction set that may be classes; None of a store, an array, or no file."""
+    """Return the columns of a prediction set that may be classes; None of all else, as stores and judges."""
     if path.is_dir():
         part = next(iter(sorted(path.glob(PARTS))), None)
         return None if part is None else class_columns(table_columns(part))
     if not path.is_file() or path.suffix.lower() == ".npy":
         return None
-    return class_columns(table_columns(path, "prediction set"))
+    names = table_columns(path, "prediction set")
+    return (
+        None
+        if judge_columns(names) and not set(PREFERENCE_NO_TIE.names) <= set(names)
+        else class_columns(names)
+    )
 
 
 def joined(one: Member, other: Member) -> Member:
     """Return two files of one model that share no row, as a fold each, as one member."""
     if one.fold is not None or other.fold is not None:
         raise UserError(f"{other.path}: a store holds all folds; it cannot be joined to {one.path}")
-    return replace(
-        one, row_ids=[*one.row_ids, *other.row_ids], probs=np.concatenate([one.probs, other.probs])
-    )
+    said = [None if file.judge is None else (file.judge.kind, file.judge.swap) for file in (one, other)]
+    if said[0] != said[1]:
+        raise UserError(f"{one.path} and {other.path} bear one name and do not say the same kind of thing")
+    judge = None
+    if one.judge and other.judge:
+        judge = replace(one.judge, signal=np.concatenate([one.judge.signal, other.judge.signal]))
+    probs = np.concatenate([one.probs, other.probs])
+    return replace(one, row_ids=[*one.row_ids, *other.row_ids], probs=probs, judge=judge)
+
+
+def onto_common(members: list[Member]) -> list[Member]:
+    """Bring judges onto the rows of the other members, or where there are none onto all that any holds."""
+    held = next((member.row_ids for member in members if member.judge is None), None)
+    if held is None:
+        held = list(dict.fromkeys(row_id for member in members for row_id in member.row_ids))
+    for member in members:
+        if member.judge is not None and not set(member.row_ids) & set(held):
+            raise UserError(
+                f"{member.path}: judges none of the rows that the other members predict; ids differ"
+            )
+    return [member.onto(held) for member in members]
 
 
 def name_of(path: Path) -> str:

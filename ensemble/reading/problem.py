@@ -9,6 +9,8 @@ import numpy as np
 
 from data.errors import UserError, listing
 from data.schema import Classes, Rows
+from ensemble.reading.judges import Judge
+from ensemble.reading.maps import mapped
 from ensemble.reading.members import Source
 from ensemble.solvers.folds import group_folds
 
@@ -48,6 +50,9 @@ class Problem:
         Of the rows themselves, where the row table is known; see :mod:`ensemble.reading.features`.
     given : ndarray of shape (n,) or None
         Positions of the rows in the order of the file given first, in which they are written.
+    judges : dict of str to Judge
+        What members said that give no probabilities, by their name. In ``P`` theirs are those of maps that
+        other folds teach; see :meth:`seen_from`.
     """
 
     row_ids: list[str]
@@ -65,6 +70,7 @@ class Problem:
     weight: np.ndarray | None = None
     features: np.ndarray | None = None
     given: np.ndarray | None = None
+    judges: dict[str, Judge] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -77,6 +83,16 @@ class Problem:
     def weighted(self, losses: np.ndarray) -> np.ndarray:
         """Losses of the rows (n,) times what each row counts for: their mean is the weighted mean."""
         return losses if self.weight is None else losses * self.weight
+
+    def seen_from(self, rows: np.ndarray, seed: int) -> Problem:
+        """The problem as fits on some rows may see it: what judges mean is learnt from these rows alone."""
+        if not self.judges:
+            return self
+        P = self.P.copy()
+        for m, name in enumerate(self.names):
+            if name in self.judges:
+                P[:, m] = mapped(self.judges[name], self.y, self.weight, self.groups, rows, seed)
+        return replace(self, P=P)
 
 
 def declare_swap(problem: Problem, pairs: Sequence[str]) -> Problem:

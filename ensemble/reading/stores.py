@@ -29,11 +29,13 @@ def member_stores(folder: Path) -> tuple[list[str], list[str]]:
     Raises
     ------
     UserError
-        A manifest is damaged, or names an unknown kind.
+        A manifest is missing or damaged, or names an unknown kind.
     """
     paths, notes = [], []
     stores = (
-        sorted(path for path in folder.iterdir() if (path / MANIFEST).is_file()) if folder.is_dir() else []
+        sorted(path for path in folder.iterdir() if (path / MANIFEST).exists() or (path / OOF).exists())
+        if folder.is_dir()
+        else []
     )
     for path in stores:
         finished = (path / OOF).exists()

@@ -24,6 +24,8 @@ FITTED_ROWS, FITTED_GROUPS = 60_000, 100
 """About so many rows are fitted at most, unless they are of fewer groups."""
 PREDICTED_ROWS = 50_000
 """Rows that are predicted at once."""
+FITTED_BYTES = 400_000_000
+"""Bytes of predictions fitted at once, those of all rows among them; a fit takes several times as much."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +59,29 @@ def cross_fit(
     fit : callable, optional
         ``fit(P, y, groups)`` returning fitted methods by name; all of them by default.
     workers : int, optional
-        Folds fitted at once; the number of processors by default. The result does not depend on it.
+        Folds fitted at once; by default the number of processors, or fewer where the predictions of more
+        would take too much memory. The result does not depend on it.
     """
     numbers = [int(number) for number in np.unique(problem.fold)]
     probs: dict[str, np.ndarray] = {}
 
     def one(number: int) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        test = np.flatnonzero(problem.fold == number)
-        methods = fit_on(problem, np.flatnonzero(problem.fold != number), seed, fit)
-        return list(predict_all(methods, problem, test))
+        test, rest = np.flatnonzero(problem.fold == number), np.flatnonzero(problem.fold != number)
+        seen = problem.seen_from(rest, seed)
+        return list(predict_all(fit_on(seen, rest, seed, fit), seen, test))
 
-    with threads(workers or os.cpu_count() or 1) as pool:
+    with threads(workers or _at_once(problem)) as pool:
         for parts in progress(pool.map(one, numbers), "scoring methods, fold by fold", len(numbers), "fold"):
             for rows, found in parts:
                 for name, part in found.items():
                     probs.setdefault(name, np.empty_like(problem.y))[rows] = part
     return CrossFit(probs, cross_fitted_prior(problem.y, problem.fold, problem.weight))
+
+
+def _at_once(problem: Problem) -> int:
+    """How many folds are fitted at once."""
+    each = min(len(problem), FITTED_ROWS) * problem.P[0].nbytes
+    return max(1, min(os.cpu_count() or 1, FITTED_BYTES // each - 1))
 
 
 @contextmanager

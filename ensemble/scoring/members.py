@@ -24,8 +24,8 @@ SAMPLED_SETS = 160
 """About so many sets are fitted for sampled Shapley values."""
 VALUE_ROWS = 50_000
 """At most so many rows are scored; see :func:`limit_rows`."""
-FIT_ROWS = 10_000
-"""At most so many rows fit a set's weights: a handful of numbers that more rows would hardly move."""
+FIT_ROWS, FIT_NUMBERS = 10_000, 100_000
+"""At most so many rows, and rows times members, fit a set's weights, which more would hardly move."""
 _CANDIDATES = 3
 
 
@@ -105,18 +105,20 @@ class SetLosses:
     Parameters
     ----------
     problem : Problem
-    fit_rows : int
-        Most rows that fit one fold's weights.
+    fit_rows : int, optional
+        Most rows that fit one fold's weights; by default as many as :data:`FIT_ROWS` and
+        :data:`FIT_NUMBERS` allow.
     seed : int
         Of the rows left out where there are more.
     """
 
-    def __init__(self, problem: Problem, fit_rows: int = FIT_ROWS, seed: int = 0) -> None:
+    def __init__(self, problem: Problem, fit_rows: int | None = None, seed: int = 0) -> None:
         self.problem = problem
         self._likelihoods, self._target, self._row = true_likelihoods(problem.P, problem.y)
         if problem.weight is not None:
             self._target = self._target * problem.weight[self._row]
         fold = problem.fold[self._row]
+        fit_rows = fit_rows or min(FIT_ROWS, FIT_NUMBERS // problem.P.shape[1])
         rng = np.random.default_rng(seed)
         self._folds: list[tuple[np.ndarray, np.ndarray]] = []
         for number in np.unique(fold):

@@ -18,7 +18,8 @@ from ensemble.scoring.crossfit import cross_fit, fit_on, predict_all, sample_not
 from ensemble.solvers.numbers import log_loss
 from ensemble.solvers.threads import one_blas_thread
 
-AT_ONCE = 8
+AT_ONCE, ROWS_AT_ONCE = 8, 2_000_000
+"""Methods whose intervals are found together, and rows of all of them together where that is more."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,8 @@ def evaluate(
 
     def scores(table: dict[str, np.ndarray]) -> list[Score]:
         """Score per-row losses by name, all by the same draws; some at a time, for the memory they take."""
-        names = list(table)
-        some = (names[begin : begin + AT_ONCE] for begin in range(0, len(names), AT_ONCE))
+        names, size = list(table), max(AT_ONCE, ROWS_AT_ONCE // len(problem))
+        some = (names[begin : begin + size] for begin in range(0, len(names), size))
         return [score for part in some for score in scores_of(part, table)]
 
     def scores_of(names: list[str], table: dict[str, np.ndarray]) -> list[Score]:

@@ -15,11 +15,55 @@ from hypothesis.extra import numpy as hnp
 from data.errors import UserError
 from data.files import read_json, read_parquet, write_json, write_parquet
 from data.schema import PREFERENCE, Classes
-from data.softlabels import JOIN_FIELDS, check_joinable, is_store, read_logits, read_store, write_logits
+from data.softlabels import (
+    JOIN_FIELDS,
+    MANIFEST,
+    MAY_CHANGE,
+    OOF,
+    check_joinable,
+    is_store,
+    read_logits,
+    read_manifest,
+    read_store,
+    run_hash,
+    write_logits,
+)
 from data.softmax import softmax
 
 PLAIN = Classes(("x", "y", "z", "w"))
 FINITE = st.floats(-1e6, 1e6, width=32)
+
+
+@pytest.mark.parametrize("name", MAY_CHANGE)
+def test_fields_that_no_hash_covers_are_of_their_kind(tmp_path: Path, name: str) -> None:
+    for value in ([], None, True) if name != "truncated_share" else ([], None, "x"):
+        write_json(tmp_path / MANIFEST, {name: value})
+        with pytest.raises(UserError, match=rf"manifest\.json: field {name} is"):
+            read_manifest(tmp_path)
+
+
+def test_a_file_written_under_another_manifest_is_refused(tmp_path: Path) -> None:
+    """Two stores of the same rows hold files of one shape: a copy in the wrong place fits everything."""
+    manifest = {
+        "classes": list(PREFERENCE.names),
+        "swap": list(PREFERENCE.swap or ()),
+        "rows_hash": "r",
+        "folds_hash": "f",
+        "label_kind": "oof",
+    }
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        own = {**manifest, "seed": name}
+        write_json(tmp_path / name / MANIFEST, own)
+        logits = np.full((2, 2, 3), ord(name), dtype=np.float32)
+        write_logits(tmp_path / name / OOF, ["x", "y"], np.arange(2), logits, PREFERENCE, run_hash(own))
+    read_store(tmp_path / "a")
+    write_json(tmp_path / "a" / MANIFEST, {**manifest, "seed": "a", "versions": {"torch": "another"}})
+    read_store(tmp_path / "a")  # what may change
+    (tmp_path / "a" / OOF).write_bytes((tmp_path / "b" / OOF).read_bytes())
+    with pytest.raises(UserError, match=r"a/oof\.parquet: was not written under the manifest\.json"):
+        read_store(tmp_path / "a")
+    read_logits(tmp_path / "a" / OOF, PREFERENCE)  # who does not say whose it must be
 
 
 def write_store(path: Path, classes: Classes = PREFERENCE, n: int = 4, **changes: Any) -> np.ndarray:

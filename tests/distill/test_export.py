@@ -157,8 +157,6 @@ def test_plain_state_of_an_unadapted_model_is_its_own(trained):
 
 
 def test_mistakes_of_exporting_are_named(trained, exported, tmp_path):
-    with pytest.raises(UserError, match="not empty"):
-        export.main(["--model", str(trained / "student"), "--out", str(exported)])
     with pytest.raises(UserError, match="give --average"):
         export.main(["--model", str(trained / "llama"), "--out", str(tmp_path / "x")])
     assert not (tmp_path / "x").exists()
@@ -275,6 +273,22 @@ def test_written_models_follow_the_umask_and_the_tokenizer_has_its_length(traine
 def test_a_licence_that_would_write_into_the_cards_head_is_refused(trained, tmp_path, licence):
     with pytest.raises(UserError, match="no licence's identifier"):
         export.main(["--model", str(trained / "student"), "--out", str(tmp_path / "x"), "--license", licence])
+
+
+def test_a_command_killed_after_its_last_rename_may_be_started_again(trained, exported):
+    before = {file.name: file.stat().st_mtime_ns for file in exported.iterdir()}
+    words = ["--model", str(trained / "student"), "--out", str(exported)]
+    export.main([*words, "--license", "apache-2.0"])
+    with pytest.raises(UserError, match="holds another export"):
+        export.main([*words, "--license", "mit"])
+    assert {file.name: file.stat().st_mtime_ns for file in exported.iterdir()} == before
+    assert [path.name for path in exported.parent.iterdir()] == [exported.name]
+
+
+def test_a_directory_of_something_else_is_not_written_over(trained, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="is not empty"):
+        export.main(["--model", str(trained / "student"), "--out", str(tmp_path)])
 
 
 def test_exported_weights_that_were_damaged_are_refused(exported, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.csv as pc
 import pytest
+from rights import mistake_without_rights, shut
 from safetensors.torch import load_file, save_file
 
 from data.errors import UserError
@@ -75,6 +76,7 @@ def test_a_run_alone_takes_the_backbone_that_is_named(trained, moved, tmp_path):
     [
         ("backbone", "config.json", '"rms_norm_eps": ', '"rms_norm_eps": 1'),
         ("backbone", "config.json", '"rope_theta": ', '"rope_theta": 1'),
+        ("backbone", "tokenizer_config.json", '"pad_token": ', '"padding_token": '),
         ("run", "config.yaml", "precision: nf4", "precision: fp32"),
         ("run", "config.yaml", "double_quant: false", "double_quant: true"),
         ("run", "config.yaml", "head: score", "head: tokens"),
@@ -150,11 +152,14 @@ def test_offline_a_hub_name_fails_at_once_in_one_line(trained, tmp_path):
         assert "\n" not in str(refused.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_directory_that_is_not_ours_is_named(tmp_path):
-    (tmp_path / "shut").mkdir(mode=0o500)
-    with pytest.raises(UserError, match="cannot be written"), writing(tmp_path / "shut"):
-        (tmp_path / "shut" / "file").write_text("")
+def test_a_directory_that_is_not_ours_is_named():
+    def write(directory):
+        with writing(directory):
+            (directory / "file").write_text("")
+
+    with shut(0o555) as directory:
+        said = mistake_without_rights(lambda: write(directory))
+    assert said.startswith(f"UserError: {directory}: cannot be written")
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,13 @@ def test_two_commands_do_not_write_one_prediction_set(looking: Path) -> None:
     predict.main([*USUAL, "test.csv", "--out", "a.csv"])
 
 
+def test_what_a_killed_command_left_is_swept(looking: Path) -> None:
+    Path(".a.csv.predicting").mkdir()
+    Path(".a.csv.123.tmp").write_text("half")
+    predict.main([*USUAL, "test.csv", "--out", "a.csv"])
+    assert not list(Path().glob(".a.csv*"))
+
+
 def test_names_do_not_command_the_terminal_and_modes_are_the_users(
     looking: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +198,18 @@ def test_an_unknown_method_is_refused_with_the_list(home: Path, monkeypatch: pyt
     with pytest.raises(UserError, match=r"--method average: is no method; there are .*simplex, .*mlp"):
         stack.main(["--oof", "one.csv", "--data", "arena", "--out", "none", "--method", "average"])
     assert not Path("none").exists()
+
+
+@pytest.mark.parametrize("how", ["gone", "a directory"])
+def test_a_store_without_its_manifest_is_not_left_out_silently(tmp_path: Path, how: str) -> None:
+    _, P = prepared(tmp_path)
+    for name in ("llama", "student"):
+        write_store(tmp_path / name, tmp_path, P[:, 0])
+    (tmp_path / "student" / "manifest.json").unlink()
+    if how == "a directory":
+        (tmp_path / "student" / "manifest.json").mkdir()
+    with pytest.raises(UserError, match=r"student/manifest\.json: (no such|is a directory)"):
+        member_stores(tmp_path)
 
 
 def test_members_are_the_honest_stores_and_the_others_are_named(tmp_path: Path) -> None:

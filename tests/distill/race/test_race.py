@@ -135,6 +135,30 @@ def test_a_race_that_was_cut_short_continues_to_the_same_result(
         race.main([*words, "--alpha", "0.1"])
 
 
+def test_a_race_that_was_cut_short_before_its_contestants_were_written_down_continues(
+    finished, recipe, arena, tmp_path, monkeypatch
+):
+    for name in ("backbones", "race.json"):
+        (shutil.copytree if name == "backbones" else shutil.copy)(finished / name, tmp_path / name)
+    monkeypatch.setattr(Race, "go", lambda self, tell: None)
+    monkeypatch.setattr(Race, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    words = [
+        "--recipe",
+        str(recipe),
+        "--data",
+        str(arena),
+        *BACKBONES,
+        "--looks",
+        "3",
+        "--out",
+        str(tmp_path),
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        race.main(words)
+    for name in ("llama", "gemma2"):
+        assert {path.name for path in (tmp_path / name).iterdir()} == {"config.yaml", "manifest.json"}
+
+
 def test_a_worse_backbone_is_stopped_and_its_steps_are_saved(finished, recipe, arena, tmp_path, monkeypatch):
     """Losses a nat apart: stopped at the second look, the first at which anything may be."""
     shutil.copytree(finished / "backbones", tmp_path / "backbones")

@@ -9,6 +9,7 @@ from data.errors import UserError
 from data.folds import Folds
 from distill.config import ModelConfig
 from distill.runs.run_directory import RunDirectory
+from distill.runs.units import ModelSpec, Unit
 
 
 def touch(path):
@@ -63,6 +64,33 @@ def test_weights_are_kept_whole_or_not_at_all(tmp_path):
     part.keep(lambda directory: directory.mkdir())
     assert part.trained
     assert [path.name for path in part.path.iterdir()] == ["adapter"]
+
+
+def test_what_led_to_a_finished_part_is_swept_after_a_kill(tmp_path):
+    """A command may be killed between the last file that it leaves and the deletion of what led to it."""
+    part = RunDirectory(tmp_path).fold(0)
+    for name in ("checkpoint-3", ".adapter.tmp", "predicting"):
+        (part.path / name).mkdir(parents=True)
+    part.tidy()
+    assert len(list(part.path.iterdir())) == 3  # it is still needed
+    part.adapter.mkdir()
+    touch(part.predictions)
+    Unit(ModelSpec("llama", ModelConfig(), tmp_path, tmp_path), "fold-0").run()
+    assert sorted(path.name for path in part.path.iterdir()) == ["adapter", "oof.parquet"]
+
+
+def test_what_was_half_written_in_a_part_is_swept_by_the_next_command(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim({"data": "a"}, ModelConfig())
+    for half in ("fold-0/.oof.parquet.12.tmp", "final/.trained_on.json.12.tmp", ".manifest.json.12.tmp"):
+        touch(directory.path / half)
+    directory.claim({"data": "a"}, ModelConfig())
+    assert {path.name for path in directory.path.rglob("*")} == {
+        "config.yaml",
+        "manifest.json",
+        "fold-0",
+        "final",
+    }
 
 
 def test_another_run_is_refused_once_something_was_trained(tmp_path):

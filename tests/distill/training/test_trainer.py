@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,6 +43,30 @@ def trained(setting, out, config=CONFIG, rows=21, row_loss=label_loss, callbacks
         classifier.register_forward_pre_hook(hook, with_kwargs=True)
     train(classifier, examples, np.arange(rows), config, row_loss, out, "test", callbacks=callbacks)
     return {name: p.detach().clone() for name, p in classifier.named_parameters() if p.requires_grad}
+
+
+def test_a_log_is_cut_to_its_checkpoint_whole_or_not_at_all(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from distill.training.trainer import _MetricsFile
+
+    log = tmp_path / "metrics.jsonl"
+    lines = [f'{{"step": {step}, "loss": 1.0}}\n' for step in (1, 2, 3)]
+    log.write_text("".join(lines))
+    state = SimpleNamespace(is_world_process_zero=True, global_step=2)
+    real = Path.write_text
+
+    def killed(self, text, **options):
+        real(self, text[:5])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _MetricsFile(log).on_train_begin(None, state, None)
+    assert log.read_text() == "".join(lines)
+    monkeypatch.undo()
+    _MetricsFile(log).on_train_begin(None, state, None)
+    assert log.read_text() == "".join(lines[:2])
 
 
 def test_micro_batches_make_the_step_of_one_batch(setting, tmp_path):

@@ -77,3 +77,23 @@ def test_rows_follow_the_file_given_first(tmp_path: Path) -> None:
     written = [problem.row_ids[i] for i in problem.given]
     assert written == [line.split(",")[0] for line in reversed(lines)]
     assert written != problem.row_ids
+
+
+def many_classes() -> tuple[np.ndarray, np.ndarray]:
+    """Rows of 200 classes, five of each, and a calibrated member's probabilities."""
+    rng = np.random.default_rng(0)
+    logits = 2.5 * rng.normal(size=(1000, 200))
+    probs = np.exp(logits)
+    probs /= probs.sum(axis=1, keepdims=True)
+    labels = (rng.random((1000, 1)) > probs.cumsum(axis=1)).sum(axis=1).clip(0, 199)
+    return probs, np.eye(200)[labels]
+
+
+def test_of_many_columns_the_luckiest_is_not_called_exchanged() -> None:
+    probs, y = many_classes()
+    assert exchanged(probs, y) is None
+    order = np.arange(200)
+    order[:100] = np.roll(order[:100], 1)
+    found = exchanged(probs[:, np.argsort(order)], y)
+    assert found is not None
+    assert np.mean(np.array(found) == order) > 0.9
