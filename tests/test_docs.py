@@ -13,6 +13,7 @@ import pytest
 from recipes import ROOT
 
 from distill.config import DataConfig, DistillConfig, ModelConfig
+from distill.losses import LOSSES
 from distill.recipe_keys import keys_of
 from docs.build import COMMANDS, OUT, PACKAGES, commands_page, recipe_page
 from docs.pictures import PICTURES
@@ -37,6 +38,11 @@ def test_every_key_of_a_recipe_is_there_with_its_range() -> None:
             assert f"| `{key}` |" in page, key
     assert "| above 0 |" in page
     assert "### kaggle-t4" in page
+
+
+def test_every_loss_is_named() -> None:
+    page = (ROOT / "docs" / "distil.md").read_text(encoding="utf-8")
+    assert not [name for name in LOSSES if f"`{name}`" not in page]
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -25,6 +25,7 @@ ELSEWHERE = {
     "srun": "a Slurm cluster",
     "ray start": "a cluster started by hand",
     "s3://": "an object store",
+    "--launcher ray": "a cluster; tests/distill/cluster has units run by Ray",
     "--nproc-per-node 8": "eight GPUs",
     "--num_processes 8": "eight GPUs",
     "served": "a trained run; tests/distill/test_export.py and test_onnx.py do the same",

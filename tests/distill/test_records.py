@@ -63,10 +63,12 @@ def test_a_run_alone_takes_the_backbone_that_is_named(trained, moved, tmp_path):
     with pytest.raises(UserError, match=r"is not there, nor in the local hub cache; .* --backbone"):
         read_saved(run)
     wanted = predicted(trained / "student", trained, tmp_path / "wanted.csv")
-    found = predicted(run, trained, tmp_path / "found.csv", "--backbone", str(elsewhere))
-    np.testing.assert_array_equal(found, wanted)
+    for named in (elsewhere, tmp_path):  # itself, and a directory that it lies in
+        found = predicted(run, trained, tmp_path / "found.csv", "--backbone", str(named))
+        np.testing.assert_array_equal(found, wanted)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no config\.json"):
-        predicted(run, trained, tmp_path / "x.csv", "--backbone", str(tmp_path))
+        predicted(run, trained, tmp_path / "x.csv", "--backbone", str(tmp_path / "empty"))
 
 
 @pytest.mark.parametrize(
