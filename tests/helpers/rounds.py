@@ -29,7 +29,7 @@ LOST, SILENT, TRACEBACK, HANG, CRASH, LEFT, MESSAGE = (
     "lost", "silent change", "traceback", "hang", "crash", "leftover", "not one message",
 )  # fmt: skip
 FAULTS = (LOST, SILENT, TRACEBACK, HANG, CRASH, LEFT, MESSAGE)
-MOST_SECONDS = 60.0
+MOST_SECONDS = 120.0
 MEMORY = 24 << 30
 """Address space that a command may take; a number in a file must not fill the machine."""
 
