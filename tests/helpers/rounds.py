@@ -295,8 +295,7 @@ class Campaign:
                 done.verdict, done.why = SILENT, f"{other[:5]} {left[:5]}"
         elif ended.status == 2:
             done.verdict, done.why = REFUSED, ended.err[-300:]
-            errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
-            if len(errors) != 1:
+            if not one_message(ended, case):
                 done.verdict, done.why = MESSAGE, ended.err[-600:]
             left = [n for n in found if n not in before and n not in self.wanted[case.name]]
             if left:
@@ -366,7 +365,7 @@ class Campaign:
             done.verdict, done.why = fault
         elif ended.status not in {*case.ends, 2}:
             done.verdict, done.why = CRASH, f"status {ended.status}: {ended.err[-600:]}"
-        elif ended.status == 2 and sum(x.startswith("error: ") for x in ended.err.splitlines()) != 1:
+        elif ended.status == 2 and not one_message(ended, case):
             done.verdict, done.why = MESSAGE, ended.err[-600:]
         return done.verdict not in FAULTS
 
@@ -419,6 +418,12 @@ def fault_of(ended: Ended) -> tuple[str, str] | None:
     if ended.status < 0:
         return CRASH, f"signal {-ended.status}: {ended.err[-600:]}"
     return None
+
+
+def one_message(ended: Ended, case: Case) -> bool:
+    """Whether a refusal is told once; of several processes, each may fail on a file of its own."""
+    told = sum(line.startswith("error: ") for line in ended.err.splitlines())
+    return 1 <= told <= case.processes
 
 
 _mountable: list[bool] = []
