@@ -138,6 +138,7 @@ class Campaign:
 
     def _start(self, case: Case, world: Path, words: str = "", limits=None) -> list[Child]:
         """Start the processes of a command."""
+        beside, words = bool(words), (words or case.words).replace("{world}", str(world))
         env: dict[str, str] = {}
         if case.processes > 1:
             with socket.socket() as free:
@@ -147,9 +148,9 @@ class Campaign:
         for rank in range(case.processes):
             if case.processes > 1:
                 env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(case.processes)}
-            log = self.home / f"log-{len(children)}{'-beside' if words else ''}"
+            log = self.home / f"log-{len(children)}{'-beside' if beside else ''}"
             all_limits = {resource.RLIMIT_AS: MEMORY, **(limits or {})}
-            children.append(Child((words or case.words).split(), world, log, all_limits, dict(env)))
+            children.append(Child(words.split(), world, log, all_limits, dict(env)))
         return children
 
     def _wait(self, children: list[Child]) -> Ended:
