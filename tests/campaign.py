@@ -80,10 +80,14 @@ def main(argv: list[str]) -> int:
 
 
 def play(campaign: Campaign, wanted: dict[str, int], minutes: float) -> None:
-    """Play the kinds of rounds in turn, each in its share, until the counts or the time are reached."""
+    """Play the kinds of rounds in turn, each in its share, until the counts or the time are reached.
+
+    Each is played once, however little time there is.
+    """
     begun, played = time.monotonic(), dict.fromkeys(wanted, 0)
     limit = minutes * 60 or float("inf")
-    while time.monotonic() - begun < limit:
+    wanted = {kind: n for kind, n in wanted.items() if n}
+    while time.monotonic() - begun < limit or any(not played[kind] for kind in wanted):
         left = {kind: played[kind] / n for kind, n in wanted.items() if played[kind] < n}
         if not left:
             return

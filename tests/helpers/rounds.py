@@ -29,7 +29,7 @@ LOST, SILENT, TRACEBACK, HANG, CRASH, LEFT, MESSAGE = (
     "lost", "silent change", "traceback", "hang", "crash", "leftover", "not one message",
 )  # fmt: skip
 FAULTS = (LOST, SILENT, TRACEBACK, HANG, CRASH, LEFT, MESSAGE)
-MOST_SECONDS = 60.0
+MOST_SECONDS = 120.0
 MEMORY = 24 << 30
 """Address space that a command may take; a number in a file must not fill the machine."""
 
@@ -138,6 +138,7 @@ class Campaign:
 
     def _start(self, case: Case, world: Path, words: str = "", limits=None) -> list[Child]:
         """Start the processes of a command."""
+        beside, words = bool(words), (words or case.words).replace("{world}", str(world))
         env: dict[str, str] = {}
         if case.processes > 1:
             with socket.socket() as free:
@@ -147,9 +148,9 @@ class Campaign:
         for rank in range(case.processes):
             if case.processes > 1:
                 env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(case.processes)}
-            log = self.home / f"log-{len(children)}{'-beside' if words else ''}"
+            log = self.home / f"log-{len(children)}{'-beside' if beside else ''}"
             all_limits = {resource.RLIMIT_AS: MEMORY, **(limits or {})}
-            children.append(Child((words or case.words).split(), world, log, all_limits, dict(env)))
+            children.append(Child(words.split(), world, log, all_limits, dict(env)))
         return children
 
     def _wait(self, children: list[Child]) -> Ended:
@@ -295,8 +296,7 @@ class Campaign:
                 done.verdict, done.why = SILENT, f"{other[:5]} {left[:5]}"
         elif ended.status == 2:
             done.verdict, done.why = REFUSED, ended.err[-300:]
-            errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
-            if len(errors) != 1:
+            if not one_message(ended, case):
                 done.verdict, done.why = MESSAGE, ended.err[-600:]
             left = [n for n in found if n not in before and n not in self.wanted[case.name]]
             if left:
@@ -366,7 +366,7 @@ class Campaign:
             done.verdict, done.why = fault
         elif ended.status not in {*case.ends, 2}:
             done.verdict, done.why = CRASH, f"status {ended.status}: {ended.err[-600:]}"
-        elif ended.status == 2 and sum(x.startswith("error: ") for x in ended.err.splitlines()) != 1:
+        elif ended.status == 2 and not one_message(ended, case):
             done.verdict, done.why = MESSAGE, ended.err[-600:]
         return done.verdict not in FAULTS
 
@@ -419,6 +419,12 @@ def fault_of(ended: Ended) -> tuple[str, str] | None:
     if ended.status < 0:
         return CRASH, f"signal {-ended.status}: {ended.err[-600:]}"
     return None
+
+
+def one_message(ended: Ended, case: Case) -> bool:
+    """Whether a refusal is told once; of several processes, each may fail on a file of its own."""
+    told = sum(line.startswith("error: ") for line in ended.err.splitlines())
+    return 1 <= told <= case.processes
 
 
 _mountable: list[bool] = []
