@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 
 from data.softmax import softmax
-from ensemble.reading.lint import in_sample_suspects
+from ensemble.lint.suspects import in_sample_suspects
 from ensemble.solvers.numbers import cross_entropy
 
 STRENGTHS = {"like the others": 1.0, "half the noise": 0.5, "a fifth of the noise": 0.2, "no noise": 0.0}

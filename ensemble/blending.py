@@ -17,6 +17,7 @@ from data.folds import Folds
 from data.ids import align, places
 from data.labels import cell_text, is_missing
 from data.schema import Classes
+from ensemble.lint.suspects import leave_out_suspects
 from ensemble.methods.base import Blender
 from ensemble.methods.catalogue import METHODS
 from ensemble.output import REPORT, hold, stack_content, write_result
@@ -25,7 +26,6 @@ from ensemble.reading.fresh import joined
 from ensemble.reading.given import by_row, is_frame, labels_given, members_given
 from ensemble.reading.join import join_members
 from ensemble.reading.labels import Labels
-from ensemble.reading.lint import leave_out_suspects
 from ensemble.reading.load import agreed
 from ensemble.reading.problem import Problem, declare_swap
 from ensemble.report.page import write_report

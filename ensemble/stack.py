@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.method is not None and args.method not in METHODS:
         raise UserError(f"--method {args.method}: is no method; there are {', '.join(METHODS)}")
     from ensemble.blending import fit_stack
+    from ensemble.lint.suspects import leave_out_suspects
     from ensemble.output import REPORT, hold
-    from ensemble.reading.lint import leave_out_suspects
     from ensemble.reading.load import load_problem
     from ensemble.reading.members import split_name
     from ensemble.reading.problem import declare_swap

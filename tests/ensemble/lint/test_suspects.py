@@ -12,7 +12,7 @@ from stack_files import CLASSES, write_csv, write_sets
 from data.errors import UserError
 from data.schema import Classes
 from data.softmax import softmax
-from ensemble.reading.lint import in_sample_suspects, leave_out_suspects
+from ensemble.lint.suspects import in_sample_suspects, leave_out_suspects
 from ensemble.reading.problem import Problem
 from ensemble.scoring.explore import simulate_problem
 from ensemble.stack import main

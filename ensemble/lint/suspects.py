@@ -2,7 +2,7 @@
 
 A model that saw a row's label is right where the others are surprised by it; an honest model, however
 strong, shares their surprise at a mislabelled or ambiguous row. That speaks of members far below the others;
-what was learnt in part only is told by :mod:`ensemble.reading.leak`, from more rows. Both are statistical:
+what was learnt in part only is told by :mod:`ensemble.lint.leak`, from more rows. Both are statistical:
 where a manifest says what a store holds, that is exact and comes first.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from data.errors import UserError, listing
 from data.softmax import softmax
-from ensemble.reading.leak import ROWS, partly_learnt
+from ensemble.lint.leak import ROWS, partly_learnt
 from ensemble.reading.problem import Problem
 from ensemble.solvers.numbers import cross_entropy, log_probs
 
@@ -52,7 +52,7 @@ def in_sample_suspects(P: np.ndarray, y: np.ndarray, names: Sequence[str]) -> li
     of rows whose label surprises the geometric mean of the others most, it gives the true class at least
     :data:`KNOWS` on average and is right in :data:`RIGHT` of them. Several leaks do not hide one another:
     a member is judged by those of greater loss alone. Where none is such, those that
-    :func:`ensemble.reading.leak.partly_learnt` finds.
+    :func:`ensemble.lint.leak.partly_learnt` finds.
 
     Parameters
     ----------
