@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.ensemble import as_problem, correlated, problem_of
 from data.softmax import softmax
 from ensemble.methods.blend import BestSingle
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.scoring.choice import mixed, mixture
 from ensemble.scoring.crossfit import cross_fit, fit_on, predict_all
@@ -90,7 +90,7 @@ def stacked(P: np.ndarray, y: np.ndarray, fresh: np.ndarray, seed: int) -> np.nd
 
 def pooled(P: np.ndarray, y: np.ndarray, fresh: np.ndarray, seed: int) -> np.ndarray:
     """What the log-pool alone, from which the stack departs, predicts of fresh rows."""
-    return LogOpinionPool(seed=seed).fit(P, y).predict_proba(fresh)
+    return LogPool(seed=seed).fit(P, y).predict_proba(fresh)
 
 
 def simple(P: np.ndarray, y: np.ndarray, fresh: np.ndarray) -> dict[str, np.ndarray]:

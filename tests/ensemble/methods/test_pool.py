@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.softmax import softmax
-from ensemble.methods.pool import LogOpinionPool
+from ensemble.methods.pool import LogPool
 from ensemble.solvers.numbers import cross_entropy
 
 
@@ -23,7 +23,7 @@ def unequal(n: int, noise: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarra
 def test_one_member_far_better_than_nine_stands_nearly_alone(seed: int) -> None:
     noise = np.array([0.1, *np.full(9, 6.0)])
     P, y = unequal(5150, noise, seed)
-    pool = LogOpinionPool().fit(P[:150], y[:150])
+    pool = LogPool().fit(P[:150], y[:150])
     assert np.abs(pool.weights_[1:]).sum() < 0.2 * pool.weights_[0]
     fresh = cross_entropy(pool.predict_proba(P[150:]), y[150:]).mean()
     assert fresh < cross_entropy(P[150:, 0], y[150:]).mean() + 0.01
@@ -32,5 +32,5 @@ def test_one_member_far_better_than_nine_stands_nearly_alone(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_members_alike_keep_equal_weights(seed: int) -> None:
     P, y = unequal(200, np.full(6, 1.0), seed)
-    weights = LogOpinionPool().fit(P, y).weights_
+    weights = LogPool().fit(P, y).weights_
     assert weights.std() < 0.15 * weights.mean()
