@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import distill.runs.saved
+import distill.runs.loaded
 from data.arena import ArenaConfig, simulate_arena
 from data.dataset import prepare
 from data.errors import UserError
@@ -43,8 +43,8 @@ def test_a_fold_model_predicts_what_its_store_holds(trained):
 def test_folds_served_from_one_base_are_the_folds_loaded_one_by_one(trained, monkeypatch):
     saved, rows = read_saved(trained / "llama"), read_rows(trained).take(np.arange(12))
     each = [predict_rows(replace(saved, weights=[weights]), rows) for weights in saved.weights]
-    loaded, load = [], distill.runs.saved.load_trained
-    monkeypatch.setattr(distill.runs.saved, "load_trained", lambda *a: loaded.append(a) or load(*a))
+    loaded, load = [], distill.runs.loaded.load_trained
+    monkeypatch.setattr(distill.runs.loaded, "load_trained", lambda *a: loaded.append(a) or load(*a))
     np.testing.assert_array_equal(predict_rows(saved, rows), np.mean(each, axis=0, dtype=np.float64))
     assert len(each) == 2
     assert len(loaded) == 1
