@@ -3,7 +3,7 @@
 A method is a scikit-learn estimator over the predictions of several members, ``P`` of shape
 (rows, members, classes); a calibrator is one over a single prediction (rows, classes). Constructor arguments
 are dataclass fields; what ``fit`` learns ends in ``_``. ``fit`` and ``predict_proba`` take whatever
-:mod:`ensemble.reading.given` reads; ``fit_on`` and ``predict_on`` take what is prepared already.
+:mod:`ensemble.methods.checked` reads; ``fit_on`` and ``predict_on`` take what is prepared already.
 A fitted method goes to JSON and back to the same numbers, so nothing is ever pickled.
 """
 
@@ -21,8 +21,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from data.frames import Frame
-from ensemble.reading.checked import as_sample_weight, as_targets_of
-from ensemble.reading.given import as_members, as_probabilities
+from ensemble.methods.checked import as_members, as_probabilities, as_sample_weight, as_targets_of
 from ensemble.solvers.folds import inner_folds
 from ensemble.solvers.numbers import as_targets, as_weights, cross_entropy
 

@@ -17,9 +17,7 @@ from data.errors import UserError, listing
 from data.frames import as_table, is_frame, numbered
 from data.ids import align
 from data.schema import Classes
-from ensemble.reading.checked import as_sample_weight, as_value_error, distributions
 from ensemble.reading.columns import check_ids, check_probabilities
-from ensemble.reading.fresh import joined
 from ensemble.reading.labels import Labels, labels_in, load_labels
 from ensemble.reading.members import Member, load_member, member_of, name_of
 
@@ -148,7 +146,9 @@ def labels_given(y: Any, ids: Sequence[str], classes: Classes, sample_weight: An
         return found
     weights = np.asarray(by_row(sample_weight, ids, "sample_weight"), dtype=np.float64)
     at = align(found.row_ids, list(ids), "sample_weight")
-    return replace(found, weights=as_sample_weight(weights[at], len(at)))
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise UserError("sample_weight: every row needs a weight of 0 or more")
+    return replace(found, weights=weights[at])
 
 
 def by_row(values: Any, ids: Sequence[str], what: str) -> list[Any]:
@@ -180,73 +180,3 @@ def _array(values: list[Any]) -> pa.Array:
         return pa.array(values)
     except pa.ArrowException:
         return pa.array([None if value is None else str(value) for value in values])
-
-
-def as_members(
-    P: Any, classes: np.ndarray | None = None, names: Sequence[str] | None = None
-) -> tuple[np.ndarray, tuple[str, ...] | None, tuple[str, ...] | None]:
-    """Members' predictions of the first member's rows for an estimator.
-
-    Parameters
-    ----------
-    P
-        As :func:`members_given` takes.
-    classes : ndarray of shape (K,), optional
-        What the columns of frames must be, where they were names.
-    names : sequence of str, optional
-        Members to find in a mapping, in their order.
-
-    Returns
-    -------
-    P : ndarray of shape (n, members, K)
-    classes : tuple of str or None
-        Names of the columns, where they have any.
-    names : tuple of str or None
-        Of the members, where they have any.
-
-    Raises
-    ------
-    ValueError
-        As :func:`members_given` refuses.
-    """
-    with as_value_error():
-        if isinstance(P, np.ndarray) and P.ndim == 3:
-            return distributions(P), None, None
-        if isinstance(P, Mapping) and names is not None:
-            lacking = [name for name in names if name not in P]
-            if lacking:
-                raise UserError(f"no predictions of {listing(lacking)}; members are {listing(names, 12)}")
-            P = {name: P[name] for name in names}
-        wanted = None
-        if classes is not None and np.asarray(classes).dtype.kind in "UO":
-            wanted = Classes(tuple(map(str, classes)))
-        members = members_given(P, wanted)
-        own = any(is_frame(part) or isinstance(part, str | Path) for _, part in named_members(P, None))
-        called = tuple(member.name for member in members) if isinstance(P, Mapping) else None
-        named = {member.name: [member] for member in members}
-        return (
-            joined(named, list(named), "the members").seen({}),
-            members[0].classes.names if own else None,
-            called,
-        )
-
-
-def as_probabilities(
-    probs: Any, classes: np.ndarray | None = None
-) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """One prediction (n, K) for a calibrator, and the names of its columns where it is a frame.
-
-    Raises
-    ------
-    ValueError
-        No two-dimensional array of distributions.
-    """
-    if is_frame(probs):
-        P, names, _ = as_members([probs], classes)
-        return P[:, 0], names
-    if isinstance(probs, np.ndarray) and probs.ndim == 2 and probs.dtype.kind == "f":
-        return distributions(probs), None
-    from sklearn.utils import check_array
-
-    with as_value_error():
-        return distributions(check_array(probs, dtype=np.float64)), None

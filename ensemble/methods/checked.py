@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.errors import UserError, listing
+from data.frames import is_frame
 from data.labels import LabelReader
 from data.schema import SUM_TOLERANCE, Classes
 from ensemble.reading.columns import DUST
+from ensemble.reading.fresh import joined
+from ensemble.reading.given import members_given, named_members
 
 
 class GivenError(UserError, ValueError):
@@ -115,3 +119,73 @@ def as_sample_weight(sample_weight: Any, n: int) -> np.ndarray | None:
     if not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum() > 0:
         raise GivenError("sample_weight: weights are finite, 0 or more, and not all zero")
     return weights
+
+
+def as_members(
+    P: Any, classes: np.ndarray | None = None, names: Sequence[str] | None = None
+) -> tuple[np.ndarray, tuple[str, ...] | None, tuple[str, ...] | None]:
+    """Members' predictions of the first member's rows for an estimator.
+
+    Parameters
+    ----------
+    P
+        As :func:`members_given` takes.
+    classes : ndarray of shape (K,), optional
+        What the columns of frames must be, where they were names.
+    names : sequence of str, optional
+        Members to find in a mapping, in their order.
+
+    Returns
+    -------
+    P : ndarray of shape (n, members, K)
+    classes : tuple of str or None
+        Names of the columns, where they have any.
+    names : tuple of str or None
+        Of the members, where they have any.
+
+    Raises
+    ------
+    ValueError
+        As :func:`members_given` refuses.
+    """
+    with as_value_error():
+        if isinstance(P, np.ndarray) and P.ndim == 3:
+            return distributions(P), None, None
+        if isinstance(P, Mapping) and names is not None:
+            lacking = [name for name in names if name not in P]
+            if lacking:
+                raise UserError(f"no predictions of {listing(lacking)}; members are {listing(names, 12)}")
+            P = {name: P[name] for name in names}
+        wanted = None
+        if classes is not None and np.asarray(classes).dtype.kind in "UO":
+            wanted = Classes(tuple(map(str, classes)))
+        members = members_given(P, wanted)
+        own = any(is_frame(part) or isinstance(part, str | Path) for _, part in named_members(P, None))
+        called = tuple(member.name for member in members) if isinstance(P, Mapping) else None
+        named = {member.name: [member] for member in members}
+        return (
+            joined(named, list(named), "the members").seen({}),
+            members[0].classes.names if own else None,
+            called,
+        )
+
+
+def as_probabilities(
+    probs: Any, classes: np.ndarray | None = None
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """One prediction (n, K) for a calibrator, and the names of its columns where it is a frame.
+
+    Raises
+    ------
+    ValueError
+        No two-dimensional array of distributions.
+    """
+    if is_frame(probs):
+        P, names, _ = as_members([probs], classes)
+        return P[:, 0], names
+    if isinstance(probs, np.ndarray) and probs.ndim == 2 and probs.dtype.kind == "f":
+        return distributions(probs), None
+    from sklearn.utils import check_array
+
+    with as_value_error():
+        return distributions(check_array(probs, dtype=np.float64)), None
