@@ -28,8 +28,9 @@ def checkpoints(root: Path) -> list[Path]:
 def find_backbone(root: Path, run: Path, manifest: Mapping[str, Any]) -> str:
     """Return the checkpoint at or below ``root`` that a run was trained from.
 
-    Known by the hashes of its configuration and index; of one that came from a hub, of which no files were
-    recorded, by its name. That its weights are the very same is seen to before they are used.
+    Known by the hashes of what is opened of it, or else by that of its configuration; of one that came from a
+    hub, of which no files were recorded, by its name. That all of it is the very same is seen to before it is
+    used.
 
     Parameters
     ----------
@@ -50,10 +51,15 @@ def find_backbone(root: Path, run: Path, manifest: Mapping[str, Any]) -> str:
     candidates = checkpoints(root)
     stated = manifest["backbone"].get("files")
     name = Path(str(manifest["backbone_path"])).name
-    for path in candidates:
-        alike = opened_hashes(path) == stated if stated else name in path.relative_to(root).parts
-        if alike:
-            return str(path)
+    if stated:
+        hashes = {path: opened_hashes(path) for path in candidates}
+        alike = [path for path, found in hashes.items() if found == stated]
+        config = "config.json"
+        alike += [path for path, found in hashes.items() if found[config] == stated.get(config)]
+    else:
+        alike = [path for path in candidates if name in path.relative_to(root).parts]
+    if alike:
+        return str(alike[0])
     raise UserError(
         f"--backbone {root}: holds no checkpoint that {run} was trained from ({name}); there are "
         f"{listing([str(path.relative_to(root)) for path in candidates]) or 'none at all'}; give the "
