@@ -6,13 +6,13 @@ from functools import partial
 
 import numpy as np
 import pytest
+from stack_files import change_manifest
 
 from data.arena import ArenaConfig, simulate_arena
 from data.dataset import load_prepared, prepare
 from data.errors import UserError
-from data.files import read_parquet, write_parquet
 from data.schema import PREFERENCE
-from data.softlabels import MADE_BY, read_logits, read_store, run_hash
+from data.softlabels import read_logits, read_store
 from distill import student, teacher_oof
 from distill.config import DistillConfig
 from distill.recipe import load_recipe
@@ -148,8 +148,7 @@ def test_apart_needs_in_sample_labels_of_the_same_teacher(made, tmp_path):
     (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="was not written under the manifest"):
         read_teachers([tmp_path / "llama"], rows, folds, leakage="apart")
-    for file in other.rglob("*.parquet"):
-        write_parquet(file, read_parquet(file).replace_schema_metadata({MADE_BY: run_hash(manifest)}))
+    change_manifest(other)
     with pytest.raises(UserError, match=r"is not of the teacher .* differs in train"):
         read_teachers([tmp_path / "llama"], rows, folds, leakage="apart")
 
