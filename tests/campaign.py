@@ -109,4 +109,7 @@ def replay(campaign: Campaign, place: Path) -> int:
 
 
 if __name__ == "__main__":
+    if os.environ.get("PYTHONHASHSEED") != "0":  # sets are written in their order, on a cluster's workers too
+        os.environ["PYTHONHASHSEED"] = "0"
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     raise SystemExit(main(sys.argv[1:]))

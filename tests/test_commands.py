@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from stack_files import change_manifest
 
 from data.arena import ArenaConfig, simulate_arena
 from data.dataset import prepare
@@ -139,8 +140,7 @@ def test_a_full_disk_in_training_is_one_message(trained, tiny_recipe, tmp_path):
 def test_stores_of_other_folds_are_not_stacked(trained, tmp_path):
     other = tmp_path / "foreign"
     shutil.copytree(trained / "gemma2", other)
-    manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps(manifest | {"folds_hash": "0" * 64}))
+    change_manifest(other, folds_hash="0" * 64)
     done = shell("ensemble.stack", "--oof", str(trained / "llama"), str(other), "--out", str(tmp_path / "s"))
     assert done.returncode == 2
     assert "folds_hash" in done.stderr

@@ -1,11 +1,11 @@
 """The student: taught by stores that fit, refused by those that do not."""
 
-import json
 import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from stack_files import change_manifest
 
 from data.dataset import load_prepared
 from data.errors import UserError
@@ -49,8 +49,7 @@ def test_teachers_are_aligned_by_id_not_by_position(trained, tmp_path):
 def test_a_store_that_does_not_fit_is_refused_by_name(trained, tmp_path, tiny_recipe, field, value):
     other = tmp_path / "llama"
     shutil.copytree(trained / "llama", other)
-    manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps(manifest | {field: value}))
+    change_manifest(other, **{field: value})
     if field == "classes":
         table = pq.read_table(other / "oof.parquet")
         pq.write_table(

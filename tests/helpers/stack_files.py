@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset import load_prepared, prepare
-from data.files import write_json
+from data.files import read_json, read_parquet, write_json, write_parquet
 from data.schema import PREFERENCE, Rows, make_rows
-from data.softlabels import write_logits
+from data.softlabels import MADE_BY, run_hash, write_logits
 from data.softmax import softmax
 
 CLASSES = PREFERENCE.names
@@ -84,3 +84,11 @@ def write_store(folder: Path, home: Path, probs: np.ndarray, **changes: object) 
     }
     write_json(folder / "manifest.json", manifest)
     return folder
+
+
+def change_manifest(store: Path, **changes: object) -> None:
+    """Give a store another manifest and its files with it, as if a run had written all of it so."""
+    manifest = {**read_json(store / "manifest.json"), **changes}
+    write_json(store / "manifest.json", manifest)
+    for file in store.rglob("*.parquet"):
+        write_parquet(file, read_parquet(file).replace_schema_metadata({MADE_BY: run_hash(manifest)}))

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from stack_files import change_manifest
 
 from data.arena import ArenaConfig, simulate_arena
 from data.dataset import load_prepared, prepare
@@ -145,6 +146,9 @@ def test_apart_needs_in_sample_labels_of_the_same_teacher(made, tmp_path):
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["train"]["seed"] += 1
     (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="was not written under the manifest"):
+        read_teachers([tmp_path / "llama"], rows, folds, leakage="apart")
+    change_manifest(other)
     with pytest.raises(UserError, match=r"is not of the teacher .* differs in train"):
         read_teachers([tmp_path / "llama"], rows, folds, leakage="apart")
 
