@@ -19,7 +19,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not i
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 
 
-def assert_alike(exported: Path, graph: Path, n_tokens: int) -> None:
+def assert_alike(exported: Path, graph: Path, n_tokens: int, atol: float = 1e-4) -> None:
     """Batches of one and several rows, shorter and longer than the traced one, padded on the right."""
     model = AutoModelForSequenceClassification.from_pretrained(exported).eval()
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
@@ -33,7 +33,7 @@ def assert_alike(exported: Path, graph: Path, n_tokens: int) -> None:
         with torch.no_grad():
             wanted = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)).logits.numpy()
         (found,) = session.run(None, {"input_ids": ids, "attention_mask": mask})
-        np.testing.assert_allclose(found, wanted, atol=1e-4)
+        np.testing.assert_allclose(found, wanted, atol=atol)
         seen.append(found)
     assert np.abs(np.concatenate(seen)).max() > 0.01
 
@@ -48,6 +48,8 @@ def test_an_exported_llama_student(trained: Path, tmp_path: Path, capsys: pytest
     config = AutoModelForSequenceClassification.from_pretrained(out).config
     assert config.model_type == "llama"
     assert_alike(out, graph, config.vocab_size)
+    assert small.stat().st_size < graph.stat().st_size
+    assert_alike(out, small, config.vocab_size, atol=0.02)
     rows = load_prepared(trained)[0].take(np.arange(3))
     wanted = load_run(out).predict_proba(rows)  # the directory is still whole
     page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
