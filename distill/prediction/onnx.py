@@ -56,7 +56,7 @@ def write_onnx(exported: Path) -> Path:
     """
     with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(
-            exported, attn_implementation="eager"
+            exported, attn_implementation="eager", trust_remote_code=False
         ).eval()
     model.config.use_cache = False
     ids = torch.ones(EXAMPLE, dtype=torch.int64)

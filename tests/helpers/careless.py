@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> None:
         Path(f"scratch-{os.getpid()}").write_text("")
         time.sleep(SLOW)
     if how == "mixes":
-        for i, line in enumerate(lines):
+        # From both ends, so that two at once mix whoever is ahead.
+        for i, line in sorted(enumerate(lines), reverse=source.name == "in.txt"):
             write_text(Path(f"{out}-{i}"), line + source.name)
             time.sleep(SLOW / 10)
         return
