@@ -102,7 +102,7 @@ def test_a_careless_command_is_caught(
 def test_a_bounded_campaign_over_the_commands_finds_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            sys.executable, ROOT / "tests" / "campaign.py", "--minutes", "0.5", "--home", tmp_path,
+            sys.executable, ROOT / "tests" / "campaign.py", "--minutes", "0.2", "--home", tmp_path,
             "--out", tmp_path / "table", "--cases", *QUICK,
         ],
         capture_output=True,
