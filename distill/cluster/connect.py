@@ -17,6 +17,8 @@ from distill.config import ResourcesConfig
 
 LAST_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 CPUS_BESIDE_A_GPU = 4
+WORKPLACE = "DISTILLSTACK_WORKPLACE"
+"""Where the command was started, for processes elsewhere."""
 KEYS = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
 MISSING = "--launcher ray needs Ray, which is not installed: pip install 'distillstack[ray]'"
 
@@ -43,7 +45,7 @@ def connect() -> Any:
                 address=address,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env={"env_vars": {storage.SCRATCH: str(storage.scratch())}},
+                runtime_env={"env_vars": {storage.SCRATCH: str(storage.scratch()), WORKPLACE: os.getcwd()}},
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(
@@ -51,6 +53,13 @@ def connect() -> Any:
                 "if it asks for a token, set RAY_AUTH_MODE=token here, too"
             ) from error
     return ray
+
+
+def go_to_workplace() -> None:
+    """Go to the directory of the command that asked for this process, where it exists, so that paths hold."""
+    place = os.environ.get(WORKPLACE, "")
+    if os.path.isdir(place):
+        os.chdir(place)
 
 
 def _is_stale(note: Path) -> bool:

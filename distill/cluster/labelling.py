@@ -14,7 +14,7 @@ from typing import Any
 
 from data.errors import UserError
 from data.shards import Shard, ShardPlan, missing_parts
-from distill.cluster.connect import amounts, connect, room_for
+from distill.cluster.connect import amounts, connect, go_to_workplace, room_for
 from distill.cluster.outcome import POLL_S, told
 from distill.config import ResourcesConfig
 from distill.prediction.labelling import Ended, Job, Lanes, Worker
@@ -28,6 +28,7 @@ class Labeller:
     """The actor. Its own errors come back as text, so that only a lost process looks lost."""
 
     def __init__(self, job: Job) -> None:
+        go_to_workplace()
         self.job = job
         self.worker: Worker | None = None
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.console.remote_code import allow_remote_code, remote_code_allowed
+from distill.cluster.connect import go_to_workplace
 from distill.cluster.outcome import RETRIES, output_to, told
 from distill.runs.units import Unit
 
@@ -69,6 +70,7 @@ def _member(config: dict[str, Any]) -> None:
     from torch import distributed
 
     unit: Unit = config["unit"]
+    go_to_workplace()
     torch.set_num_threads(config["threads"])
     allow_remote_code(config["remote_code"])
     with output_to(config["log"]):

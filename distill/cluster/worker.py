@@ -19,6 +19,7 @@ from data import storage
 from data.console.remote_code import allow_remote_code
 from data.errors import UserError
 from data.files import lock
+from distill.cluster.connect import go_to_workplace
 from distill.cluster.outcome import POLL_S, Outcome, output_to, told
 from distill.cluster.together import run_together
 from distill.runs.units import Unit
@@ -35,6 +36,7 @@ def attempt(unit: Unit, watcher: Any, log: Path, asked: dict[str, Any], remote_c
     import ray
     import torch
 
+    go_to_workplace()
     allow_remote_code(remote_code)
     threads, processes = asked["num_cpus"], unit.model.model.resources.processes
     torch.set_num_threads(threads)

@@ -41,10 +41,11 @@ def main(argv: Sequence[str]) -> None:
         Path(f"scratch-{os.getpid()}").write_text("")
         time.sleep(SLOW)
     if how == "mixes":
-        # From both ends, so that two at once mix whoever is ahead.
-        for i, line in sorted(enumerate(lines), reverse=source.name == "in.txt"):
-            write_text(Path(f"{out}-{i}"), line + source.name)
-            time.sleep(SLOW / 10)
+        # Half of its files are kept where somebody wrote them before: a mixture whoever is ahead, or after whom.
+        for i, line in enumerate(lines):
+            if i % 2 or not Path(f"{out}-{i}").exists():
+                write_text(Path(f"{out}-{i}"), line)
+                time.sleep(SLOW / 10)
         return
     with locked(out.parent / f".{out.name}.copying"):
         sweep(out.parent, out.name)

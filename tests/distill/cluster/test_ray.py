@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from recipes import ROOT
 
 from data.arena import ArenaConfig, simulate_arena
 from data.errors import UserError
@@ -167,10 +168,13 @@ def test_a_machine_dies_and_a_unit_fails_and_the_others_end_as_a_local_run_does(
 
 
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(cluster, trained, tiny_recipe, tmp_path):
+    """Started in a directory of its own, which the cluster was not, with a path from there."""
     home = beside(trained, tmp_path / "home", "llama", "gemma2")
     command = ["--recipe", str(tiny_recipe), "--data", str(home), "--launcher", "ray"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "distill.student", *command],
+        [sys.executable, "-m", "distill.student", *command, "--data", "home"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background
