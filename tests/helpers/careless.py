@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
         Path(f"scratch-{os.getpid()}").write_text("")
         time.sleep(SLOW)
     if how == "mixes":
-        # Half of its files are kept where somebody wrote them before: a mixture whoever is ahead, or after whom.
+        # Half of its files are kept where somebody wrote them before, so two always mix.
         for i, line in enumerate(lines):
             if i % 2 or not Path(f"{out}-{i}").exists():
                 write_text(Path(f"{out}-{i}"), line)
