@@ -1,8 +1,9 @@
-"""The ensemble beside its peers: ``python -m benchmarks.ensemble [--lmsys DIR] [--sets DIR...]``.
+"""What the ensemble takes, and its calibrations: ``python -m benchmarks.ensemble [--lmsys DIR]``.
 
-Prints, all from one run: the simplex solver's time beside SLSQP with gradient and greedy selection; nested
-log-loss beside peers on two simulated sets of ten members by 2,000 rows, and on two real models where their
-predictions are given. Markdown, to be kept in ``benchmarks/ensemble.md``.
+Prints, all from one run: the simplex solver's time beside SLSQP with gradient and greedy selection; the whole
+command's on many rows, members and classes; calibrations beside probmetrics' on two real models, where their
+predictions are given. Markdown, to be kept in ``benchmarks/ensemble.md``; log-loss beside peers is what
+``benchmarks.ensemble_scores`` prints.
 """
 
 from __future__ import annotations
@@ -19,19 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.ensemble_peers import autogluon_greedy, likelihoods_of, nested, slsqp
+from benchmarks.ensemble_peers import autogluon_greedy, likelihoods_of, slsqp
 from benchmarks.greedy import greedy_weights
 from data.schema import Classes
 from data.softmax import softmax
 from ensemble.methods.base import Blender
 from ensemble.methods.blend import EqualMean, GeometricMean, SimplexBlend
-from ensemble.methods.catalogue import family
 from ensemble.methods.pool import LogPool
 from ensemble.methods.scalings import KINDS, LinearScaling
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.reading.load import load_problem
 from ensemble.reading.problem import Problem
-from ensemble.scoring.choice import choice_included
 from ensemble.scoring.crossfit import cross_fit
 from ensemble.solvers.folds import group_folds
 from ensemble.solvers.numbers import log_loss
@@ -152,25 +151,6 @@ def time_simplex(rows: int, m: int, autogluon: Path | None, kind: str) -> None:
         print(f"| {name} | {cells} |", flush=True)
 
 
-def score(title: str, problem: Problem, autogluon: Path | None) -> None:
-    start = time.process_time()
-    ours = cross_fit(problem).probs
-    seconds = time.process_time() - start
-    losses = {name: log_loss(probs, problem.y) for name, probs in ours.items()}
-    chosen = choice_included(ours, problem.y, problem.fold)
-    others, missing = nested(problem, autogluon)
-    print(f"\n### {title}: {len(problem):,} rows, {len(problem.names)} members\n")
-    print(f"All our methods, nested, in {seconds:.0f} s of CPU.\n\n| method | nested log-loss |\n|---|---|")
-    print(f"| **ours, by default, choice cross-fitted** | **{log_loss(chosen, problem.y).mean():.4f}** |")
-    for name, loss in losses.items():
-        if family(name) == name:  # the same with a calibration differs in the fourth digit
-            print(f"| {name} | {loss.mean():.4f} |")
-    for name, probs in others.items():
-        print(f"| peer: {name} | {log_loss(probs, problem.y).mean():.4f} |")
-    for line in missing:
-        print(f"\nLeft out: {line}.", flush=True)
-
-
 def calibrations(title: str, problem: Problem) -> None:
     """Every calibration of the mean and of two members, and probmetrics' structured matrix, nested."""
     from probmetrics.calibrators import get_calibrator
@@ -265,19 +245,11 @@ def time_first_methods(problem: Problem) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--lmsys", type=Path, metavar="DIR", help="teacher_m1, teacher_m2 and labels as CSV")
-    parser.add_argument(
-        "--sets",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="DIR",
-        help="prediction sets with labels",
-    )
     parser.add_argument("--rows", type=int, default=55_000, help="of the simplex solver's timing")
     parser.add_argument("--autogluon", type=Path, metavar="PYTHON", help="of an environment with AutoGluon")
     parser.add_argument(
         "--only",
-        choices=("solver", "command", "cost", "table", "lmsys", "sets", "calibration"),
+        choices=("solver", "command", "cost", "calibration"),
         help="one part of it",
     )
     parser.add_argument("--large", action="store_true", help="the command on a million rows too, 20 minutes")
@@ -303,19 +275,9 @@ def main() -> None:
             for shape in REQUIRED:
                 time_command(as_problem(*correlated(*shape)))
             time_growth()
-        if args.only in (None, "table"):
-            for seed in (0, 1):
-                title = f"Ten scikit-learn models, simulated table, seed {seed}"
-                score(title, tabular(seed), args.autogluon)
-        for folder in args.sets:
-            score(folder.name, problem_of(folder), args.autogluon)
-        if args.lmsys:
-            problem = problem_of(args.lmsys)
-            if args.only in (None, "lmsys"):
-                score("Two real language models", problem, args.autogluon)
-            if args.only in (None, "calibration"):
-                calibrations("two real language models", problem)
-                calibrations("ten scikit-learn models, seed 0", tabular(0))
+        if args.lmsys and args.only in (None, "calibration"):
+            calibrations("two real language models", problem_of(args.lmsys))
+            calibrations("ten scikit-learn models, seed 0", tabular(0))
 
 
 if __name__ == "__main__":
