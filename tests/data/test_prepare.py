@@ -227,14 +227,6 @@ def test_exit_status_and_message_of_a_mistake(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_help_is_quick() -> None:
-    started = time.perf_counter()
-    done = run_command("--help")
-    assert done.returncode == 0
-    assert "--source" in done.stdout
-    assert time.perf_counter() - started < 2  # about 0.05 s; heavy imports would take several
-
-
 def test_real_rows_prepare(real_data: Path, tmp_path: Path) -> None:
     main(["--source", str(real_data / "lmsys" / "preferences.csv"), "--out", str(tmp_path)])
     rows, folds = load_prepared(tmp_path)
