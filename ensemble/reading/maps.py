@@ -1,4 +1,4 @@
-"""From what a judge says to class probabilities: shares of classes by verdict, monotone curves of scores.
+"""From what a judge says to class probabilities: shares by verdict, smooth rising curves of scores.
 
 A map is fitted to labelled rows and goes to JSON. Nothing here looks at the rows that it is scored on; see
 :meth:`ensemble.reading.problem.Problem.seen_from`.
@@ -11,13 +11,23 @@ from typing import Any
 
 import numpy as np
 
+from data.softmax import softmax
 from ensemble.reading.judges import Judge
+from ensemble.solvers.designs import BlockDesign
+from ensemble.solvers.evidence import averaged, weigh
 from ensemble.solvers.folds import inner_folds
+from ensemble.solvers.newton import SoftmaxProblem
 
 PRIOR_ROWS = 1.0
-"""Rows of the classes' shares that every verdict and range of scores is drawn to (a Dirichlet prior)."""
-RANGE_ROWS, MOST_RANGES = 40, 20
-"""Rows from which a range of scores has a level of its own, and how many ranges there are at most."""
+"""Rows of the classes' shares that every verdict, and a whole curve, is drawn to (a Dirichlet prior)."""
+MOST_LEVELS = 100
+"""Levels that scores are gathered into."""
+KNOTS = (0.05, 0.275, 0.5, 0.725, 0.95)
+"""Where curves of scores may bend, by the share of scores below (Harrell, 2015, for five knots)."""
+FAR = 10.0
+"""Where curves end, in ranges of nine tenths of the scores: beyond, a score is an outlier."""
+SLOPE_ROWS, BEND_ROWS = 0.1, (0.1, 1.0, 10.0, 100.0)
+"""What a slope, and a bend, of log-odds is drawn to none by, in rows; of the last the rows choose."""
 _FOLDS = 5
 
 
@@ -132,28 +142,79 @@ def mapped(
 def _rising(
     score: np.ndarray, counted: np.ndarray, prior: np.ndarray, order: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Levels of the scores and the classes' shares there, the chance of each class or a later one rising.
+    """Levels of the scores and the classes' chances there, the chance of each class or a later one rising.
 
-    Isotonic regression (Robertson, Wright and Dykstra, *Order restricted statistical inference*, 1988) of
-    each of these chances; as the events are nested, so are the fits.
+    Log-odds of the classes are restricted cubic splines of the score, straight beyond the outer knots
+    (Harrell, *Regression modeling strategies*, 2015), as bent as the evidence says; where they fall, isotonic
+    regression (Robertson, Wright and Dykstra, *Order restricted statistical inference*, 1988) of the chance
+    of each class or a later one levels them. As these events are nested, so are the fits.
     """
     from scipy.optimize import isotonic_regression
 
-    count = int(np.clip(len(score) // RANGE_ROWS, 1, MOST_RANGES))
-    edges = np.unique(np.quantile(score, np.linspace(0, 1, count + 1)[1:-1])) if len(score) else np.zeros(0)
-    level = np.unique(np.searchsorted(edges, score, side="right"), return_inverse=True)[1]
+    heard = counted.sum(axis=1) > 0
+    score, counted = score[heard], counted[heard]
+    edges = np.unique(np.quantile(score, np.linspace(0, 1, MOST_LEVELS + 1)[1:-1])) if len(score) else score
+    level = np.unique(np.searchsorted(edges, score, side="left"), return_inverse=True)[1]
     size = int(level.max()) + 1 if len(level) else 0
     if not size:
         return np.zeros(1), prior[None]
-    middle = np.bincount(level, weights=score) / np.bincount(level)
-    counts = _sums(level, counted, size) + PRIOR_ROWS * prior
-    total = counts.sum(axis=1)
-    above = (counts / total[:, None])[:, order][:, ::-1].cumsum(axis=1)[:, ::-1]
-    fitted = [isotonic_regression(chance, weights=total).x for chance in above[:, 1:].T]
-    nested = np.stack([np.ones(size), *fitted, np.zeros(size)], axis=1)
-    probs = np.empty((size, len(order)))
+    total = counted.sum(axis=1)
+    counts = _sums(level, counted, size)
+    total_of = counts.sum(axis=1)
+    middle = np.bincount(level, weights=score * total) / total_of
+    # The outermost levels reach to the ends.
+    places = np.concatenate([[score.min()], middle, [score.max()]])
+    fitted = _smooth(middle, counts, prior, score, places)
+    above = fitted[:, order][:, ::-1].cumsum(axis=1)[:, ::-1]
+    mass = np.concatenate([[1e-3], total_of, [1e-3]])
+    rising = [isotonic_regression(chance, weights=mass).x for chance in above[:, 1:].T]
+    nested = np.stack([np.ones(len(places)), *rising, np.zeros(len(places))], axis=1)
+    probs = np.empty_like(fitted)
     probs[:, order] = np.maximum(nested[:, :-1] - nested[:, 1:], 0)
-    return middle, probs / probs.sum(axis=1, keepdims=True)
+    probs = (total.sum() * probs + PRIOR_ROWS * prior) / (total.sum() + PRIOR_ROWS)
+    places, first = np.unique(places, return_index=True)
+    return places, probs[first] / probs[first].sum(axis=1, keepdims=True)
+
+
+def _smooth(
+    middle: np.ndarray, counts: np.ndarray, prior: np.ndarray, score: np.ndarray, places: np.ndarray
+) -> np.ndarray:
+    """Class chances (places, K) by splines fitted to the counts (levels, K)."""
+    total = counts.sum(axis=1)
+    knots = np.quantile(score, KNOTS)
+    centre = knots[len(knots) // 2]
+    scale = float(knots[-1] - knots[0]) or float(score.std()) or 1.0
+    knots = np.unique((knots - centre) / scale)
+    features = [_spline(np.clip((at - centre) / scale, -FAR, FAR), knots) for at in (middle, places)]
+    d, k = features[0].shape[1], counts.shape[1]
+    start = np.zeros((k, d))
+    start[:, 0] = np.log(prior)
+    problem = SoftmaxProblem(
+        BlockDesign(features[0], k),
+        counts / total[:, None],
+        total / total.sum(),
+        np.zeros(k * d),
+        start.ravel(),
+    )
+    penalties = np.full((len(BEND_ROWS), k, d), SLOPE_ROWS)
+    penalties[:, :, 0] = 1.0
+    penalties[:, :, 2:] = np.array(BEND_ROWS)[:, None, None]
+    found = weigh(problem, penalties.reshape(len(BEND_ROWS), -1), float(total.sum()))
+    shares = averaged(found.evidence)[0]
+    later = BlockDesign(features[1], k)
+    return np.sum([s * softmax(later.logits(t)) for s, t in zip(shares, found.thetas, strict=True)], axis=0)
+
+
+def _spline(at: np.ndarray, knots: np.ndarray) -> np.ndarray:
+    """One, the score, and restricted cubic terms: shape (n, 2 + bends)."""
+    columns = [np.ones(len(at)), at]
+    if len(knots) > 2:
+        last, before = knots[-1], knots[-2]
+        cubes = [np.maximum(at - knot, 0) ** 3 for knot in knots]
+        for j, knot in enumerate(knots[:-2]):
+            left, right = (last - knot) / (last - before), (before - knot) / (last - before)
+            columns.append(4 * (cubes[j] - cubes[-2] * left + cubes[-1] * right))
+    return np.stack(columns, axis=1)
 
 
 def _sums(level: np.ndarray, counted: np.ndarray, size: int) -> np.ndarray:

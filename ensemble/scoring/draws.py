@@ -2,7 +2,7 @@
 
 Groups of rows are drawn with replacement; judges' maps and the log-opinion pool are fitted to each draw anew.
 The pool is what the stack departs from: how its predictions spread is taken as the spread of the stack's own.
-What no number of rows would mend, the coarseness of the maps, is not in it.
+What a penalty or a prior draws all fits towards is not in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ensemble.reading.problem import Problem
 from ensemble.scoring.bootstrap import bootstrap
 
 DRAWS = 60
-LEVELS = (2.5, 97.5)
+NORMAL = 1.96
 _LEAST = 1e-6
 
 
@@ -75,9 +75,8 @@ def interval(
     odds = np.stack(
         [_log_odds(from_dict(draw["pool"]).predict_proba(P)) for draw, P in zip(draws, seen, strict=True)]
     )
-    low, high = np.percentile(odds - odds.mean(axis=0), LEVELS, axis=0)
-    centre = _log_odds(probs)
-    return _chance(centre + low), _chance(centre + high)
+    centre, reach = _log_odds(probs), NORMAL * odds.std(axis=0, ddof=1)
+    return _chance(centre - reach), _chance(centre + reach)
 
 
 def _log_odds(probs: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ def averaged(evidence: np.ndarray) -> tuple[np.ndarray, float]:
     return likely / likely.sum(), most + float(np.log(likely.mean()))
 
 
-def weigh(problem: SoftmaxProblem, penalties: np.ndarray) -> Weighed:
+def weigh(problem: SoftmaxProblem, penalties: np.ndarray, rows: float | None = None) -> Weighed:
     """Fit under each of several penalties and say how likely it makes the rows.
 
     Parameters
@@ -49,9 +49,11 @@ def weigh(problem: SoftmaxProblem, penalties: np.ndarray) -> Weighed:
         Its ``ridge`` is not used.
     penalties : ndarray of shape (penalties, p)
         In units of rows; each fit starts where the last ended, so that neighbours should be alike.
+    rows : float, optional
+        What all rows together say, where those of the problem are sums of several.
     """
-    # Rows that do not count alike say as much as so many that do (Kish).
-    rows = 1 / float(problem.row_weights @ problem.row_weights)
+    if rows is None:  # rows that do not count alike say as much as so many that do (Kish)
+        rows = 1 / float(problem.row_weights @ problem.row_weights)
     thetas, evidence, theta = [], [], problem.centre
     for penalty in penalties:
         ridge = penalty / rows
