@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.csv as pc
 import pytest
 
-from distill.prediction.cascade import cross_fitted_curve, curve, features, fit_cascade, route
+from ensemble.routing.cascade import cross_fitted_curve, curve, features, fit_cascade, route
 from ensemble.solvers.numbers import log_loss
 
 CLASSES = ["winner_model_a", "winner_model_b", "winner_tie"]
