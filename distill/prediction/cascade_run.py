@@ -19,7 +19,8 @@ from data.softmax import softmax
 from distill.runs.loaded import examples_of, predict_rows
 from distill.runs.saved import SavedModel
 from distill.teaching.trust import check_made_from
-from ensemble.routing.cascade import cross_fitted_curve, fit_cascade, route
+from ensemble.routing.cascade import fit_cascade, route
+from ensemble.routing.held import cross_fitted_curve
 
 SAMPLE = 32
 """Rows on which the dear models are timed."""
