@@ -30,6 +30,7 @@ COMMANDS = (
     "distill.export",
     "ensemble.stack",
     "ensemble.predict",
+    "ensemble.route",
 )
 INTRODUCTION = """\
 Each runs as `python -m NAME`. Without arguments `distill.teacher_oof`, then `distill.student`, then

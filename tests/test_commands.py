@@ -28,6 +28,7 @@ COMMANDS = [
     "distill.race",
     "ensemble.stack",
     "ensemble.predict",
+    "ensemble.route",
 ]
 
 
@@ -61,6 +62,8 @@ def test_help_is_printed_without_the_heavy_libraries(command):
         (["distill.race", "--backbones", "llama"], "two or more"),
         (["ensemble.stack", "--data", "nowhere"], "nowhere"),
         (["ensemble.stack"], "teacher_oof"),
+        (["ensemble.route", "--cheap", "x.csv", "--out", "r"], "--dear, --cost, --budget"),
+        (["ensemble.route", "--router", "nowhere", "--cheap", "x.csv", "--out", "y.csv"], "nowhere"),
         (["data.prepare", "--source", "missing.csv", "--out", "there"], "missing.csv"),
     ],
 )

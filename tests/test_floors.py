@@ -78,7 +78,7 @@ def test_imports_without_torch(package: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", ["ensemble.stack", "ensemble.predict"])
+@pytest.mark.parametrize("command", ["ensemble.stack", "ensemble.predict", "ensemble.route"])
 def test_help_answers_at_once(command: str) -> None:
     def once() -> float:
         start = time.perf_counter()

@@ -98,14 +98,28 @@ def fit_cascade(P: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None =
     blend = SimplexBlend().fit(tempered, y, sample_weight=sample_weight)
     gain = log_loss(tempered[:, 0], y) - log_loss(blend.predict_proba(tempered), y)
     weight = as_weights(sample_weight, len(P))
-    X = features(tempered[:, 0])
+    return Cascade(
+        [s.temperature_ for s in scalings], blend, *foretell(features(tempered[:, 0]), gain, weight)
+    )
+
+
+def foretell(
+    X: np.ndarray, gain: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fit gains (n,) on features (n, f) by ridge regression, under weights that sum to 1.
+
+    Returns
+    -------
+    mean, scale : ndarray of shape (f,)
+    coefficients : ndarray of shape (f + 1,)
+        As :class:`Cascade` has them.
+    """
     mean = weight @ X
     scale = np.maximum(np.sqrt(weight @ (X - mean) ** 2), 1e-12)
     Z, rise = (X - mean) / scale, float(weight @ gain)
     counted = Z * (weight * len(Z))[:, None]
     slopes = np.linalg.solve(counted.T @ Z + RIDGE * np.eye(Z.shape[1]), counted.T @ (gain - rise))
-    coefficients = np.concatenate([[rise], slopes])
-    return Cascade([s.temperature_ for s in scalings], blend, mean, scale, coefficients)
+    return mean, scale, np.concatenate([[rise], slopes])
 
 
 def route(gain: np.ndarray, cost: np.ndarray, budget: float) -> np.ndarray:

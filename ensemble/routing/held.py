@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ensemble.routing.cascade import Cascade, fit_cascade, route
+from ensemble.routing.cascade import fit_cascade, route
 from ensemble.solvers.numbers import log_loss
 
 STEPS = 20
@@ -23,8 +24,8 @@ class Held:
     gain : ndarray of shape (n,)
         What the dear models were expected to gain, in nats.
     fold : ndarray of shape (n,)
-    cascades : dict of int to Cascade
-        By the fold that each was not fitted on.
+    known : dict of int to ndarray
+        By the fold that each cascade was not fitted on: the gain that it expects of the rows that it was.
     weight : ndarray of shape (n,)
         What each row counts for, with mean 1.
     """
@@ -33,7 +34,7 @@ class Held:
     dear: np.ndarray
     gain: np.ndarray
     fold: np.ndarray
-    cascades: dict[int, Cascade]
+    known: dict[int, np.ndarray]
     weight: np.ndarray
 
     @property
@@ -52,7 +53,7 @@ class Held:
     def best(self, score: np.ndarray, cost: np.ndarray, share: float) -> np.ndarray:
         """The rows of the best score for cost, as a mask, for this share of the cost of all, fold by fold."""
         chosen = np.zeros(len(score), dtype=bool)
-        for number in self.cascades:
+        for number in self.known:
             inside = self.fold == number
             weight = self.weight[inside]
             chosen[inside] = route(score[inside] * weight, cost[inside] * weight, share)
@@ -68,7 +69,13 @@ class Held:
         return float((losses * self.weight).mean())
 
 
-def cross_fit(P: np.ndarray, y: np.ndarray, fold: np.ndarray, weight: np.ndarray | None = None) -> Held:
+def cross_fit(
+    P: np.ndarray,
+    y: np.ndarray,
+    fold: np.ndarray,
+    weight: np.ndarray | None = None,
+    seen: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Held:
     """Fit a cascade outside each fold, and see what it says inside.
 
     Parameters
@@ -80,17 +87,21 @@ def cross_fit(P: np.ndarray, y: np.ndarray, fold: np.ndarray, weight: np.ndarray
         Of whole groups.
     weight : ndarray of shape (n,), optional
         What each row counts for, with mean 1.
+    seen : callable, optional
+        Gives ``P`` as a fit on some rows (their places) may see it: what judges mean is learnt from these.
     """
     cheap, dear, gain = (np.empty(len(P)) for _ in range(3))
-    cascades = {}
+    known = {}
     for number in np.unique(fold).tolist():
         inside = fold == number
         part = None if weight is None else weight[~inside]
-        cascade = cascades[number] = fit_cascade(P[~inside], y[~inside], part)
+        P = P if seen is None else seen(np.flatnonzero(~inside))
+        cascade = fit_cascade(P[~inside], y[~inside], part)
+        known[number] = cascade.expected_gain(P[~inside, 0])
         cheap[inside] = log_loss(cascade.cheap(P[inside, 0]), y[inside])
         dear[inside] = log_loss(cascade.all_models(P[inside]), y[inside])
         gain[inside] = cascade.expected_gain(P[inside, 0])
-    return Held(cheap, dear, gain, fold, cascades, np.ones(len(P)) if weight is None else weight)
+    return Held(cheap, dear, gain, fold, known, np.ones(len(P)) if weight is None else weight)
 
 
 def cross_fitted_curve(
