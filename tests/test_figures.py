@@ -37,6 +37,20 @@ def test_the_demos_picture_shows_the_demos_table() -> None:
         assert f">{name.split(' (')[0]}<" in picture
 
 
+def test_what_routers_win_is_what_their_table_says() -> None:
+    table = (ROOT / "benchmarks" / "router.md").read_text(encoding="utf-8").split("## What is won", 1)[1]
+    lines = [line.split("|") for line in table.splitlines() if line.startswith("| ") and "(" in line]
+    assert len(lines) == 24
+
+    def beyond_noise(column: int) -> int:
+        return sum("(+" in line[column] for line in lines)
+
+    page = (ROOT / "docs" / "route.md").read_text(encoding="utf-8")
+    won = re.search(r"in (\d+) of 24 settings.*?beats the lot in (\d+), in (\d+) too;", page, flags=re.S)
+    assert won
+    assert [int(count) for count in won.groups()] == [beyond_noise(column) for column in (3, 4, 5)]
+
+
 def test_tokens_a_second_are_those_of_the_log() -> None:
     log = (ROOT / "benchmarks" / "gpu_training.md").read_text(encoding="utf-8")
     section = GPU.split("## Real Llama-3.1 and Gemma-2 on one GPU", 1)[1].split("\n## ", 1)[0]
