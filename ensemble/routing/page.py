@@ -8,7 +8,7 @@ from typing import Any
 
 from ensemble.report.charts import LINE, Axes
 from ensemble.report.frame import render
-from ensemble.routing.summary import HEADER, lines, sentences
+from ensemble.routing.summary import HEADER, amount, lines, sentences
 
 HERE = Path(__file__).parent
 TITLE = "Router report"
@@ -37,7 +37,7 @@ def render_report(content: Mapping[str, Any]) -> str:
         models=[
             [
                 name,
-                "of the row" if content["cost"][name] is None else f"{content['cost'][name]:.6g}",
+                "of the row" if content["cost"][name] is None else amount(content["cost"][name]),
                 f"{content['temperatures'][name]:.4f}",
                 f"{content['blend'][name]:.4f}",
             ]

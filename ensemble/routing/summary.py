@@ -9,27 +9,32 @@ from typing import Any
 from data.console.command import format_table
 from data.errors import listing
 
-HEADER = ["cost a row", "sent", "by rule", "by lot", "rule on lot", "95 %", "oracle", "regret"]
+HEADER = ["cost a row", "share spent", "by rule", "by lot", "rule on lot", "95 %", "oracle", "regret"]
 _WIDE = 1.96
+
+
+def amount(value: float) -> str:
+    """An amount in the unit of the costs, to four figures."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def lines(content: Mapping[str, Any]) -> list[list[str]]:
     """The curve as cells under :data:`HEADER`, where the budget lands last."""
     measured = content["measured"]
-    points = [(f"{point['cost']:.6g}", point["share"], point) for point in measured["curve"]]
+    points = [(amount(point["cost"]), point) for point in measured["curve"]]
     at = measured["at_budget"]
-    points.append((f"budget: {at['cost']:.6g}", at["sent"], at))
+    points.append((f"budget: {amount(at['cost'])}", at))
     return [
         [
             cost,
-            f"{100 * sent:.0f} %",
+            f"{100 * point['share']:.0f} %",
             *(f"{point[name]:.4f}" for name in ("routed", "lot")),
             f"{point['gain']['value']:+.4f}",
             "[{:+.4f}, {:+.4f}]".format(*point["gain"]["ci95"]),
             f"{point['oracle']:.4f}",
             f"{point['regret']['value']:.4f}",
         ]
-        for cost, sent, point in points
+        for cost, point in points
     ]
 
 
@@ -50,15 +55,15 @@ def spending(content: Mapping[str, Any]) -> str:
     """What rows were found to cost beside what they may, and how far many new rows may stray from it."""
     at, rows, n = content["measured"]["at_budget"], content["budget"]["rows"], content["rows"]["n"]
     found = (
-        f"{at['cost']:.6g} a row of {at['budget']:.6g}, cross-fitted, with {100 * at['sent']:.1f} % of the "
-        f"rows sent to {listing(content['dear'])}"
+        f"{amount(at['cost'])} a row of {amount(at['budget'])}, cross-fitted, with {100 * at['sent']:.1f} % "
+        f"of the rows sent to {listing(content['dear'])}"
     )
     if rows is None:
         return found
     most = _WIDE * at["deviation"] * rows * math.sqrt(1 / rows + 1 / n)
     return (
-        f"{found}; {rows:,} new rows like these cost some {at['cost'] * rows:.6g} of "
-        f"{at['budget'] * rows:.6g}, give or take {most:.3g}"
+        f"{found}; {rows:,} new rows like these cost some {amount(at['cost'] * rows)} of "
+        f"{amount(at['budget'] * rows)}, give or take {amount(most)}"
     )
 
 

@@ -41,8 +41,8 @@ def _with_enough(found: Landing) -> str:
         )
     return (
         f"the budget is enough for all rows, and sending {_percent(found.sent)} of them, those that promise "
-        f"anything, gains {told(found.on_all)} on sending all, for {found.point.cost:.6g} a row instead of "
-        f"{found.full:.6g}"
+        f"anything, gains {told(found.on_all)} on sending all, for {found.point.cost:.4g} a row instead of "
+        f"{found.full:.4g}"
     )
 
 
