@@ -90,7 +90,7 @@ def blend(
     UserError
         What cannot be blended: no distributions, rows that do not match, unknown labels, a split group.
     """
-    problem, names = problem_given(members, y, groups, folds, sample_weight, rows, classes, seed)
+    problem, names, _ = problem_given(members, y, groups, folds, sample_weight, rows, classes, seed)
     if swap:
         problem = declare_swap(problem, swap)
     stack = fit_stack(leave_out_suspects(problem, trust), method, repeats, seed)

@@ -110,6 +110,7 @@ def fit(args: argparse.Namespace) -> list[str]:
         raise UserError(f"--seed {args.seed}: must be 0 or more")
     from ensemble.reading.load import load_problem
     from ensemble.records import held_for
+    from ensemble.routing.costs import costs_given
     from ensemble.routing.fitting import budget_of_a_row, route_problem
     from ensemble.routing.router import FILES, REPORT
     from ensemble.routing.rule import ROUTER
@@ -123,7 +124,8 @@ def fit(args: argparse.Namespace) -> list[str]:
     paths = [*files_of([*args.cheap, *args.dear]), *(Path(value) for value in cost.values())]
     inputs = [*paths, *(path for path in (args.labels, args.folds) if path)]
     with held_for("router", args.out, inputs, FILES):
-        router = route_problem(problem, names, cost, budget, args.rows, args.trust, args.seed)
+        costs = costs_given(cost, names, problem.row_ids, free=names[0])
+        router = route_problem(problem, names, costs, budget, args.rows, args.trust, args.seed)
         router.write(args.out)
     told = summary(router.content).splitlines() + [f"note: {note}" for note in router.notes]
     command = f"python -m ensemble.route --router {args.out} --cheap {names[0]}_test.csv --out decisions.csv"

@@ -34,8 +34,10 @@ def problem_given(
     rows: Rows | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
-) -> tuple[Problem, tuple[str, ...]]:
-    """Join what was given into a problem; returns the names of the members in the order given, too.
+) -> tuple[Problem, tuple[str, ...], list[str]]:
+    """Join what was given into a problem.
+
+    Returns it with the names of the members in the order given, and the ids that are meant by position.
 
     :func:`ensemble.blending.blend` says what the arguments are.
 
@@ -52,7 +54,7 @@ def problem_given(
     dealt = None if groups is None and folds is None else _dealt(groups, folds, labels, ids, seed)
     source = "given" if folds is not None else f"dealt here: {N_FOLDS} folds of whole groups, seed {seed}"
     problem = join_members(found, labels, dealt, rows, source, seed)
-    return problem, tuple(member.name for member in given)
+    return problem, tuple(member.name for member in given), ids
 
 
 def _classes_that_occur(members: Any, y: Any) -> Classes | None:

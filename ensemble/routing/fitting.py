@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import UserError, listing
+from data.ids import places
 from ensemble.lint.suspects import leave_out_suspects
 from ensemble.reading.in_memory import problem_given
 from ensemble.reading.maps import fit_map
@@ -89,8 +90,10 @@ def fit_router(
     routing and cascading for LLMs* (arXiv 2410.10347).
     """
     a_row = budget_of_a_row(budget, n_rows)
-    problem, names = problem_given(members, y, groups, folds, sample_weight, None, classes, seed)
-    return route_problem(problem, names, cost, a_row, n_rows, trust, seed)
+    problem, names, ids = problem_given(members, y, groups, folds, sample_weight, None, classes, seed)
+    costs, at = costs_given(cost, names, ids, free=names[0]), places(problem.row_ids, ids)
+    known = {name: value if isinstance(value, float) else value[at] for name, value in costs.items()}
+    return route_problem(problem, names, known, a_row, n_rows, trust, seed)
 
 
 def budget_of_a_row(budget: float, n_rows: int | None) -> float:
@@ -103,7 +106,7 @@ def budget_of_a_row(budget: float, n_rows: int | None) -> float:
 def route_problem(
     problem: Problem,
     names: Sequence[str],
-    cost: Mapping[str, Any],
+    costs: Mapping[str, Cost],
     budget: float,
     n_rows: int | None = None,
     trust: Sequence[str] = (),
@@ -111,10 +114,9 @@ def route_problem(
 ) -> Router:
     """Fit a router on a problem whose members are ``names``, the cheap one first, for a row's budget.
 
-    :func:`fit_router` says what the others are, and what is refused.
+    ``costs`` are those of the problem's rows; :func:`fit_router` says what is what, and what is refused.
     """
     problem = checked(problem, names, trust)
-    costs = costs_given(cost, names, problem.row_ids, free=names[0])
     columns = [spread(costs[name], len(problem)) for name in names]
     cheap, dear = columns[0], np.sum(columns[1:], axis=0)
     weight = np.ones(len(problem)) if problem.weight is None else problem.weight

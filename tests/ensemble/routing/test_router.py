@@ -90,6 +90,23 @@ def test_rows_of_unlike_cost_are_weighed_by_it() -> None:
         router.decide(fresh[:, 0])
 
 
+def test_costs_by_position_are_those_of_the_rows_as_they_were_given() -> None:
+    """Rows are sorted by id on the way."""
+    P, y = world(400, 16)
+    tokens, how = (
+        np.random.default_rng(0).uniform(1, 20, size=400),
+        {"budget": 3.0, "folds": np.arange(400) % 5},
+    )
+    wanted = fit_router(P, y, cost={"member1": 0.1, "member2": tokens}, **how)
+    ids = [f"r{i:03d}" for i in range(400)][::-1]
+    frames = [pd.DataFrame(P[:, m], columns=["0", "1", "2"], index=ids) for m in (0, 1)]
+    for own in (tokens, pd.Series(tokens, index=ids)[sorted(ids)]):
+        given = fit_router(frames, y, cost={"member1": 0.1, "member2": own}, **how)
+        assert given.rule.price.price == pytest.approx(wanted.rule.price.price)
+        at, other = (r.content["measured"]["at_budget"] for r in (given, wanted))
+        assert at["cost"] == pytest.approx(other["cost"])
+
+
 def test_a_router_reads_back_to_the_bit(router: Router, tmp_path: Path) -> None:
     router.save(tmp_path / "router")
     again = read_router(tmp_path / "router")
