@@ -28,6 +28,7 @@ COMMANDS = {
     "export": "distill.export",
     "stack": "ensemble.stack",
     "stack-predict": "ensemble.predict",
+    "route": "ensemble.route",
 }
 """What ``distillstack NAME`` runs, in the order of the work."""
 

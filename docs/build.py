@@ -16,21 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import distillstack
 from docs.pictures import PICTURES
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGE, OUT = ROOT / "build" / "site", ROOT / "dist" / "docs"
-COMMANDS = (
-    "data.prepare",
-    "distill.doctor.__main__",
-    "distill.race.__main__",
-    "distill.teacher_oof",
-    "distill.student",
-    "distill.predict",
-    "distill.export",
-    "ensemble.stack",
-    "ensemble.predict",
-)
+COMMANDS = tuple(distillstack.COMMANDS.values())
 INTRODUCTION = """\
 Each runs as `python -m NAME`. Without arguments `distill.teacher_oof`, then `distill.student`, then
 `ensemble.stack` run the demo. Any value of a recipe can be overridden, `teachers.llama.train.epochs=2`;

@@ -15,3 +15,7 @@ from ensemble.methods.scalings import LinearScaling as LinearScaling
 from ensemble.methods.sliced import SlicedPool as SlicedPool
 from ensemble.methods.temperature import TemperatureScaling as TemperatureScaling
 from ensemble.methods.trees import LightGBMStacker as LightGBMStacker
+from ensemble.routing.fitting import fit_router as fit_router
+from ensemble.routing.router import Decisions as Decisions
+from ensemble.routing.router import Router as Router
+from ensemble.routing.router import read_router as read_router

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,20 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.errors import UserError, listing
-from data.folds import Folds
-from data.ids import align, places
-from data.labels import cell_text, is_missing
-from data.schema import Classes
+from data.ids import align
 from ensemble.lint.suspects import leave_out_suspects
 from ensemble.methods.base import Blender
 from ensemble.methods.catalogue import METHODS
 from ensemble.output import REPORT, hold, stack_content, write_result
-from ensemble.reading.dealing import N_FOLDS
 from ensemble.reading.fresh import joined
-from ensemble.reading.given import by_row, is_frame, labels_given, members_given
-from ensemble.reading.join import join_members
-from ensemble.reading.labels import Labels
-from ensemble.reading.load import agreed
+from ensemble.reading.given import members_given
+from ensemble.reading.in_memory import problem_given
 from ensemble.reading.problem import Problem, declare_swap
 from ensemble.report.page import write_report
 from ensemble.report.summary import summary
@@ -34,7 +28,6 @@ from ensemble.saved import apply_stack, classes_of, load_stack, maps_of
 from ensemble.scoring.bootstrap import Interval
 from ensemble.scoring.results import Result, evaluate
 from ensemble.scoring.verdict import instead, settle
-from ensemble.solvers.folds import group_folds
 
 if TYPE_CHECKING:
     from data.schema import Rows
@@ -97,38 +90,11 @@ def blend(
     UserError
         What cannot be blended: no distributions, rows that do not match, unknown labels, a split group.
     """
-    known = Classes(tuple(classes)) if classes is not None else _classes_that_occur(members, y)
-    given = members_given(members, known)
-    found = agreed(given)
-    ids = found[0].row_ids
-    labels = labels_given(y, ids, found[0].classes, sample_weight)
-    dealt = None if groups is None and folds is None else _dealt(groups, folds, labels, ids, seed)
-    source = "given" if folds is not None else f"dealt here: {N_FOLDS} folds of whole groups, seed {seed}"
-    problem = join_members(found, labels, dealt, rows, source, seed)
+    problem, names, _ = problem_given(members, y, groups, folds, sample_weight, rows, classes, seed)
     if swap:
         problem = declare_swap(problem, swap)
     stack = fit_stack(leave_out_suspects(problem, trust), method, repeats, seed)
-    return replace(stack, given=tuple(member.name for member in given))
-
-
-def _classes_that_occur(members: Any, y: Any) -> Classes | None:
-    """The classes of arrays without names where labels are texts: those that occur, sorted."""
-    parts = list(members.values()) if isinstance(members, Mapping) else list(members)
-    if any(is_frame(part) or isinstance(part, str | Path) for part in parts) or is_frame(y):
-        return None
-    texts = np.asarray([] if isinstance(y, str | Path) else y)
-    if texts.ndim != 1 or texts.dtype.kind not in "UO" or not len(texts):
-        return None
-    return Classes(tuple(sorted({str(text) for text in texts.tolist() if not is_missing(cell_text(text))})))
-
-
-def _dealt(groups: Any, folds: Any, labels: Labels, ids: list[str], seed: int) -> Folds:
-    """Folds as they are given, or groups dealt into folds."""
-    group_ids = ids if groups is None else [str(group) for group in by_row(groups, ids, "groups")]
-    if folds is not None:
-        return Folds(ids, group_ids, np.asarray(by_row(folds, ids, "folds"), dtype=np.int64))
-    targets = np.nan_to_num(labels.targets[places(ids, labels.row_ids)])
-    return Folds(ids, group_ids, group_folds(targets, np.array(group_ids), N_FOLDS, seed))
+    return replace(stack, given=names)
 
 
 def fit_stack(problem: Problem, method: str | None = None, repeats: int = 1, seed: int = 0) -> Stack:

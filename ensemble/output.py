@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.errors import UserError
-from data.files import locked, sha256_files
+from data.files import sha256_files
 from ensemble.methods.calibrate import Calibrated
 from ensemble.methods.catalogue import SIMPLEST
 from ensemble.reading.features import NAMES
 from ensemble.reading.maps import fit_map
 from ensemble.reading.problem import Problem
-from ensemble.saved import BOUND, FORMAT, STACK, refuse_overwriting, save_stack
+from ensemble.records import begins_with, held_for, versions
+from ensemble.saved import BOUND, FORMAT, STACK, save_stack
 from ensemble.scoring.draws import drawn_pools
 from ensemble.scoring.results import Result, Score, shown_weights
 from ensemble.scoring.verdict import verdict
 
 PREDICTIONS, REPORT = BOUND
-_MARKS = {STACK: b'"kind": "stack"', REPORT: b"<title>Stack report</title>"}
-"""What the beginning of our own files holds."""
-_HEAD = 2048
+
+
+def _is_predictions(path: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return bool(pq.read_schema(path).names[:2] == ["row_id", "fold"])
+    except (OSError, pa.ArrowException):
+        return False
+
+
+_FILES = {
+    PREDICTIONS: _is_predictions,
+    REPORT: begins_with(b"<title>Stack report</title>"),
+    STACK: begins_with(b'"kind": "stack"'),
+}
 _HALF_WRITTEN = re.compile(
     r"\.(stack\.json|report\.html|predictions\.parquet|lightgbm-[0-9a-f]{16}\.txt)\.\d+\.tmp"
 )
@@ -35,45 +47,12 @@ _HALF_WRITTEN = re.compile(
 
 @contextmanager
 def hold(out: Path, inputs: Iterable[Path]) -> Iterator[None]:
-    """Hold a stack's directory while it is made: what cannot be written is refused before the work.
-
-    Parameters
-    ----------
-    out : Path
-    inputs : iterable of Path
-        Files that are read, which must not be written over.
-
-    Raises
-    ------
-    UserError
-        Another command is writing there, the directory cannot be written, or a file in it is an input or
-        none of ours.
-    """
-    inputs = list(inputs)
-    for name in (PREDICTIONS, REPORT, STACK):
-        refuse_overwriting(out / name, inputs)
-        if (out / name).exists() and not _is_ours(out / name):
-            raise UserError(f"{out / name}: was written by no stack; move it away, or choose another --out")
-    with locked(out):
-        if not os.access(out, os.W_OK | os.X_OK):
-            raise UserError(f"{out}: cannot be written; choose another --out")
+    """Hold a stack's directory while it is made; see :func:`ensemble.records.held_for`."""
+    with held_for("stack", out, inputs, _FILES):
         for left in out.glob(".*.tmp"):  # of a killed command
             if _HALF_WRITTEN.fullmatch(left.name):
                 left.unlink(missing_ok=True)
         yield
-
-
-def _is_ours(path: Path) -> bool:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        if path.name == PREDICTIONS:
-            return bool(pq.read_schema(path).names[:2] == ["row_id", "fold"])
-        with open(path, "rb") as handle:
-            return _MARKS[path.name] in handle.read(_HEAD)
-    except (OSError, pa.ArrowException):
-        return False
 
 
 def stack_content(problem: Problem, result: Result) -> dict[str, Any]:
@@ -136,7 +115,7 @@ def stack_content(problem: Problem, result: Result) -> dict[str, Any]:
         "bootstrap_draws": result.draws.draws,
         "repeats": result.repeats,
         "seed": result.seed,
-        "versions": {name: _version(name) for name in ("distillstack", "numpy", "scipy", "lightgbm")},
+        "versions": versions("distillstack", "numpy", "scipy", "lightgbm"),
     }
 
 
@@ -148,13 +127,6 @@ def _plain(score: Score) -> dict[str, Any]:
         "difference": score.vs_mean,
         "ci95": score.vs_mean_ci.as_list(),
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def write_result(out: Path, problem: Problem, result: Result) -> None:

@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from data.sources.plan import read_column_map
     from ensemble.reading.fresh import read_fresh
     from ensemble.reading.members import split_name
-    from ensemble.saved import apply_stack, classes_of, interval_of, load_stack, maps_of, refuse_overwriting
+    from ensemble.records import refuse_overwriting
+    from ensemble.saved import apply_stack, classes_of, interval_of, load_stack, maps_of
 
     if args.out.suffix.lower() not in (".csv", ".parquet"):
         raise UserError(
@@ -159,8 +160,14 @@ def load_rows(data: Path, ids: Sequence[str], classes: Classes, columns: Mapping
     return rows.take(np.sort(at))
 
 
-def write_predictions(path: Path, ids: list[str], probs: np.ndarray, classes: Sequence[str]) -> None:
-    """Write a prediction set, CSV or Parquet by extension, atomically."""
+def write_predictions(
+    path: Path,
+    ids: list[str],
+    probs: np.ndarray,
+    classes: Sequence[str],
+    more: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write a prediction set, CSV or Parquet by extension, atomically, with ``more`` columns where given."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -169,6 +176,7 @@ def write_predictions(path: Path, ids: list[str], probs: np.ndarray, classes: Se
     sweep(path.parent, path.name)
     columns = {"id": pa.array(ids, pa.string())}
     columns |= {name: pa.array(probs[:, k]) for k, name in enumerate(classes)}
+    columns |= {name: pa.array(values) for name, values in (more or {}).items()}
     table = pa.table(columns)
     if path.suffix.lower() == ".parquet":
         write_parquet(path, table)

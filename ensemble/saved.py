@@ -6,9 +6,8 @@ another run wrote over, and damage is noticed. ``stack.json`` holds the hash of 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,12 @@ from ensemble.methods.model_text import checked_model
 from ensemble.reading.features import row_features
 from ensemble.reading.fresh import Fresh
 from ensemble.reading.maps import JudgeMap
+from ensemble.records import HASH, hash_of
 from ensemble.scoring.draws import interval
 from ensemble.scoring.draws import maps_of as draw_maps
 
 STACK = "stack.json"
 FORMAT = 2
-HASH = "content_hash"
 _TREES = "trees_"
 _TREE_FILE = re.compile(r"lightgbm-[0-9a-f]{16}\.txt")
 BOUND = ("predictions.parquet", "report.html")
@@ -86,14 +85,10 @@ def save_stack(out: Path, content: dict[str, Any], method: Blender) -> None:
 
     fitted = _map_trees(method.to_dict(), put)
     whole = {**content, "fitted": fitted}
-    write_json(out / STACK, {**whole, HASH: _hash(whole)})
+    write_json(out / STACK, {**whole, HASH: hash_of(whole)})
     for old in out.glob("lightgbm-*.txt"):
         if _TREE_FILE.fullmatch(old.name) and old.name not in names:  # others are not ours
             old.unlink(missing_ok=True)
-
-
-def _hash(content: dict[str, Any]) -> str:
-    return sha256_text(json.dumps(content, sort_keys=True))
 
 
 def load_stack(path: Path) -> tuple[dict[str, Any], Blender]:
@@ -116,7 +111,7 @@ def load_stack(path: Path) -> tuple[dict[str, Any], Blender]:
             "stack again"
         )
     stated = content.pop(HASH, None)  # stacks made before there was one are taken as they are
-    if stated is not None and stated != _hash(content):
+    if stated is not None and stated != hash_of(content):
         raise UserError(f"{path / STACK}: was changed after it was written; make the stack again")
 
     for key, (fits, kind) in _TYPES.items():
@@ -244,13 +239,6 @@ def apply_stack(path: Path, method: Blender, P: np.ndarray, rows: Rows | None) -
     if not sound:
         raise UserError(f"{path / STACK}: gives no probabilities; make the stack again")
     return probs
-
-
-def refuse_overwriting(target: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to write a file over one that was read."""
-    for path in inputs:
-        if target.exists() and path.exists() and target.samefile(path):
-            raise UserError(f"{target}: is read as {path}, and would be written over; choose another --out")
 
 
 def classes_of(content: dict[str, Any]) -> Classes:

@@ -37,6 +37,22 @@ def test_the_demos_picture_shows_the_demos_table() -> None:
         assert f">{name.split(' (')[0]}<" in picture
 
 
+def test_what_routers_win_is_what_their_table_says() -> None:
+    table = (ROOT / "benchmarks" / "router.md").read_text(encoding="utf-8").split("## What is won", 1)[1]
+    lines = [line.split("|") for line in table.splitlines() if line.startswith("| ") and "(" in line]
+    assert len(lines) == 24
+
+    def beyond_noise(column: int, mark: str = "(+") -> int:
+        return sum(mark in line[column] for line in lines)
+
+    page = (ROOT / "docs" / "route.md").read_text(encoding="utf-8")
+    counts = r"in (\d+) of 24 settings.*?usual rule, in (\d+)\. .*?better in (\d+) and worse in (\d+);"
+    won = re.search(counts, page, flags=re.S)
+    assert won
+    found = [*(beyond_noise(column) for column in (3, 4, 5)), beyond_noise(5, "to -")]
+    assert [int(count) for count in won.groups()] == found
+
+
 def test_tokens_a_second_are_those_of_the_log() -> None:
     log = (ROOT / "benchmarks" / "gpu_training.md").read_text(encoding="utf-8")
     section = GPU.split("## Real Llama-3.1 and Gemma-2 on one GPU", 1)[1].split("\n## ", 1)[0]

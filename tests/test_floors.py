@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from recipes import ROOT
 
-from distillstack import COMMANDS
 from docs.map import PICTURE, circles, depths, draw, file_graph, imported, modules, room_graph
 
 FLOORS = {"data": 1, "ensemble": 2, "distill": 3}
@@ -75,21 +74,6 @@ def test_imports_without_torch(package: str) -> None:
     command = [sys.executable, "-c", BLOCK_TORCH, *[name.removesuffix(".__init__") for name in names]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("command", sorted(COMMANDS.values()))
-def test_help_loads_nothing_that_takes_long(command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", command, "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0
-    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
-    assert "argparse" in loaded
-    assert not loaded & {"lightgbm", "pandas", "pyarrow", "scipy", "sklearn", "torch", "transformers"}
 
 
 def test_no_pickle_anywhere() -> None:

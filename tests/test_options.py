@@ -25,11 +25,13 @@ MODULES = {
     "distill.race": "distill.race.__main__",
     "ensemble.stack": "ensemble.stack",
     "ensemble.predict": "ensemble.predict",
+    "ensemble.route": "ensemble.route",
 }
 TRAINING = ("distill.teacher_oof", "distill.student")
 SHOWN_BY = {
     "data": ("data.prepare",),
     "ensemble": ("ensemble.stack", "ensemble.predict"),
+    "ensemble/routing": ("ensemble.route",),
     "distill": tuple(name for name in MODULES if name.startswith("distill.")),
     "distill/race": ("distill.race",),
     "distill/doctor": ("distill.doctor",),

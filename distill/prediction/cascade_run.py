@@ -16,10 +16,11 @@ from data.ids import align
 from data.schema import Rows
 from data.softlabels import check_joinable, read_store
 from data.softmax import softmax
-from distill.prediction.cascade import cross_fitted_curve, fit_cascade, route
 from distill.runs.loaded import examples_of, predict_rows
 from distill.runs.saved import SavedModel
 from distill.teaching.trust import check_made_from
+from ensemble.routing.cascade import fit_cascade, route
+from ensemble.routing.held import cross_fitted_curve
 
 SAMPLE = 32
 """Rows on which the dear models are timed."""

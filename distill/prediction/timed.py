@@ -21,11 +21,11 @@ from data.errors import UserError
 from data.files import atomic_write, sha256_text
 from data.schema import Rows
 from data.softmax import softmax
-from distill.prediction.cascade import Cascade, fit_cascade
 from distill.prediction.cascade_run import known_rows, tokens_of
 from distill.processes import on_first
 from distill.runs.loaded import Loaded, predict_rows
 from distill.runs.saved import SavedModel, identity
+from ensemble.routing.cascade import Cascade, fit_cascade
 
 MARGIN = 0.15
 """A chunk is begun if it fits even when the dear models are this much slower than in the last one."""

@@ -54,7 +54,7 @@ class Fresh:
         P = np.zeros((len(self.row_ids), len(self.members), first.classes.n))
         for m, (name, parts) in enumerate(self.members.items()):
             for part in parts:
-                probs = _probabilities(part, maps.get(name), self.stack)
+                probs = probabilities(part, maps.get(name), self.stack)
                 P[places(part.row_ids, self.row_ids), m] += probs / len(parts)
         return P
 
@@ -137,8 +137,14 @@ def joined(
     return Fresh(first.row_ids, {name: [next(in_order) for _ in members[name]] for name in wanted}, stack)
 
 
-def _probabilities(member: Member, judge_map: JudgeMap | None, stack: str) -> np.ndarray:
-    """A member's probabilities (n, K), a judge's by the map that the stack learnt of it."""
+def probabilities(member: Member, judge_map: JudgeMap | None, stack: str) -> np.ndarray:
+    """A member's probabilities (n, K), a judge's by the map that the stack learnt of it.
+
+    Raises
+    ------
+    UserError
+        It does not give the kind of thing that the stack was fitted on.
+    """
     judge = member.judge
     known = None if judge_map is None else (judge_map.kind, judge_map.swap is not None)
     found = None if judge is None else (judge.kind, judge.swap is not None)

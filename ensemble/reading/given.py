@@ -49,11 +49,11 @@ def members_given(
     known = classes
     for name, part in named if known is None else ():
         if is_frame(part) or isinstance(part, str | Path):
-            known = _member(part, name, None, None).classes
+            known = member_given(part, name, None).classes
             break
     found: list[Member] = []
     for name, part in named:
-        member = _member(part, name, known, found[0] if found else None)
+        member = member_given(part, name, known, found[0].row_ids if found else None)
         found.append(member)
         known = known or member.classes
     return found
@@ -83,17 +83,28 @@ def named_members(members: Any, names: Sequence[str] | None) -> list[tuple[str, 
     return list(zip(names or usual, parts, strict=True))
 
 
-def _member(part: Any, name: str, classes: Classes | None, first: Member | None) -> Member:
-    """One member; rows without ids have the first's, by position."""
+def member_given(
+    part: Any, name: str, classes: Classes | None = None, row_ids: Sequence[str] | None = None
+) -> Member:
+    """Read one member, as :func:`members_given` does.
+
+    Parameters
+    ----------
+    part : ndarray of shape (n, K), data frame or path
+    name : str
+    classes : Classes, optional
+    row_ids : sequence of str, optional
+        Those of rows that bring none, by position.
+    """
     where = Path(f"members[{name!r}]")
     if isinstance(part, str | Path):
         return load_member(Path(part), classes, name)
     if is_frame(part):
         table, own = as_table(part)
         member = member_of(table, where, classes, name)
-        if own or first is None:
+        if own or row_ids is None:
             return member
-        return replace(member, row_ids=_by_position(first.row_ids, len(member.row_ids), str(where)))
+        return replace(member, row_ids=_by_position(row_ids, len(member.row_ids), str(where)))
     values = np.asarray(part)
     if values.ndim != 2 or values.shape[1] < 2 or values.dtype.kind not in "fiu":
         raise UserError(f"{where}: has shape {values.shape}; a member has one row a row, one column a class")
@@ -103,7 +114,7 @@ def _member(part: Any, name: str, classes: Classes | None, first: Member | None)
         raise UserError(
             f"{where}: has {n_classes} columns, and there are {classes.n} classes: {listing(classes.names)}"
         )
-    ids = numbered(n) if first is None else _by_position(first.row_ids, n, str(where))
+    ids = numbered(n) if row_ids is None else _by_position(row_ids, n, str(where))
     checked = check_probabilities(values.astype(np.float64), ids, classes, where)
     return Member(name, ids, checked, classes, where)
 

@@ -208,7 +208,7 @@ def test_a_cascade_shows_the_dear_models_what_its_budget_allows(trained, tmp_pat
     probs = np.stack([table[c].to_numpy() for c in CLASSES], axis=1)
     np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-6)
 
-    from distill.prediction.cascade import fit_cascade
+    from ensemble.routing.cascade import fit_cascade
 
     stores = [read_store(trained / name).probs for name in ("student", "llama")]
     cascade = fit_cascade(np.stack(stores, axis=1), rows.targets)

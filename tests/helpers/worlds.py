@@ -36,6 +36,7 @@ student:
   distill: {weight: 0.6, temperature: 2.0, leakage: apart}
 """
 
+COSTS = "--cost m1=0.1 m2=1"
 BASE = [
     "data.prepare --source arena --rows 40 --folds 2 --seed 1 --out data",
     "distill.teacher_oof --recipe recipe.yaml --data data --only llama",
@@ -43,6 +44,7 @@ BASE = [
     "distill.export --model data/student --out exported",
     "distill.predict --model data/llama data/student --data new.csv --columns columns.yaml --out fresh",
     "ensemble.stack --oof m1.csv m2.csv --labels labels.csv --method lightgbm --out stack",
+    f"ensemble.route --cheap m1.csv --dear m2.csv --labels labels.csv {COSTS} --budget 0.5 --out router",
 ]
 """What the inputs of all commands are made by, in this order."""
 
@@ -235,6 +237,23 @@ CASES = [
         free=("fresh/*",),
         bound=("stack/*",),
         pairs=("ensemble.predict --stack stack --oof m2=fresh/llama.csv m1=fresh/student.csv --out out.csv",),
+    ),
+    Case(
+        "router",
+        f"ensemble.route --cheap m1.csv --dear m2.csv --labels labels.csv {COSTS} --budget 0.5 --out out",
+        ("m1.csv", "m2.csv", "labels.csv"),
+        free=("m1.csv", "m2.csv", "labels.csv"),
+        pairs=(
+            f"ensemble.route --cheap m2.csv --dear m1.csv --labels labels.csv {COSTS} --budget 2 --out out",
+        ),
+    ),
+    Case(
+        "route",
+        "ensemble.route --router router --cheap fresh/llama.csv --dear fresh/student.csv --out out.csv",
+        ("router", "fresh"),
+        free=("fresh/*",),
+        bound=("router/router.json",),
+        pairs=("ensemble.route --router router --cheap fresh/llama.csv --out out.csv",),
     ),
 ]
 

@@ -1,8 +1,14 @@
 """A cascade: a cheap model on every row, dear ones on the rows where they are expected to pay.
 
 What the dear models would gain on a row is predicted from what the cheap one said about it, by a ridge
-regression on rows with labels that none of them was trained on: their out-of-fold stores. Rows are taken by
-gain for cost until the budget is spent. The dear models' answer is blended with the cheap one's.
+regression on rows with labels that none of them was trained on: their out-of-fold predictions. Rows are
+taken by gain for cost until the budget is spent. The dear models' answer is blended with the cheap one's.
+
+Cascades of language models: Chen, Zaharia and Zou, *FrugalGPT* (arXiv 2305.05176). That taking rows by gain
+for cost down to one price is optimal, and estimates of quality are what counts: Dekoninck, Baader and Vechev,
+*A unified approach to routing and cascading for LLMs* (arXiv 2410.10347). Why the cheap model's confidence
+alone may mislead, and a rule learnt from its output may not: Jitkrittum and others, *When does
+confidence-based cascade deferral suffice?* (arXiv 2307.02764).
 """
 
 from __future__ import annotations
@@ -13,18 +19,24 @@ import numpy as np
 
 from ensemble.methods.blend import SimplexBlend
 from ensemble.methods.calibrate import TemperatureScaling
-from ensemble.solvers.numbers import log_loss
+from ensemble.solvers.numbers import as_weights, log_loss, log_probs
 
 RIDGE = 100.0
 """Penalty in rows. Gains are noisy: of one row they are a difference of two log-losses."""
-STEPS = 20
+LEAST = 1e-3
+"""Probabilities below this are taken as this in the features' logarithms, so that no row stands far out."""
 
 
 def features(probs: np.ndarray) -> np.ndarray:
-    """What a cheap model's probabilities (n, K) say about how sure it is, and of what; shape (n, f)."""
+    """What a cheap model's probabilities (n, K) say about how sure it is, and of what; shape (n, f).
+
+    In order: entropy in nats and its square, the greatest probability, the second, the first less the
+    second, every class's probability, its square, and its logarithm, floored at :data:`LEAST`.
+    """
     ranked = -np.sort(-probs, axis=1)[:, :2]
-    entropy = -(probs * np.log(np.maximum(probs, 1e-12))).sum(axis=1)
-    return np.column_stack([entropy, entropy**2, ranked, ranked[:, 0] - ranked[:, 1], probs, probs**2])
+    entropy = -(probs * log_probs(probs, 1e-12)).sum(axis=1)
+    margin = ranked[:, 0] - ranked[:, 1]
+    return np.column_stack([entropy, entropy**2, ranked, margin, probs, probs**2, log_probs(probs, LEAST)])
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,7 @@ class Cascade:
     def all_models(self, P: np.ndarray) -> np.ndarray:
         """Blend of all models' probabilities (n, models, K)."""
         parts = [_tempered(P[:, m], t) for m, t in enumerate(self.temperatures)]
-        return self.blend.predict_proba(np.stack(parts, axis=1))
+        return self.blend.predict_on(np.stack(parts, axis=1))
 
     def expected_gain(self, probs: np.ndarray) -> np.ndarray:
         """Expected fall of the log-loss (n,) if the dear models see the row too, in nats."""
@@ -70,24 +82,44 @@ def _tempered(probs: np.ndarray, temperature: float) -> np.ndarray:
     return scaling.predict_on(probs)
 
 
-def fit_cascade(P: np.ndarray, y: np.ndarray) -> Cascade:
+def fit_cascade(P: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> Cascade:
     """Fit temperatures, blend and expected gain on predictions (n, models, K), the cheap model first.
 
     Parameters
     ----------
+    P : ndarray of shape (n, models, K)
     y : ndarray of shape (n,) or (n, K)
         Labels or target distributions.
+    sample_weight : ndarray of shape (n,), optional
+        What each row counts for.
     """
-    scalings = [TemperatureScaling().fit(P[:, m], y) for m in range(P.shape[1])]
+    scalings = [TemperatureScaling().fit(P[:, m], y, sample_weight) for m in range(P.shape[1])]
     tempered = np.stack([s.predict_on(P[:, m]) for m, s in enumerate(scalings)], axis=1)
-    blend = SimplexBlend().fit(tempered, y)
+    blend = SimplexBlend().fit(tempered, y, sample_weight=sample_weight)
     gain = log_loss(tempered[:, 0], y) - log_loss(blend.predict_proba(tempered), y)
-    X = features(tempered[:, 0])
-    mean, scale = X.mean(axis=0), np.maximum(X.std(axis=0), 1e-12)
-    Z = (X - mean) / scale
-    slopes = np.linalg.solve(Z.T @ Z + RIDGE * np.eye(Z.shape[1]), Z.T @ (gain - gain.mean()))
-    coefficients = np.concatenate([[gain.mean()], slopes])
-    return Cascade([s.temperature_ for s in scalings], blend, mean, scale, coefficients)
+    weight = as_weights(sample_weight, len(P))
+    return Cascade(
+        [s.temperature_ for s in scalings], blend, *foretell(features(tempered[:, 0]), gain, weight)
+    )
+
+
+def foretell(
+    X: np.ndarray, gain: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fit gains (n,) on features (n, f) by ridge regression, under weights that sum to 1.
+
+    Returns
+    -------
+    mean, scale : ndarray of shape (f,)
+    coefficients : ndarray of shape (f + 1,)
+        As :class:`Cascade` has them.
+    """
+    mean = weight @ X
+    scale = np.maximum(np.sqrt(weight @ (X - mean) ** 2), 1e-12)
+    Z, rise = (X - mean) / scale, float(weight @ gain)
+    counted = Z * (weight * len(Z))[:, None]
+    slopes = np.linalg.solve(counted.T @ Z + RIDGE * np.eye(Z.shape[1]), counted.T @ (gain - rise))
+    return mean, scale, np.concatenate([[rise], slopes])
 
 
 def route(gain: np.ndarray, cost: np.ndarray, budget: float) -> np.ndarray:
@@ -109,29 +141,3 @@ def route(gain: np.ndarray, cost: np.ndarray, budget: float) -> np.ndarray:
     chosen = np.zeros(len(gain), dtype=bool)
     chosen[order[affordable]] = True
     return chosen
-
-
-def curve(
-    cascade: Cascade, P: np.ndarray, y: np.ndarray, cost: np.ndarray, steps: int = STEPS
-) -> list[tuple[float, float, float]]:
-    """Log-loss against the budget on labelled rows: (budget, by expected gain, by lot on average)."""
-    cheap, dear = log_loss(cascade.cheap(P[:, 0]), y), log_loss(cascade.all_models(P), y)
-    gain = cascade.expected_gain(P[:, 0])
-    points = []
-    for budget in np.linspace(0, 1, steps + 1):
-        chosen = route(gain, cost, float(budget))
-        by_lot = budget * dear.mean() + (1 - budget) * cheap.mean()
-        points.append((float(budget), float(np.where(chosen, dear, cheap).mean()), float(by_lot)))
-    return points
-
-
-def cross_fitted_curve(
-    P: np.ndarray, y: np.ndarray, cost: np.ndarray, fold: np.ndarray, steps: int = STEPS
-) -> list[tuple[float, float, float]]:
-    """:func:`curve` of rows by cascades fitted on the other folds, averaged by rows."""
-    numbers, total = np.unique(fold), np.zeros((steps + 1, 3))
-    for number in numbers:
-        inside = fold == number
-        part = curve(fit_cascade(P[~inside], y[~inside]), P[inside], y[inside], cost[inside], steps)
-        total += inside.mean() * np.array(part)
-    return [(float(b), float(routed), float(lot)) for b, routed, lot in total]

@@ -3,8 +3,10 @@
 import numpy as np
 import pyarrow.csv as pc
 import pytest
+from stack_files import competition
 
-from distill.prediction.cascade import cross_fitted_curve, curve, features, fit_cascade, route
+from ensemble.routing.cascade import features, fit_cascade, route
+from ensemble.routing.held import cross_fit, cross_fitted_curve
 from ensemble.solvers.numbers import log_loss
 
 CLASSES = ["winner_model_a", "winner_model_b", "winner_tie"]
@@ -61,7 +63,32 @@ def test_a_gain_that_can_be_foreseen_is_found():
     cascade = fit_cascade(P[:1500], y[:1500])
     chosen = route(cascade.expected_gain(cheap[1500:]), np.ones(1500), float(unsure[1500:].mean()))
     assert (chosen == unsure[1500:]).mean() > 0.99
-    (_, first, _), *_, (_, last, _) = curve(cascade, P[1500:], y[1500:], np.ones(1500))
+    (_, first, _), *_, (_, last, _) = cross_fitted_curve(P, y, np.ones(n), np.arange(n) % 5)
     assert last < first
-    assert last == pytest.approx(log_loss(cascade.all_models(P[1500:]), y[1500:]).mean())
-    assert features(cheap).shape == (n, 11)
+    assert features(cheap).shape == (n, 14)
+
+
+def test_held_out_rows_are_seen_by_cascades_that_were_not_fitted_on_them():
+    P, y = competition(400)
+    fold = np.arange(400) % 4
+    held = cross_fit(P, y, fold)
+    cascade = fit_cascade(P[fold != 2], y[fold != 2])
+    inside = fold == 2
+    np.testing.assert_array_equal(held.gain[inside], cascade.expected_gain(P[inside, 0]))
+    np.testing.assert_array_equal(held.dear[inside], log_loss(cascade.all_models(P[inside]), y[inside]))
+    (_, none, _), *_, (_, every, _) = cross_fitted_curve(P, y, np.ones(400), fold)
+    assert none == pytest.approx(held.cheap.mean())
+    assert every == pytest.approx(held.dear.mean())
+    best = held.foreseen(np.ones(400), 0.3)
+    assert best.mean() <= 0.3
+    assert held.routed(best).mean() <= held.routed(held.best(held.gain, np.ones(400), 0.3)).mean()
+
+
+def test_a_row_of_weight_two_counts_as_two_rows():
+    P, y = competition(300)
+    weight = np.random.default_rng(0).integers(1, 3, size=300)
+    twice = np.repeat(np.arange(300), weight)
+    one, other = fit_cascade(P, y, weight), fit_cascade(P[twice], y[twice])
+    np.testing.assert_allclose(one.temperatures, other.temperatures, rtol=1e-6)
+    # The penalty is in rows, which weights do not add to; where it is small, gains agree.
+    np.testing.assert_allclose(one.expected_gain(P[:, 0]), other.expected_gain(P[:, 0]), atol=0.03)
