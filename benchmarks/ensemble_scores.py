@@ -31,8 +31,6 @@ from ensemble.solvers.numbers import cross_entropy
 from ensemble.solvers.threads import one_blas_thread
 
 OURS = "ours, by default"
-TIMES = 10
-"""How much of our processor's time AutoGluon gets, on two cores."""
 
 
 def of(problem: Problem, rows: np.ndarray) -> Problem:
@@ -100,6 +98,7 @@ def table(
     ours: Callable[[], dict[str, np.ndarray]],
     splits: list[tuple[Problem, Problem, np.ndarray]],
     autogluon: Path | None,
+    times: float,
 ) -> None:
     """Print a line for each method: its log-loss, how far above ours, seconds of CPU."""
     begun = busy()
@@ -121,7 +120,7 @@ def table(
     line(OURS, found.pop(OURS), f"{seconds:.0f}, all kinds of ours")
     for name, probs in found.items():
         line(name, probs, "")
-    each = max(30.0, TIMES * seconds / len(splits) / (os.cpu_count() or 1))
+    each = max(30.0, times * seconds / len(splits) / (os.cpu_count() or 1))
     missing = []
     for name, probs, took in peers(fits(autogluon, each), splits, problem.y.shape):
         if isinstance(probs, str):
@@ -132,7 +131,7 @@ def table(
         print(f"\nLeft out: {left_out}.", flush=True)
 
 
-def score(name: str, fresh: bool, autogluon: Path | None) -> None:
+def score(name: str, fresh: bool, autogluon: Path | None, times: float) -> None:
     """Print a set's tables."""
     simulated = name.startswith("table=")
     problem = tabular(int(name.removeprefix("table="))) if simulated else problem_of(Path(name))
@@ -143,12 +142,13 @@ def score(name: str, fresh: bool, autogluon: Path | None) -> None:
     for number in np.unique(problem.fold):
         test, rest = np.flatnonzero(problem.fold == number), np.flatnonzero(problem.fold != number)
         splits.append((of(problem, rest), of(problem, test), test))
-    table(problem, lambda: ours_nested(problem), splits, autogluon)
+    table(problem, lambda: ours_nested(problem), splits, autogluon, times)
     if fresh:
         half = group_folds(problem.y, problem.groups, 2, 1) == 0
         known, later = of(problem, np.flatnonzero(half)), of(problem, np.flatnonzero(~half))
         print(f"\n### {title}: fitted on {len(known):,} rows, scored on {len(later):,} others\n")
-        table(later, lambda: ours_fresh(known, later), [(known, later, np.arange(len(later)))], autogluon)
+        split = (known, later, np.arange(len(later)))
+        table(later, lambda: ours_fresh(known, later), [split], autogluon, times)
 
 
 def main() -> None:
@@ -156,12 +156,13 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", metavar="SET", help="a directory, or table=SEED")
     parser.add_argument("--fresh", action="store_true", help="score on a half held out, too")
     parser.add_argument("--autogluon", type=Path, metavar="PYTHON", help="of an environment with AutoGluon")
+    parser.add_argument("--times", type=float, default=10, help="our seconds of CPU that AutoGluon is given")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     print(f"On {os.cpu_count()} cores; it is {time.strftime('%Y-%m-%d %H:%M')}.")
     with one_blas_thread():
         for name in args.sets:
-            score(name, args.fresh, args.autogluon)
+            score(name, args.fresh, args.autogluon, args.times)
 
 
 if __name__ == "__main__":
