@@ -34,6 +34,7 @@ QUICK = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 3,
+    "worker_niceness": 0,  # other tests beside them would starve them
     "kill_idle_workers_interval_ms": 0,  # a worker that has torch loaded is kept for the next test
 }
 NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 << 20}
