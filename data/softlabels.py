@@ -31,6 +31,8 @@ MAY_CHANGE = ("versions", "data", "backbone_path", "backbone_beside", "backbone_
 """Manifest fields that may differ when a run is continued: they do not change its numbers."""
 MADE_BY = b"distillstack.made_by"
 """Key of a soft-label file's metadata: the hash of the manifest under which it was written."""
+CONTENT = b"distillstack.content"
+"""Key of its metadata: the hash of its columns."""
 JOIN_FIELDS = ("classes", "rows_hash", "folds_hash")
 """Manifest fields on which stores must agree before their rows may be joined."""
 
@@ -102,11 +104,11 @@ def write_logits(
     fold: np.ndarray,
     logits: np.ndarray,
     classes: Classes,
-    made_by: str | None = None,
+    manifest: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an ``oof.parquet``: logits of shape (n, orders, K), one line a row and order, atomically.
 
-    ``made_by`` is the :func:`run_hash` of the manifest that it belongs to.
+    With the ``manifest`` that it belongs to it is marked as that one's, and with the hash of its columns.
     """
     import pyarrow as pa
 
@@ -120,28 +122,32 @@ def write_logits(
     for k, name in enumerate(logit_columns(classes)):
         columns[name] = pa.array(flat[:, k])
     table = pa.table(columns)
-    write_parquet(path, table if made_by is None else table.replace_schema_metadata({MADE_BY: made_by}))
+    if manifest is not None:
+        marks = {MADE_BY: run_hash(manifest), CONTENT: _content(row_ids, fold, logits)}
+        table = table.replace_schema_metadata(marks)
+    write_parquet(path, table)
+
+
+def _content(row_ids: list[str], fold: np.ndarray, logits: np.ndarray) -> str:
+    """Hash what a soft-label file says, whatever the order of its rows."""
+    order = sorted(range(len(row_ids)), key=row_ids.__getitem__)
+    numbers = (fold.astype("<i8")[order], logits.astype("<f4")[order])
+    return sha256_text(*(row_ids[i] for i in order), *(part.tobytes().hex() for part in numbers))
 
 
 def read_logits(
-    path: Path, classes: Classes, made_by: str | None = None
+    path: Path, classes: Classes, manifest: Mapping[str, Any] | None = None
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Read an ``oof.parquet`` back as (row ids, fold (n,), logits (n, orders, K)).
 
     Raises
     ------
     UserError
-        The file was written under another manifest than the one whose hash ``made_by`` is, is missing or
+        The file was written under another manifest than the one given, or changed since, is missing or
         damaged, lacks a column or has one of another type, holds a non-finite logit or an empty cell, repeats
         a row and order, lacks one order of a pair, or has the two in two folds.
     """
     table = read_parquet(path, "soft-label file")
-    stated = (table.schema.metadata or {}).get(MADE_BY, b"").decode(errors="replace")
-    if made_by and stated and stated != made_by:
-        raise UserError(
-            f"{path}: was not written under the {MANIFEST} of its store: one of the two was changed "
-            "since, or is another store's; restore it, or make the store again"
-        )
     columns = logit_columns(classes)
     require_columns(table, ["row_id", "fold", "swap", *columns], path)
     _check_types(table, columns, path)
@@ -172,6 +178,15 @@ def read_logits(
         raise UserError(
             f"{path}: row {ids[parted[0]]} is in two folds; one model predicts both orders of a row"
         )
+    if manifest is not None:
+        marks, wanted = table.schema.metadata or {}, {MADE_BY: run_hash(manifest)}
+        wanted[CONTENT] = _content(unique, row_fold, logits)
+        needed = "backbone" in manifest  # a training's; what others wrote needs no marks
+        if any(marks.get(key, b"") != wanted[key].encode() for key in wanted if needed or key in marks):
+            raise UserError(
+                f"{path}: is not as it was written under the {MANIFEST} of its store: one of the two was "
+                "changed since, or is another store's; restore it, or make the store again"
+            )
     return unique, row_fold, logits
 
 
@@ -259,7 +274,7 @@ def read_store(path: str | Path) -> SoftLabels:
             f"{path}: has no {OOF}; its run is unfinished, start the same command again to finish it"
         )
     classes = _classes_of(manifest, path / MANIFEST)
-    row_ids, fold, logits = read_logits(path / OOF, classes, run_hash(manifest))
+    row_ids, fold, logits = read_logits(path / OOF, classes, manifest)
     return SoftLabels(row_ids, fold, logits, classes, manifest, path)
 
 

@@ -19,7 +19,7 @@ from data.files import read_json
 from data.folds import Folds
 from data.ids import align
 from data.schema import Rows
-from data.softlabels import read_logits, run_hash, write_logits
+from data.softlabels import read_logits, write_logits
 from distill.config import ModelConfig
 from distill.model.backbone import (
     add_adapters,
@@ -117,15 +117,14 @@ class Run:
             Of the store that the file belongs to, where it is not this run's.
         """
         ids = [self.rows.row_ids[i] for i in rows]
-        made_by = run_hash(manifest or self.manifest)
-        on_first(lambda: write_logits(path, ids, by, logits, self.rows.classes, made_by))
+        on_first(lambda: write_logits(path, ids, by, logits, self.rows.classes, manifest or self.manifest))
 
     def read(self, paths: Sequence[Path]) -> np.ndarray:
         """Join predictions by row id: (n, orders, K), NaN where no file has the row."""
         classes = self.rows.classes
         logits = np.full((len(self.rows), len(classes.orders), classes.n), np.nan, dtype=np.float32)
         for path in paths:
-            ids, _, values = read_logits(path, classes, run_hash(self.manifest))
+            ids, _, values = read_logits(path, classes, self.manifest)
             logits[align(ids, self.rows.row_ids, str(self.out))] = values
         return logits
 

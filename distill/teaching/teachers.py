@@ -28,7 +28,6 @@ from data.softlabels import (
     read_logits,
     read_manifest,
     read_store,
-    run_hash,
 )
 from distill.config import CONFIG, DistillConfig
 from distill.losses import LOSSES
@@ -218,7 +217,7 @@ def _fold_labels(store: SoftLabels, rows: Rows, folds: Folds, fold: int) -> np.n
             f"{path}: missing, so every label may come from a teacher that saw fold {fold}, on which the "
             "student is scored; run distill.teacher_oof with --leakage strict first"
         )
-    ids, held_out, logits = read_logits(path, store.classes, run_hash(store.manifest))
+    ids, held_out, logits = read_logits(path, store.classes, store.manifest)
     at = places(rows.row_ids, ids)
     have = at >= 0
     if (own := np.flatnonzero(have & (folds.fold == fold))).size:

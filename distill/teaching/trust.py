@@ -166,7 +166,7 @@ def check_folds(store: SoftLabels, folds: Folds) -> None:
         )
     for part in sorted(store.path.glob(f"fold-*/{OOF}")):
         number = int(part.parent.name.removeprefix("fold-"))
-        ids, _, logits = read_logits(part, store.classes, run_hash(store.manifest))
+        ids, _, logits = read_logits(part, store.classes, store.manifest)
         here, joined = places(ids, folds.row_ids), places(ids, store.row_ids)
         for i in np.flatnonzero((here < 0) | (folds.fold[here] != number)):
             of = f"fold {folds.fold[here[i]]}" if here[i] >= 0 else "no fold"

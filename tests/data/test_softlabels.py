@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,6 @@ from data.softlabels import (
     read_logits,
     read_manifest,
     read_store,
-    run_hash,
     write_logits,
 )
 from data.softmax import softmax
@@ -56,14 +56,39 @@ def test_a_file_written_under_another_manifest_is_refused(tmp_path: Path) -> Non
         own = {**manifest, "seed": name}
         write_json(tmp_path / name / MANIFEST, own)
         logits = np.full((2, 2, 3), ord(name), dtype=np.float32)
-        write_logits(tmp_path / name / OOF, ["x", "y"], np.arange(2), logits, PREFERENCE, run_hash(own))
+        write_logits(tmp_path / name / OOF, ["x", "y"], np.arange(2), logits, PREFERENCE, own)
     read_store(tmp_path / "a")
     write_json(tmp_path / "a" / MANIFEST, {**manifest, "seed": "a", "versions": {"torch": "another"}})
     read_store(tmp_path / "a")  # what may change
     (tmp_path / "a" / OOF).write_bytes((tmp_path / "b" / OOF).read_bytes())
-    with pytest.raises(UserError, match=r"a/oof\.parquet: was not written under the manifest\.json"):
+    with pytest.raises(UserError, match=r"a/oof\.parquet: is not as it was written under the manifest\.json"):
         read_store(tmp_path / "a")
     read_logits(tmp_path / "a" / OOF, PREFERENCE)  # who does not say whose it must be
+
+
+@pytest.mark.parametrize("backbone", [None, {"weight_hash": "w"}])
+def test_a_file_that_was_changed_since_is_refused(tmp_path: Path, backbone: dict | None) -> None:
+    """Of a training also one without the marks that say so; other tools' files bear none."""
+    path = tmp_path / OOF
+    manifest = {"seed": 1} if backbone is None else {"backbone": backbone}
+    logits = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    write_logits(path, ["x", "y"], np.arange(2), logits, PREFERENCE, manifest)
+    whole = pq.read_table(path)
+    pq.write_table(whole.take([2, 3, 1, 0]), path)  # another order says the same
+    read_logits(path, PREFERENCE, manifest)
+    for changed in (
+        whole.set_column(3, whole.schema.field(3), pa.array([9, 9, 9, 9], pa.float32())),
+        whole.set_column(1, whole.schema.field(1), pa.array([1, 1, 1, 1], pa.int32())),
+    ):
+        pq.write_table(changed, path)
+        with pytest.raises(UserError, match="is not as it was written"):
+            read_logits(path, PREFERENCE, manifest)
+    pq.write_table(whole.replace_schema_metadata(None), path)
+    if backbone is None:
+        read_logits(path, PREFERENCE, manifest)
+    else:
+        with pytest.raises(UserError, match="is not as it was written"):
+            read_logits(path, PREFERENCE, manifest)
 
 
 def write_store(path: Path, classes: Classes = PREFERENCE, n: int = 4, **changes: Any) -> np.ndarray:

@@ -132,6 +132,7 @@ def test_only_pinned_rows_may_go_without_a_label(run, tmp_path: Path) -> None:
     short = tmp_path / "llama"
     shutil.copytree(directory / "llama", short)
     store = read_store(short)
-    write_logits(short / "oof.parquet", store.row_ids[1:], store.fold[1:], store.logits[1:], rows.classes)
+    rest = store.row_ids[1:], store.fold[1:], store.logits[1:]
+    write_logits(short / "oof.parquet", *rest, rows.classes, store.manifest)
     with pytest.raises(UserError, match=f"no soft labels for 1 rows: {store.row_ids[0]}"):
         read_teachers([short], rows, folds)

@@ -52,10 +52,8 @@ def test_a_store_that_does_not_fit_is_refused_by_name(trained, tmp_path, tiny_re
     change_manifest(other, **{field: value})
     if field == "classes":
         table = pq.read_table(other / "oof.parquet")
-        pq.write_table(
-            table.rename_columns([*table.column_names[:3], "logit_a", "logit_b", "logit_c"]),
-            other / "oof.parquet",
-        )
+        renamed = table.rename_columns([*table.column_names[:3], "logit_a", "logit_b", "logit_c"])
+        pq.write_table(renamed.replace_schema_metadata(table.schema.metadata), other / "oof.parquet")
     out = tmp_path / "out"
     command = [
         "--recipe",

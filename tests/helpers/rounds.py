@@ -185,7 +185,8 @@ class Campaign:
     def play(self, kind: str, number: int, case: Case | None = None) -> Round:
         """Play one round; a fault keeps its world."""
         rng = self.rng(kind, number)
-        case = case or self.draw(kind, rng)
+        drawn = self.draw(kind, rng)  # in a replay, too: what follows depends on it
+        case = case or drawn
         self.golden(case)
         done = Round(kind, case.name, number)
         begun = time.monotonic()

@@ -91,4 +91,6 @@ def change_manifest(store: Path, **changes: object) -> None:
     manifest = {**read_json(store / "manifest.json"), **changes}
     write_json(store / "manifest.json", manifest)
     for file in store.rglob("*.parquet"):
-        write_parquet(file, read_parquet(file).replace_schema_metadata({MADE_BY: run_hash(manifest)}))
+        table = read_parquet(file)
+        marks = {**(table.schema.metadata or {}), MADE_BY: run_hash(manifest)}
+        write_parquet(file, table.replace_schema_metadata(marks))

@@ -146,7 +146,7 @@ def test_apart_needs_in_sample_labels_of_the_same_teacher(made, tmp_path):
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["train"]["seed"] += 1
     (other / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="was not written under the manifest"):
+    with pytest.raises(UserError, match="is not as it was written under the manifest"):
         read_teachers([tmp_path / "llama"], rows, folds, leakage="apart")
     change_manifest(other)
     with pytest.raises(UserError, match=r"is not of the teacher .* differs in train"):
