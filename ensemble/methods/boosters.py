@@ -16,8 +16,6 @@ FEATURES = "log+prob"
 SLOW_ROUNDS = 160
 BINNED_FROM = 20_000
 """Rows that decide where a feature is cut."""
-MOST_TRIED = 60
-"""Features of which a tree is made, at most: what it takes grows with them, and more were no better."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,8 @@ class Settings:
     num_threads: int
     seed: int
 
-    def params(self, n_rows: int, n_features: int, number: int = 0) -> dict[str, Any]:
-        """LightGBM's parameters for the ``number``-th booster on so many rows and features."""
+    def params(self, n_rows: int, number: int = 0) -> dict[str, Any]:
+        """LightGBM's parameters for the ``number``-th booster on so many rows."""
         return {
             "objective": "multiclass",
             "num_class": self.n_classes,
@@ -49,7 +47,7 @@ class Settings:
             "lambda_l2": 10.0,
             "bagging_fraction": 0.7,
             "bagging_freq": 1,
-            "feature_fraction": min(0.5, MOST_TRIED / n_features),
+            "feature_fraction": 0.5,
             "extra_trees": True,  # random thresholds: the best single guard against noise on such features
             "max_bin": 127,
             "bin_construct_sample_cnt": BINNED_FROM,
@@ -167,13 +165,12 @@ class BinnedRows:
         self.row, label = np.nonzero(targets)  # a soft target counts as a row for each class it gives weight
         if not np.array_equal(self.row, np.arange(len(features))):
             features = features[self.row]
-        self.n_features = features.shape[1]
         row_weights = weights[self.row] * targets[self.row, label]
         self.data = lightgbm.Dataset(
             features,
             label=label,
             weight=row_weights / row_weights.mean(),
-            params=self.settings.params(len(self.row), self.n_features),
+            params=self.settings.params(len(self.row)),
         )
 
     def booster(self, base: np.ndarray, number: int = 0) -> Any:
@@ -183,7 +180,7 @@ class BinnedRows:
         if self.swap is not None:
             base = np.concatenate([base, base[:, list(self.swap)]])
         self.data.set_init_score(base[self.row].ravel(order="F"))  # a booster copies it when it is made
-        return lightgbm.Booster(self.settings.params(len(self.row), self.n_features, number), self.data)
+        return lightgbm.Booster(self.settings.params(len(self.row), number), self.data)
 
 
 def tree_features(P: np.ndarray, X: np.ndarray | None = None) -> np.ndarray:
