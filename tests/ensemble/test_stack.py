@@ -188,14 +188,22 @@ def test_a_new_stack_leaves_no_trees_of_the_old_one(tmp_path: Path) -> None:
 
 
 def test_two_real_models(tmp_path: Path, real_data: Path) -> None:
-    folder = real_data / "lmsys"
-    paths = [str(folder / f"teacher_m{m}_predictions.csv") for m in (1, 2)]
-    main(["--oof", *paths, "--labels", str(folder / "teacher_labels.csv"), "--out", str(tmp_path / "stack")])
+    """On half of the rows, which takes half the time."""
+    tables = {}
+    for name in ("teacher_m1_predictions.csv", "teacher_m2_predictions.csv", "teacher_labels.csv"):
+        header, *lines = (real_data / "lmsys" / name).read_text(encoding="utf-8").splitlines()
+        half = [line for line in lines if int(line.partition(",")[0]) % 2]
+        (tmp_path / name).write_text("\n".join([header, *half]), encoding="utf-8")
+        tables[name] = {line.partition(",")[0]: line.split(",")[1:] for line in half}
+    *members, labels = (str(tmp_path / name) for name in tables)
+    main(["--oof", *members, "--labels", labels, "--out", str(tmp_path / "stack")])
     stack = json.loads((tmp_path / "stack" / "stack.json").read_text(encoding="utf-8"))
     scores = {method["name"]: method["nested_log_loss"] for method in stack["methods"]}
-    assert scores["mean"] == pytest.approx(0.9098, abs=5e-5)
-    assert stack["chosen_nested_log_loss"] <= 0.907
-    assert stack["chosen_nested_log_loss_choice_included"] <= 0.907
+    first, second, truth = tables.values()
+    likely = [(float(first[i][int(k)]) + float(second[i][int(k)])) / 2 for i, (k,) in truth.items()]
+    assert scores["mean"] == pytest.approx(-np.log(likely).mean(), abs=1e-4)
+    assert stack["chosen_nested_log_loss"] <= scores["mean"] - 0.002
+    assert stack["chosen_nested_log_loss_choice_included"] <= scores["mean"] - 0.002
     chosen = next(method for method in stack["methods"] if method["name"] == stack["chosen"])
     assert chosen["ci95"][1] < 0
     shutil.rmtree(tmp_path / "stack")
