@@ -9,7 +9,7 @@ import numpy as np
 
 from data.dataset import ROWS, load_prepared
 from data.errors import UserError, listing
-from data.files import refuse_impossible, table_columns
+from data.files import readable_parquet, refuse_impossible, table_columns
 from data.folds import FOLDS, read_folds
 from data.ids import places
 from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, classes_of
@@ -95,7 +95,8 @@ def _pair_of(labels: Path | None, data: Path | None) -> Classes:
     if data is not None and (data / ROWS).is_file():
         import pyarrow.parquet as pq
 
-        return classes_of(pq.read_schema(data / ROWS), data)
+        with readable_parquet(data / ROWS):
+            return classes_of(pq.read_schema(data / ROWS), data)
     names = set(table_columns(labels, "label file")) if labels is not None and labels.is_file() else set()
     two = set(PREFERENCE_NO_TIE.names) <= names and not set(PREFERENCE.names) <= names
     return PREFERENCE_NO_TIE if two else PREFERENCE

@@ -253,3 +253,16 @@ def test_stores_under_other_folds_than_the_file_are_refused(tmp_path: Path) -> N
     write_folds_file(tmp_path / "f.parquet", rows.row_ids, [f"g{i // 2}" for i in range(120)], fold)
     with pytest.raises(UserError, match="other folds"):
         load_problem([str(store)], folds=tmp_path / "f.parquet")
+
+
+def test_a_row_table_whose_end_is_damaged_is_named(tmp_path: Path) -> None:
+    """Its schema alone is looked at first, by another reader of Arrow's."""
+    home, members = tmp_path / "home", write_sets(tmp_path)[0]
+    home.mkdir()
+    pq.write_table(pa.table({"row_id": ["x"] * 1000, "label": list(range(1000))}), home / "rows.parquet")
+    whole = (home / "rows.parquet").read_bytes()
+    size = int.from_bytes(whole[-8:-4], "little")
+    for at in range(len(whole) - 8 - size, len(whole), 16):
+        (home / "rows.parquet").write_bytes(whole[:at] + bytes(64) + whole[at + 64 :])
+        with pytest.raises(UserError, match=r"rows\.parquet|home"):
+            load_problem(members, None, home)
