@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data.files import sha256_files
 from ensemble.methods.calibrate import Calibrated
 from ensemble.methods.catalogue import SIMPLEST
@@ -103,15 +101,7 @@ def stack_content(problem: Problem, result: Result) -> dict[str, Any]:
             {**_plain(score), "source": str(source.path), "content_hash": source.content_hash}
             for score, source in zip(result.members, problem.sources, strict=True)
         ],
-        "rows": {
-            "n": len(problem),
-            "groups": int(problem.groups.max()) + 1,
-            "folds": len(np.unique(problem.fold)),
-            "folds_from": problem.folds_from,
-            "hashes": problem.hashes,
-            "weighted": problem.weight is not None,
-            "notes": [*problem.notes, *result.notes],
-        },
+        "rows": problem.record(result.notes),
         "bootstrap_draws": result.draws.draws,
         "repeats": result.repeats,
         "seed": result.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,18 @@ class Problem:
     def weighted(self, losses: np.ndarray) -> np.ndarray:
         """Losses of the rows (n,) times what each row counts for: their mean is the weighted mean."""
         return losses if self.weight is None else losses * self.weight
+
+    def record(self, more: Sequence[str] = ()) -> dict[str, Any]:
+        """What a record says of the rows, as JSON values, with ``more`` notes after the problem's own."""
+        return {
+            "n": len(self),
+            "groups": int(self.groups.max()) + 1,
+            "folds": len(np.unique(self.fold)),
+            "folds_from": self.folds_from,
+            "hashes": self.hashes,
+            "weighted": self.weight is not None,
+            "notes": [*self.notes, *more],
+        }
 
     def seen_from(self, rows: np.ndarray, seed: int) -> Problem:
         """The problem as fits on some rows may see it: what judges mean is learnt from these rows alone."""
