@@ -113,26 +113,27 @@ def write_logits(
     import pyarrow as pa
 
     n, orders, _ = logits.shape
-    columns: dict[str, Any] = {
-        "row_id": pa.array([row_id for row_id in row_ids for _ in range(orders)], pa.string()),
-        "fold": pa.array(np.repeat(fold, orders), pa.int32()),
-        "swap": pa.array(list(classes.orders) * n, pa.bool_()),
-    }
+    ids = [row_id for row_id in row_ids for _ in range(orders)]
+    folds, swap = np.repeat(fold, orders), np.tile(classes.orders, n)
     flat = logits.reshape(n * orders, -1).astype(np.float32)
+    columns: dict[str, Any] = {
+        "row_id": pa.array(ids, pa.string()),
+        "fold": pa.array(folds, pa.int32()),
+        "swap": pa.array(swap, pa.bool_()),
+    }
     for k, name in enumerate(logit_columns(classes)):
         columns[name] = pa.array(flat[:, k])
     table = pa.table(columns)
     if manifest is not None:
-        marks = {MADE_BY: run_hash(manifest), CONTENT: _content(row_ids, fold, logits)}
+        marks = {MADE_BY: run_hash(manifest), CONTENT: _content(ids, folds, swap, flat)}
         table = table.replace_schema_metadata(marks)
     write_parquet(path, table)
 
 
-def _content(row_ids: list[str], fold: np.ndarray, logits: np.ndarray) -> str:
-    """Hash what a soft-label file says, whatever the order of its rows."""
-    order = sorted(range(len(row_ids)), key=row_ids.__getitem__)
-    numbers = (fold.astype("<i8")[order], logits.astype("<f4")[order])
-    return sha256_text(*(row_ids[i] for i in order), *(part.tobytes().hex() for part in numbers))
+def _content(ids: list[str], fold: np.ndarray, swap: np.ndarray, logits: np.ndarray) -> str:
+    """Hash the columns of a soft-label file, line by line as they stand: later files name the rows in its order."""
+    numbers = (fold.astype("<i8"), swap.astype("<i8"), logits.astype("<f4"))
+    return sha256_text(*ids, *(part.tobytes().hex() for part in numbers))
 
 
 def read_logits(
@@ -180,7 +181,7 @@ def read_logits(
         )
     if manifest is not None:
         marks, wanted = table.schema.metadata or {}, {MADE_BY: run_hash(manifest)}
-        wanted[CONTENT] = _content(unique, row_fold, logits)
+        wanted[CONTENT] = _content(ids, fold, swap, values)
         needed = "backbone" in manifest  # a training's; what others wrote needs no marks
         if any(marks.get(key, b"") != wanted[key].encode() for key in wanted if needed or key in marks):
             raise UserError(

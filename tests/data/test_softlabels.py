@@ -74,9 +74,8 @@ def test_a_file_that_was_changed_since_is_refused(tmp_path: Path, backbone: dict
     logits = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     write_logits(path, ["x", "y"], np.arange(2), logits, PREFERENCE, manifest)
     whole = pq.read_table(path)
-    pq.write_table(whole.take([2, 3, 1, 0]), path)  # another order says the same
-    read_logits(path, PREFERENCE, manifest)
     for changed in (
+        whole.take([2, 3, 0, 1]),  # what is made of it follows its order
         whole.set_column(3, whole.schema.field(3), pa.array([9, 9, 9, 9], pa.float32())),
         whole.set_column(1, whole.schema.field(1), pa.array([1, 1, 1, 1], pa.int32())),
     ):

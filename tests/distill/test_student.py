@@ -9,7 +9,7 @@ from stack_files import change_manifest
 
 from data.dataset import load_prepared
 from data.errors import UserError
-from data.softlabels import read_store
+from data.softlabels import read_store, write_logits
 from distill import student
 from distill.config import DistillConfig
 from distill.teaching.lessons import weights_of
@@ -29,9 +29,11 @@ def test_teachers_are_aligned_by_id_not_by_position(trained, tmp_path):
     rows, folds = load_prepared(trained)
     shuffled = tmp_path / "llama"
     shutil.copytree(trained / "llama", shuffled)
-    table = pq.read_table(shuffled / "oof.parquet")
-    order = np.random.default_rng(0).permutation(table.num_rows)
-    pq.write_table(table.take(order), shuffled / "oof.parquet")
+    store = read_store(shuffled)
+    order = np.random.default_rng(0).permutation(len(store.row_ids))
+    ids = [store.row_ids[i] for i in order]
+    logits = store.logits[order]
+    write_logits(shuffled / "oof.parquet", ids, store.fold[order], logits, store.classes, store.manifest)
     np.testing.assert_array_equal(
         read_teachers([shuffled], rows, folds).logits, read_teachers([trained / "llama"], rows, folds).logits
     )
