@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,9 +185,19 @@ def change_value(value: Any, rng: random.Random) -> tuple[Any, str]:
     return value, f"{name}: {str(old)[:40]!r} became {str(node[key])[:40]!r}"
 
 
+def _dumped(value: Any, **options: Any) -> str:
+    """JSON of whatever depth."""
+    usual = sys.getrecursionlimit()
+    sys.setrecursionlimit(50_000)
+    try:
+        return json.dumps(value, **options)
+    finally:
+        sys.setrecursionlimit(usual)
+
+
 def _json(path: Path, rng: random.Random, _: list[Path]) -> str:
     value, told = change_value(json.loads(path.read_text(encoding="utf-8")), rng)
-    path.write_text(json.dumps(value, indent=2), encoding="utf-8")
+    path.write_text(_dumped(value, indent=2), encoding="utf-8")
     return told
 
 
@@ -194,7 +205,7 @@ def _json_line(path: Path, rng: random.Random, _: list[Path]) -> str:
     lines = path.read_text(encoding="utf-8").splitlines()
     at = rng.randrange(len(lines))
     value, told = change_value(json.loads(lines[at]), rng)
-    lines[at] = json.dumps(value)
+    lines[at] = _dumped(value)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return f"line {at}: {told}"
 
@@ -203,7 +214,8 @@ def _yaml(path: Path, rng: random.Random, _: list[Path]) -> str:
     import yaml
 
     value, told = change_value(json.loads(json.dumps(yaml.safe_load(path.read_text()))), rng)
-    path.write_text(yaml.safe_dump(value), encoding="utf-8")
+    deep = told.endswith("nested deep")  # JSON is YAML, and has a writer for that
+    path.write_text(_dumped(value) if deep else yaml.safe_dump(value), encoding="utf-8")
     return told
 
 
@@ -299,8 +311,8 @@ def _signed_again(path: Path, rng: random.Random, _: list[Path]) -> str:
     content.pop("content_hash")
     content, told = change_value(content, rng)
     if isinstance(content, dict):
-        content["content_hash"] = sha256_text(json.dumps(content, sort_keys=True))
-    path.write_text(json.dumps(content))
+        content["content_hash"] = sha256_text(_dumped(content, sort_keys=True))
+    path.write_text(_dumped(content))
     return f"signed again: {told}"
 
 
