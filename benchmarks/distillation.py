@@ -15,11 +15,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import multiprocessing
 import shutil
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -40,11 +37,8 @@ from benchmarks.distillation_plan import (
     chosen_jobs,
     teacher_key,
 )
+from benchmarks.queue import GRACE, Queue, save
 from distill.losses import label_loss
-
-GRACE = 8.0
-"""Seconds that trainings already begun may take longer than planned."""
-
 
 # ---- the worker -----------------------------------------------------------------------------------------
 
@@ -337,76 +331,7 @@ def row_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return -(targets * (shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))).sum(axis=1)
 
 
-def save(path: Path, values: np.ndarray) -> None:
-    """Write an array so that it is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, values.astype(np.float32))
-    temporary.replace(path)
-
-
 # ---- the parent -----------------------------------------------------------------------------------------
-
-
-class Queue:
-    """Runs jobs in worker processes until they are done or time is up, appending each result to a file."""
-
-    def __init__(self, out: Path, scale: Scale, workers: int, deadline: float) -> None:
-        self.out, self.workers, self.deadline = out, workers, deadline
-        self.start = start_worker, (out, scale)
-        self.pool = self._new_pool()
-        self.results: dict[str, dict[str, Any]] = {}
-        self.typical: dict[str, float] = {}
-
-    def _new_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), *self.start)
-
-    def run(self, jobs: list[Job], reserve: float = 0.0) -> None:
-        """Run jobs in order, each once what it needs is done; begin none ``reserve`` s before the end."""
-        waiting = [job for job in jobs if job.key not in self.results]
-        running: dict[Future, Job] = {}
-        while waiting or running:
-            left = self.deadline - reserve - time.monotonic()
-            for job in list(waiting):
-                if len(running) >= self.workers:
-                    break
-                if all(key in self.results for key in job.needs) and self.typical.get(job.kind, 0.0) < left:
-                    waiting.remove(job)
-                    running[self._submit(job)] = job
-            if not running or left < -GRACE:
-                break
-            for future in wait(running, timeout=left + GRACE, return_when=FIRST_COMPLETED).done:
-                self._keep(running.pop(future), future)
-        for job in waiting:
-            print(f"no time for {job.key}", flush=True)
-
-    def _submit(self, job: Job) -> Future:
-        try:
-            return self.pool.submit(run_job, job)
-        except BrokenProcessPool:  # a worker died, and its pool with it
-            self.pool = self._new_pool()
-            return self.pool.submit(run_job, job)
-
-    def _keep(self, job: Job, future: Future) -> None:
-        try:
-            result = future.result()
-        except Exception as error:  # one failed run must not take the others along
-            print(f"FAILED {job.key}: {type(error).__name__}: {error}", flush=True)
-            return
-        self.results[job.key] = result
-        before = self.typical.get(job.kind, result["seconds"])
-        self.typical[job.kind] = 0.7 * before + 0.3 * result["seconds"]
-        with open(self.out / "results.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
-        shown = {k: v for k, v in result.items() if isinstance(v, float)}
-        left = self.deadline - time.monotonic()
-        print(f"{left:5.0f} s left  {job.key}  {shown}", flush=True)
-
-    def close(self) -> None:
-        """End the workers, busy or not."""
-        for process in list(getattr(self.pool, "_processes", {}).values()):
-            process.kill()
-        self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 def main() -> None:
@@ -430,7 +355,7 @@ def main() -> None:
     Bench(args.out, scale).blocks()  # before workers look for them
     shutil.copy(args.out / "scratch" / "blocks.npz", args.out / "blocks.npz")
     print(f"{deadline - time.monotonic():5.0f} s left; {len(jobs)} trainings to do", flush=True)
-    queue = Queue(args.out, scale, args.workers, deadline)
+    queue = Queue(args.out, run_job, (start_worker, (args.out, scale)), args.workers, deadline)
     made = [Job(f"backbone/{name}", "backbone", spec={"name": name}) for name in names]
     queue.run([*made, *(Job(f"warm/{i}", "warm") for i in range(args.workers - len(made)))])
     tuning = [

@@ -131,7 +131,7 @@ def write_logits(
 
 
 def _content(ids: list[str], fold: np.ndarray, swap: np.ndarray, logits: np.ndarray) -> str:
-    """Hash the columns of a soft-label file, line by line as they stand: later files name the rows in its order."""
+    """Hash the columns of a soft-label file, line by line: files made of it keep its order."""
     numbers = (fold.astype("<i8"), swap.astype("<i8"), logits.astype("<f4"))
     return sha256_text(*ids, *(part.tobytes().hex() for part in numbers))
 
@@ -274,12 +274,13 @@ def read_store(path: str | Path) -> SoftLabels:
         raise UserError(
             f"{path}: has no {OOF}; its run is unfinished, start the same command again to finish it"
         )
-    classes = _classes_of(manifest, path / MANIFEST)
+    classes = classes_of(manifest, path / MANIFEST)
     row_ids, fold, logits = read_logits(path / OOF, classes, manifest)
     return SoftLabels(row_ids, fold, logits, classes, manifest, path)
 
 
-def _classes_of(manifest: dict[str, Any], where: Path) -> Classes:
+def classes_of(manifest: Mapping[str, Any], where: Path) -> Classes:
+    """The classes of a manifest, which is called ``where`` if it names none."""
     names, swap = manifest["classes"], manifest.get("swap")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(

@@ -105,7 +105,7 @@ def export(
 
     from data.dataset import load_prepared
     from data.encoding.encode import Encoder, pad_token_id
-    from data.encoding.template import Template
+    from data.encoding.template import recorded_template
     from data.encoding.truncate import Truncation
     from data.files import write_json, write_text
     from data.softlabels import read_store
@@ -149,7 +149,8 @@ def export(
             tokenizer.save_pretrained(temporary)
         settings = settings_of(saved, found, made_of, temporary)
         write_json(temporary / EXPORTED, sealed(settings, temporary))
-        encoder = Encoder(tokenizer, Template(**manifest["template"]), Truncation(**manifest["truncation"]))
+        template = recorded_template(manifest["template"], saved.path)
+        encoder = Encoder(tokenizer, template, Truncation(**manifest["truncation"]))
         write_text(
             temporary / CARD, model_card(manifest, found, made_of, licence, usage(encoder, rows.classes))
         )

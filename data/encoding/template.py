@@ -278,6 +278,15 @@ def _shipped_text(name: str) -> str | None:
     return (HOME / f"{name}.jinja").read_text(encoding="utf-8") if name in template_names() else None
 
 
+def recorded_template(recorded: object, where: object) -> Template:
+    """The template that a record holds, field by field; a mistake says where the record stands."""
+    if not isinstance(recorded, dict) or not recorded.keys() <= Template.__dataclass_fields__.keys():
+        raise UserError(f"{where}: the template is {brief(recorded, 60)}, not one; restore the file")
+    if not all(value is None or isinstance(value, str) for value in recorded.values()):
+        raise UserError(f"{where}: the template is {brief(recorded, 60)}, whose parts are not texts")
+    return Template(**recorded)
+
+
 def read_template(name: str) -> Template:
     """Return a shipped template by its name, or a user's own from a ``.jinja`` file.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.encoding.encode import Encoder, Truncation, opens_turns, pad_token_id, tokenizer_hash
 from data.encoding.plain_text import special_ids
-from data.encoding.template import Template
+from data.encoding.template import Template, recorded_template
 from data.schema import PREFERENCE, Rows, make_rows
 from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.small import TEXT
@@ -40,7 +40,8 @@ def sample_rows(exchanged: bool = False) -> Rows:
 
 def encoder_of(subject: Subject) -> Any:
     """The encoder this toolkit would train the subject with."""
-    template = Template(**subject.manifest["template"]) if subject.manifest else Template()
+    recorded = subject.manifest["template"] if subject.manifest else None
+    template = Template() if recorded is None else recorded_template(recorded, subject.run)
     return Encoder(subject.tokenizer, template, Truncation(**asdict(subject.model.encode)))
 
 

@@ -430,7 +430,9 @@ def _named_failures(path: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError, SafetensorError) as error:
         if refused(error):
             raise UserError(in_words(path)) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.encoding.encode import Encoder, Truncation, pad_token_id
-from data.encoding.template import Template
+from data.encoding.template import recorded_template
 from data.errors import UserError
 from data.files import sha256_text
 from data.frames import Frame, as_file
@@ -219,7 +219,7 @@ def examples_of(saved: SavedModel, rows: Rows, tokenizer: Any = None) -> Example
             f"{saved.path}: was trained on classes {', '.join(saved.classes.names)}; "
             f"the rows have {', '.join(rows.classes.names)}"
         )
-    manifest, model = saved.manifest, saved.model
     tokenizer = tokenizer or checked_tokenizer(saved)
-    encoder = Encoder(tokenizer, Template(**manifest["template"]), Truncation(**asdict(model.encode)))
+    template = recorded_template(saved.manifest["template"], saved.path)
+    encoder = Encoder(tokenizer, template, Truncation(**asdict(saved.model.encode)))
     return Examples(encoder.encode(rows), rows.targets, rows.classes.permutation, pad_token_id(tokenizer))

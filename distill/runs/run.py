@@ -164,6 +164,19 @@ def plan_run(
     details : mapping, optional
         Further manifest fields, such as a student's teachers.
     """
+    described = {
+        "format": FORMAT,
+        "kind": kind,
+        "name": name,
+        "label_kind": "oof",
+        "classes": list(rows.classes.names),
+        "swap": None if rows.classes.swap is None else list(rows.classes.swap),
+        "rows_hash": rows.content_hash,
+        "folds_hash": folds.content_hash,
+        "n_rows": len(rows),
+        "n_folds": folds.n_folds,
+    }
+    on_first(lambda: RunDirectory(out).refuse_other({**described, "seed": model.train.seed}, model))
     template = read_template(model.template)
     backbone = resolve_backbone(model, rows, template, out.parent)
     tokenizer = load_tokenizer(model.backbone, backbone)
@@ -180,16 +193,7 @@ def plan_run(
     training = asdict(model.train)
     training.pop("predict_rows")
     manifest = {
-        "format": FORMAT,
-        "kind": kind,
-        "name": name,
-        "label_kind": "oof",
-        "classes": list(rows.classes.names),
-        "swap": None if rows.classes.swap is None else list(rows.classes.swap),
-        "rows_hash": rows.content_hash,
-        "folds_hash": folds.content_hash,
-        "n_rows": len(rows),
-        "n_folds": folds.n_folds,
+        **described,
         "backbone_path": backbone,
         **place_beside(backbone, out),
         "backbone": {

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from data.softlabels import MANIFEST, MAY_CHANGE, OOF, read_manifest
 from distill.config import CONFIG, ModelConfig
 from distill.model.files import writing
 from distill.processes import on_first
-from distill.recipe import save_resolved
+from distill.recipe import read_config, save_resolved
 from distill.teaching.teachers import LABELS
 
 FINAL = "final"
@@ -179,6 +179,50 @@ class RunDirectory:
         for directory in (self.path, *self.path.glob("*/")):
             sweep(directory)
 
+    @property
+    def begun(self) -> bool:
+        """Whether a training has left something."""
+        return (self.path / MANIFEST).exists() and any(any(self.path.glob(trace)) for trace in TRACES)
+
+    def refuse_other(self, known: Mapping[str, Any], model: ModelConfig) -> None:
+        """Refuse a directory that holds another run, by what is known before a backbone is made for it.
+
+        Parameters
+        ----------
+        known : mapping
+            Fields of the manifest.
+        model : ModelConfig
+            Which small model is made, if one is.
+
+        Raises
+        ------
+        UserError
+            As :meth:`claim`.
+        """
+        self._refuse_foreign()
+        if not self.begun:
+            return
+        found = read_manifest(self.path)
+        for field in known:
+            self._refuse_other(field, found, known)
+        if model.backbone.tiny is not None and (self.path / CONFIG).exists():
+            made = {"tiny": asdict(read_config(self.path / CONFIG, type(model)).backbone)["tiny"]}
+            self._refuse_other("tiny", made, {"tiny": asdict(model.backbone.tiny)})
+
+    def _refuse_foreign(self) -> None:
+        if (self.path / MANIFEST).exists() or not self.path.exists():
+            return
+        if any(p.name != CONFIG and not p.name.startswith(".") for p in self.path.iterdir()):
+            raise UserError(f"{self.path}: is not empty and has no {MANIFEST}; choose another --out")
+
+    def _refuse_other(self, field: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        if field not in MAY_CHANGE and found.get(field) != wanted.get(field):
+            raise UserError(
+                f"{self.path}: holds another run: its manifest differs in "
+                f"{_difference(field, found, wanted)}; choose another --out, or delete that "
+                "directory to start over"
+            )
+
     def claim(self, manifest: dict[str, Any], model: ModelConfig) -> None:
         """Write the manifest and configuration, or see that those there are the same run's.
 
@@ -192,7 +236,7 @@ class RunDirectory:
         """
         self.sweep()
         place, config = self.path / MANIFEST, self.path / CONFIG
-        if place.exists() and any(any(self.path.glob(trace)) for trace in TRACES):
+        if self.begun:
             found = read_manifest(self.path)
             for field in sorted(set(found) | set(manifest)):
                 if field == "backbone" and "files" not in found.get(field, {}):
@@ -200,22 +244,16 @@ class RunDirectory:
                         f"{self.path}: was begun by an earlier version; end it with that one, choose another "
                         "--out, or delete that directory to start over"
                     )
-                if field not in MAY_CHANGE and found.get(field) != manifest.get(field):
-                    raise UserError(
-                        f"{self.path}: holds another run: its manifest differs in "
-                        f"{_difference(field, found, manifest)}; choose another --out, or delete that "
-                        "directory to start over"
-                    )
+                self._refuse_other(field, found, manifest)
             if not config.exists():
                 save_resolved(config, model)
             return
-        if not place.exists() and self.path.exists() and any(p != config for p in self.path.iterdir()):
-            raise UserError(f"{self.path}: is not empty and has no {MANIFEST}; choose another --out")
+        self._refuse_foreign()
         save_resolved(config, model)
         write_json(place, manifest)
 
 
-def _difference(field: str, found: Any, wanted: Any) -> str:
+def _difference(field: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Name the first field, nested ones dotted, in which two manifests differ, with both values."""
     mine, theirs = found.get(field), wanted.get(field)
     if isinstance(mine, dict) and isinstance(theirs, dict):

@@ -15,7 +15,7 @@ from data.encoding.encode import tokenizer_hash
 from data.errors import UserError, listing
 from data.files import read_json, sha256_files, sha256_text
 from data.schema import Classes
-from data.softlabels import MANIFEST, read_manifest, run_hash
+from data.softlabels import MANIFEST, classes_of, read_manifest, run_hash
 from distill.config import CONFIG, BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
 from distill.model.backbone import load_tokenizer, on_machine, weight_hash
 from distill.model.files import opened_hashes
@@ -98,8 +98,7 @@ class SavedModel:
     @property
     def classes(self) -> Classes:
         """The classes the model was trained on."""
-        swap = self.manifest.get("swap")
-        return Classes(tuple(self.manifest["classes"]), None if swap is None else tuple(swap))
+        return classes_of(self.manifest, self.path / (EXPORTED if self.exported else MANIFEST))
 
 
 def read_saved(path: Path, access: Access = Access()) -> SavedModel:
@@ -196,10 +195,11 @@ def _read_exported(path: Path, access: Access) -> SavedModel:
     temperature = settings["temperature"]
     if not isinstance(temperature, float | int) or not 0 < temperature < np.inf:
         raise UserError(f"{path / EXPORTED}: the temperature is {temperature!r}, no number above 0")
-    if list(config["id2label"].values()) != settings["classes"]:
+    named = config["id2label"]
+    if not isinstance(named, dict) or list(named.values()) != settings["classes"]:
         raise UserError(f"{path}: config.json and {EXPORTED} name other classes; restore the one changed")
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype)
+    precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(str(dtype))
     if precision is None:
         raise UserError(f"{path / 'config.json'}: dtype is {dtype!r}, which no export leaves")
     try:

@@ -1,6 +1,7 @@
 """A deployed student is one plain model that predicts what the run predicts, in any process."""
 
 import ast
+import contextlib
 import json
 import os
 import shutil
@@ -309,3 +310,18 @@ def test_an_output_that_is_a_file_or_held_is_refused(trained, tmp_path):
     (tmp_path / "held").mkdir()
     with locked(tmp_path / "held"), pytest.raises(UserError, match="another command is writing there"):
         export.main(["--model", str(trained / "student"), "--out", str(tmp_path / "held")])
+
+
+@pytest.mark.parametrize("file", ["config.json", "distillstack.json"])
+def test_no_value_of_another_kind_ends_in_a_traceback(trained, exported, tmp_path, file):
+    """Accepted knowingly or not, a field is used or refused in words."""
+    before, copy = json.loads((exported / file).read_text()), tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    for key in before:
+        for value in (True, -1, [1], {"a": 1}, "x"):
+            (copy / file).write_text(json.dumps(before | {key: value}))
+            for more in ([], ["--accept-changed"]):
+                with contextlib.suppress(UserError):
+                    out = str(tmp_path / "out.csv")
+                    predict.main(["--model", str(copy), "--data", str(trained), "--out", out, *more])
+                (tmp_path / "out.csv").unlink(missing_ok=True)

@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from data.dataset import load_prepared, prepare
 from data.errors import UserError
 from data.files import locked, read_parquet
 from data.softlabels import read_store
@@ -106,10 +109,33 @@ def test_a_directory_of_something_else_is_not_touched(trained, tiny_recipe, tmp_
     precious = tmp_path / "llama" / "thesis.txt"
     precious.parent.mkdir()
     precious.write_text("years of work")
-    shutil.copytree(trained / "backbones", tmp_path / "backbones")
     with pytest.raises(UserError, match="not empty"):
         teacher_oof.main(command(tiny_recipe, trained, tmp_path))
     assert [path.name for path in precious.parent.iterdir()] == ["thesis.txt"]
+    assert not (tmp_path / "backbones").exists()
+
+
+@pytest.mark.parametrize("other", ["rows", "seed", "shape"])
+def test_a_refused_command_has_made_no_backbone(trained, tiny_recipe, tmp_path, other):
+    """Another run's directory is told before anything is made for what will not be trained."""
+    home, change = tmp_path / "home", []
+    for name in ("llama", "backbones"):
+        shutil.copytree(trained / name, home / name)
+    rows, folds = load_prepared(trained)
+    if other == "rows":
+        table = rows.table.set_column(
+            rows.table.column_names.index("response_b"),
+            "response_b",
+            pa.array([["another answer"]] * len(rows), rows.table.schema.field("response_b").type),
+        )
+        rows = replace(rows, table=table)
+    else:
+        change = [f"teachers.llama.{'train.seed=7' if other == 'seed' else 'backbone.tiny.pretrain_steps=3'}"]
+    prepare(rows, home, folds.n_folds, seed=1)
+    before = sorted(home.rglob("*"))
+    with pytest.raises(UserError, match="holds another run: its manifest differs in"):
+        teacher_oof.main([*command(tiny_recipe, home, home), *change])
+    assert sorted(home.rglob("*")) == before
 
 
 def test_a_recipes_mistake_that_training_shows_leaves_the_directory_free(trained, tiny_recipe, tmp_path):

@@ -1,0 +1,276 @@
+"""Questions that only real models on real rows settle: ``python -m benchmarks.study --out DIR --parts ...``.
+
+UKPConvArg1 (Habernal and Gurevych, ACL 2016, CC-BY 4.0) and the models of :mod:`benchmarks.pretrained`; what
+is trained stands in :mod:`benchmarks.study_plan`. Trainings run beside each other in processes that share the
+card, by the project's own trainer, losses, encoder and prediction. Each leaves its logits and a line in
+``results.jsonl``; the same command goes on with what is left, and ``python -m benchmarks.study_report DIR``
+writes the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import shutil
+import time
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cards import take_card
+from benchmarks.distillation_plan import Job
+from benchmarks.pretrained_data import ukp_rows
+from benchmarks.queue import GRACE, Queue, save
+from benchmarks.study_plan import FOLDS, MODELS, PARTS, RATES, Size, teachers, tried, uses
+
+TOKENS = 512
+PACKS = 16384
+
+
+class Bench:
+    """What every worker holds: rows, encoded once a model, and the places of results."""
+
+    def __init__(self, shared: Path, models: Path, out: Path, size: Size, most: int = 0) -> None:
+        from data.folds import make_folds
+
+        self.models, self.out, self.size = models, out, size
+        self.rows, self.strict = ukp_rows(shared)
+        votes = ukp_rows(shared, votes=True)[0]
+        if most:
+            some = np.sort(np.random.default_rng(1).choice(len(self.rows), most, replace=False))
+            self.rows, self.strict, votes = self.rows.take(some), self.strict[some], votes.take(some)
+        self.votes = votes.targets
+        folds = make_folds(self.rows, FOLDS, seed=0)
+        self.fold, self.groups = folds.fold, np.array(folds.group_ids)
+
+    @cache  # noqa: B019
+    def examples(self, model: str) -> tuple[Any, int]:
+        """All rows, encoded for a model, and its start token."""
+        from data.encoding.encode import Encoded, Encoder, Truncation, pad_token_id
+        from data.encoding.template import Template
+        from data.encoding.tokenizer import load_tokenizer
+        from distill.packing.examples import Examples
+
+        tokenizer = load_tokenizer(str(self.models / model))
+        file = self.out / "scratch" / f"{model}.npz"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            made = Encoder(tokenizer, Template(), Truncation(TOKENS)).encode(self.rows)
+            np.savez(file, ids=made.ids, offsets=made.offsets)
+        with np.load(file) as found:
+            encoded = Encoded(found["ids"], found["offsets"], 2, 0)
+        permutation = self.rows.classes.permutation
+        examples = Examples(encoded, self.rows.targets, permutation, pad_token_id(tokenizer))
+        return examples, tokenizer.bos_token_id
+
+    def subset(self, rows: int) -> np.ndarray:
+        """Which rows are trained on and scored, shape (n,), bool; all for 0."""
+        inside = np.ones(len(self.rows), dtype=bool)
+        if rows:
+            inside[np.random.default_rng(0).permutation(len(inside))[rows:]] = False
+        return inside
+
+    def logits(self, key: str) -> np.ndarray:
+        """What a training left, averaged over the two orders, (n, K); NaN where it did not predict."""
+        return np.load(self.out / "logits" / f"{key}.npy")
+
+    def labels(self, model: str, kind: str, held: int, rows: int) -> np.ndarray:
+        """A teacher's logits for the student scored on a fold, (n, K); zeros on the fold itself."""
+        found = teachers(self.size, model, rows)
+        used = {w: self.logits(job.key) for w, job in found.items() if uses(kind, held, w)}
+        if kind in {"apart", "fold_mean"}:
+            return np.nan_to_num(np.mean(list(used.values()), axis=0))
+        labels = np.zeros((len(self.rows), self.rows.classes.n), dtype=np.float32)
+        for without, logits in used.items():
+            (j,) = [f for f in without if f != held]
+            labels[self.fold == j] = logits[self.fold == j]
+        return np.nan_to_num(labels)
+
+
+_bench: Bench | None = None
+
+
+def start_worker(*options: Any) -> None:
+    """Load what all trainings share, on one GPU of those that the processes share."""
+    global _bench
+    take_card()
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")
+    _bench = Bench(*options)
+
+
+def backbone(path: Path, named: str, compiled: str) -> Any:
+    """A base in a precision, ``nf4 fp8`` being NF4 with FP8 products."""
+    from distill.config import BackboneConfig
+
+    precision, *compute = named.split()
+    return BackboneConfig(
+        path=str(path), precision=precision, compute=compute[0] if compute else "auto", compile=compiled
+    )
+
+
+def run_fit(job: Job) -> dict[str, Any]:
+    """Train a model as its job says, predict, keep the logits; return a line of the results."""
+    import torch
+
+    from data.softmax import softmax
+    from distill.config import DistillConfig, LoraConfig, TrainConfig
+    from distill.doctor.cost import edited
+    from distill.doctor.faults import FAULT_ARMS
+    from distill.losses import label_loss
+    from distill.model.backbone import add_adapters, load_base, load_trained
+    from distill.model.shallow import shallow_copy
+    from distill.quiet import quiet_transformers
+    from distill.teaching.lessons import StudentLoss, row_weights
+    from distill.training.trainer import predict_logits, train
+    from ensemble.solvers.numbers import cross_entropy
+
+    gc.freeze()  # every training collects garbage; what all share need not be looked at again
+    begun = time.monotonic()
+    bench, spec = _bench, job.spec
+    assert bench is not None
+    inside = bench.subset(spec["rows"])
+    out = np.isin(bench.fold, spec["without"])
+    learning, held = np.flatnonzero(inside & ~out), np.flatnonzero(inside & out)
+    examples, bos = bench.examples(spec["model"])
+    if spec.get("votes"):
+        examples = replace(examples, targets=bench.votes)
+
+    config = DistillConfig(**spec.get("distill", {}))
+    loss = (
+        StudentLoss(config, examples.permutation)
+        if spec.get("teachers") or spec.get("distill")
+        else label_loss
+    )
+    if spec.get("teachers"):
+        (scored,) = spec["without"]
+        logits = np.stack(
+            [bench.labels(t, spec["labels"], scored, spec["rows"]) for t in spec["teachers"]], axis=1
+        )
+        weights = row_weights(config, spec["teachers"], logits, examples.targets, ~out)
+        examples = replace(
+            examples, teacher_logits=logits.astype(np.float32), teacher_weights=weights.astype(np.float32)
+        )
+    shown = examples
+    if "fault" in spec:
+        (arm,) = [fault.arm for fault in FAULT_ARMS if fault.name == spec["fault"]]
+        faulty = {
+            edit: replace(examples, encoded=edited(examples.encoded, edit, bos))
+            for edit in {arm.train_edit, arm.predict_edit} - {None}
+        }
+        shown, examples = faulty.get(arm.predict_edit, examples), faulty.get(arm.train_edit, examples)
+
+    path = bench.models / spec["model"]
+    if spec.get("layers"):
+        path = shallow_copy(str(path), spec["layers"], bench.out / "scratch")
+    compiled = "true" if torch.cuda.is_available() else "false"
+    named = f"{spec['precision']} {spec.get('compute', '')}".strip()
+    lora = LoraConfig(**({"r": 32, "alpha": 64.0} | spec.get("lora", {})))
+    settings = {"lr": spec["lr"], "epochs": spec["epochs"], "rows_per_step": spec.get("step", 16)}
+    settings |= {
+        "gradient_checkpointing": "false",
+        "log_steps": 100000,
+        "seed": job.seed,
+        "pack_tokens": PACKS,
+    }
+    place = bench.out / "scratch" / job.key.replace("/", "_").replace(" ", "_")
+    with quiet_transformers():
+        model = add_adapters(load_base(backbone(path, named, compiled), str(path), 3), lora, job.seed)
+        ready = time.monotonic()
+        train(
+            model, examples, learning, TrainConfig(**(settings | spec.get("train", {}))), loss, place, job.key
+        )
+    trained = time.monotonic()
+
+    targets = bench.rows.targets
+    found: dict[str, Any] = {}
+
+    def score(model: Any, name: str, rows: np.ndarray) -> np.ndarray:
+        logits = predict_logits(model, shown, rows, 0, "predicting", PACKS)
+        own = np.isin(rows, held)
+        losses = cross_entropy(softmax(logits.mean(axis=1)), targets[rows])
+        found[name] = float(losses[own].mean())
+        kept = np.full((len(targets), logits.shape[-1]), np.nan, dtype=np.float32)
+        kept[rows] = logits.mean(axis=1)
+        return kept
+
+    rows = np.flatnonzero(inside) if spec.get("everywhere") else held
+    kept = score(model, "log_loss", rows)
+    if spec.get("moved"):
+        model.save(place / "adapter")
+        for other in spec["moved"]:
+            moved = load_trained(backbone(path, other, compiled), str(path), place / "adapter", True, 3)
+            logits = score(moved, f"on {other}", held)
+            save(bench.out / "logits" / f"{job.key} on {other}.npy", logits)
+    save(bench.out / "logits" / f"{job.key}.npy", kept)
+    shutil.rmtree(place, ignore_errors=True)
+    found |= {"loading": ready - begun, "training": trained - ready}
+    memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    return {**asdict(job), **found, "memory": memory, "seconds": round(time.monotonic() - begun, 2)}
+
+
+def tuned(size: Size, results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Everyone's learning rate of the least log-loss on the first fold."""
+    chosen = {}
+    for who in RATES:
+        losses = {
+            lr: results[job.key]["log_loss"] for lr, job in tried(size, who).items() if job.key in results
+        }
+        chosen[who] = min(losses, key=lambda lr: losses[lr]) if losses else RATES[who][0]
+    return chosen
+
+
+def main() -> None:
+    """Train what time allows."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    add = parser.add_argument
+    add("--shared", type=Path, required=True, help="directory of the data")
+    add("--models", type=Path, required=True, help="parent of the models' directories")
+    add("--out", type=Path, required=True, help="gets results and logits, and goes on with those there")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="questions to answer, in this order")
+    add("--seeds", type=int, default=5)
+    add("--layers", type=int, default=10, help="of the student")
+    add("--minutes", type=float, default=600.0, help="to be ready by then")
+    add("--workers", type=int, default=12, help="processes that share the GPUs")
+    add("--rows", type=int, default=0, help="as many rows only, for a trial")
+    args = parser.parse_args()
+    deadline = time.monotonic() + 60 * args.minutes
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "chosen.json"
+    size = Size(args.seeds, args.layers, {who: rates[0] for who, rates in RATES.items()})
+
+    def do(parts: list[str], size: Size) -> Queue:
+        start = (args.shared, args.models, args.out, size, args.rows)
+        queue = Queue(args.out, run_fit, (start_worker, start), args.workers, deadline)
+        queue.run([job for part in parts for job in PARTS[part](size)], reserve=GRACE)
+        queue.close()
+        return queue
+
+    bench = Bench(args.shared, args.models, args.out, size, args.rows)
+    for model in MODELS:
+        bench.examples(model)
+    np.savez(
+        args.out / "rows.npz",
+        fold=bench.fold,
+        groups=bench.groups,
+        strict=bench.strict,
+        targets=bench.rows.targets,
+        votes=bench.votes,
+    )
+    if "tune" in args.parts:
+        queue = do(["tune"], size)
+        path.write_text(json.dumps(tuned(size, queue.results)))
+        print(path.read_text(), flush=True)
+    if path.exists():
+        size = replace(size, chosen=json.loads(path.read_text()))
+    do([part for part in args.parts if part != "tune"], size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""What is trained to settle the questions on real models: ``python -m benchmarks.study``, part by part.
+
+Four folds of three debates each. A teacher without fold i is scored on it; one without folds i and j labels
+fold j for the student that is scored on fold i, so that neither has seen the debates of the score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from benchmarks.distillation_plan import Job
+
+FOLDS = 4
+MODELS = ("smollm2-135m", "gemma3-270m", "qwen25-coder-0.5b")
+LLAMA, GEMMA, QWEN = MODELS
+STUDENT = "student"
+RATES = {LLAMA: (3e-4, 6e-4), GEMMA: (3e-4, 6e-4), QWEN: (2e-4, 4e-4), STUDENT: (5e-4, 1e-3)}
+"""Learning rates that are tried, one epoch each, scored on the first fold."""
+FEW = 4000
+"""Rows of the questions that need many trainings of a whole model."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained.
+
+    Attributes
+    ----------
+    seeds : int
+    layers : int
+        Of the first model, which its student keeps.
+    chosen : dict of str to float
+        Learning rates of the teachers and the student.
+    epochs : float
+    """
+
+    seeds: int
+    layers: int
+    chosen: dict[str, float]
+    epochs: float = 1.0
+
+
+def fit(key: str, kind: str, seed: int, needs: Sequence[str] = (), **spec: Any) -> Job:
+    """A training; ``spec`` is what :func:`benchmarks.study.run_fit` reads."""
+    return Job(key, kind, seed, spec, tuple(needs))
+
+
+def teacher(
+    model: str, without: Sequence[int], lr: float, epochs: float, rows: int = 0, seed: int = 0
+) -> Job:
+    """A teacher that did not see some folds, and predicts all rows."""
+    some = f"-rows{rows}" if rows else ""
+    key = f"teacher/{model}{some}-lr{lr:g}-e{epochs:g}-s{seed}-without-{'-'.join(map(str, without))}"
+    spec = {"model": model, "without": list(without), "lr": lr, "epochs": epochs, "rows": rows}
+    return fit(key, f"teacher {model}", seed, **spec, everywhere=True, precision="nf4")
+
+
+def teachers(size: Size, model: str, rows: int = 0) -> dict[tuple[int, ...], Job]:
+    """A model's teachers by the folds that they did not see: each fold, and each two."""
+    folds = [*((i,) for i in range(FOLDS)), *combinations(range(FOLDS), 2)]
+    return {without: teacher(model, without, size.chosen[model], size.epochs, rows) for without in folds}
+
+
+def tried(size: Size, who: str) -> dict[float, Job]:
+    """What is trained to choose a learning rate, by rate."""
+    if who != STUDENT:
+        return {lr: teacher(who, (0,), lr, size.epochs) for lr in RATES[who]}
+    few = {lr: replace(size, chosen=size.chosen | {STUDENT: lr}) for lr in RATES[STUDENT]}
+    return {lr: next(students(other, f"tune{lr:g}", "hard", 1)) for lr, other in few.items()}
+
+
+def tune_jobs(size: Size) -> list[Job]:
+    """Each model at several learning rates, the dear ones first."""
+    return [job for who in (QWEN, GEMMA, LLAMA, STUDENT) for job in tried(size, who).values()]
+
+
+def teacher_jobs(size: Size) -> list[Job]:
+    """All teachers: single folds of all models first."""
+    every = [job for model in reversed(MODELS) for job in teachers(size, model).values()]
+    return sorted(every, key=lambda job: len(job.spec["without"]))
+
+
+LABELS: dict[str, dict[str, Any]] = {
+    "hard": {},
+    "strict, one teacher": {"teachers": [LLAMA], "labels": "strict"},
+    "strict, three teachers": {"teachers": list(MODELS), "labels": "strict"},
+    "votes": {"votes": True},
+    "strict, two teachers": {"teachers": [LLAMA, GEMMA], "labels": "strict"},
+    "apart": {"teachers": [LLAMA], "labels": "apart"},
+    "corrected": {"teachers": [LLAMA], "labels": "strict", "distill": {"loss": "corrected"}},
+    "smoothing .1": {"distill": {"loss": "smoothing"}},
+    "fold-mean": {"teachers": [LLAMA], "labels": "fold_mean"},
+    "standard": {"teachers": [LLAMA], "labels": "standard"},
+}
+"""Whom a student learns from. Teachers of all but ``standard`` never saw the debates that it is scored on."""
+
+
+def students(size: Size, question: str, name: str, seeds: int, rows: int = 0, **spec: Any) -> Iterator[Job]:
+    """A student a seed and scored fold."""
+    for seed in range(seeds):
+        for held in range(FOLDS):
+            needs = [
+                job.key
+                for model in spec.get("teachers", ())
+                for without, job in teachers(size, model, rows).items()
+                if uses(spec["labels"], held, without)
+            ]
+            whole = {"model": LLAMA, "layers": size.layers, "precision": "bf16", "without": [held]}
+            whole |= {"lr": size.chosen[STUDENT], "epochs": size.epochs, "step": 32, "rows": rows}
+            yield fit(f"{question}/{name}/s{seed}-f{held}", "student", seed, needs, **(whole | spec))
+
+
+def uses(labels: str, held: int, without: tuple[int, ...]) -> bool:
+    """Whether the student scored on a fold learns from the teacher without some."""
+    if labels == "apart":
+        return without == (held,)
+    if labels == "standard":
+        return len(without) == 1 and without != (held,)
+    return len(without) == 2 and held in without
+
+
+def label_jobs(size: Size) -> list[Job]:
+    """Students on each kind of labels, seed by seed."""
+    jobs = [
+        job for name, spec in LABELS.items() for job in students(size, "labels", name, size.seeds, **spec)
+    ]
+    return sorted(jobs, key=lambda job: job.seed)
+
+
+def grid_jobs(size: Size) -> list[Job]:
+    """Students of three teachers at every temperature and weight."""
+    jobs = []
+    for temperature in (1.0, 2.0, 4.0):
+        for weight in (0.4, 0.7, 1.0):
+            distill = {"temperature": temperature, "weight": weight}
+            spec = LABELS["strict, three teachers"] | {"distill": distill}
+            jobs += students(size, "grid", f"T={temperature:g} w={weight:g}", size.seeds, **spec)
+    return sorted(jobs, key=lambda job: job.seed)
+
+
+CURVE = {500: 4.0, 1500: 2.0, 4000: 1.5}
+"""Epochs of teachers and students by rows, so that the fewest rows still make some steps."""
+
+
+def curve_jobs(size: Size) -> list[Job]:
+    """Students with and without a teacher on few rows, their teachers on the same few."""
+    jobs = []
+    for rows, epochs in CURVE.items():
+        less = replace(size, epochs=epochs)
+        jobs += teachers(less, LLAMA, rows).values()
+        for name in ("hard", "strict, one teacher"):
+            spec = LABELS[name] | {"step": 16}
+            jobs += students(less, f"curve{rows}", name, size.seeds, rows, **spec)
+    return sorted(jobs, key=lambda job: (not job.kind.startswith("teacher"), job.seed))
+
+
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "bf16": {"precision": "bf16", "moved": ["nf4", "nf4 fp8", "int8", "fp8"]},
+    "nf4": {"precision": "nf4", "moved": ["bf16", "nf4 fp8"]},
+    "nf4 fp8": {"precision": "nf4", "compute": "fp8", "moved": ["nf4"]},
+    "int8": {"precision": "int8"},
+    "fp8": {"precision": "fp8", "moved": ["bf16"]},
+}
+
+
+def few(size: Size, question: str, model: str, options: dict[str, dict[str, Any]]) -> list[Job]:
+    """Whole models on few rows, one scored fold a seed, the same for all options."""
+    jobs = []
+    for name, spec in options.items():
+        for seed in range(size.seeds):
+            whole = {
+                "model": model,
+                "without": [seed % FOLDS],
+                "lr": size.chosen[model],
+                "epochs": 1.0,
+                "rows": FEW,
+            }
+            key = f"{question}/{model}/{name}/s{seed}"
+            jobs.append(fit(key, f"few {model}", seed, **({"precision": "nf4"} | whole | spec)))
+    return sorted(jobs, key=lambda job: job.seed)
+
+
+def precision_jobs(size: Size) -> list[Job]:
+    """The same model trained on the base in every precision, and moved to others."""
+    return few(size, "precision", LLAMA, PRECISIONS)
+
+
+FAULTS = {
+    GEMMA: ("no BOS", "two BOS", "BOS in mid-text", "no BOS, predicting", "cut on the right at 64 tokens"),
+    LLAMA: ("no BOS", "two BOS", "cut on the right at 64 tokens"),
+}
+
+
+def fault_jobs(size: Size) -> list[Job]:
+    """Faults of the doctor's list planted into real models, beside the sound ones."""
+    jobs = []
+    for model, names in FAULTS.items():
+        options: dict[str, dict[str, Any]] = {"sound": {}} | {name: {"fault": name} for name in names}
+        options["one order only"] = {"train": {"both_orders": False}}
+        options["rate ten times too small"] = {"lr": size.chosen[model] / 10}
+        jobs += few(size, "faults", model, options)
+    return sorted(jobs, key=lambda job: job.seed)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "consistency .5": {"distill": {"loss": "hard", "consistency": 0.5}},
+    "one order, twice the epochs": {"train": {"both_orders": False}, "epochs": 2.0},
+    "label smoothing .1": {"distill": {"loss": "smoothing"}},
+    "adapter dropout .1": {"lora": {"dropout": 0.1}},
+    "weight decay .1": {"train": {"weight_decay": 0.1}},
+    "head at ten times the rate": {"train": {"head_lr": 3e-3}},
+    "rank 8": {"lora": {"r": 8, "alpha": 16.0}},
+    "rank 128": {"lora": {"r": 128, "alpha": 256.0}},
+    "upper half only": {"lora": {"first_layer": 0.5}},
+    "two epochs": {"epochs": 2.0},
+    "step of 64 rows, twice the rate": {"step": 64, "lr": 6e-4},
+}
+
+
+def option_jobs(size: Size) -> list[Job]:
+    """What else a recipe may ask for, one change at a time."""
+    return few(size, "options", LLAMA, OPTIONS)
+
+
+PARTS = {
+    "tune": tune_jobs,
+    "teachers": teacher_jobs,
+    "labels": label_jobs,
+    "precision": precision_jobs,
+    "faults": fault_jobs,
+    "curve": curve_jobs,
+    "options": option_jobs,
+    "grid": grid_jobs,
+}
