@@ -53,7 +53,7 @@ $(STAMP): pyproject.toml constraints.txt
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	@sed 's/^torch==.*/torch==$(TORCH)/' constraints-lowest.txt >$(LOWEST)/constraints.txt
-	$(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/constraints.txt -e ".[train,hub]" hypothesis pandas pytest pytest-xdist
+	$(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/constraints.txt -e ".[train,hub]" hypothesis pandas pytest pytest-xdist selenium
 	@touch $@
 
 clean:

@@ -17,4 +17,7 @@ def test_the_lowest_versions_are_those_that_the_package_states() -> None:
     stated = [*project["dependencies"], *(line for name in INSTALLED for line in extras.get(name, []))]
     bounds = dict(re.fullmatch(r"([\w.-]+)>=([\d.]+)", line).groups() for line in stated)
     lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
-    assert dict(line.split("==") for line in lines) == bounds
+    later = '; python_version >= "3.13"'  # versions that have builds for it where the lowest have none
+    kept = [line.removesuffix('; python_version < "3.13"') for line in lines if not line.endswith(later)]
+    assert dict(line.split("==") for line in kept) == bounds
+    assert {line.split("==")[0] for line in lines} == bounds.keys()
