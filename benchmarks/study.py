@@ -115,19 +115,48 @@ def backbone(path: Path, named: str, compiled: str) -> Any:
     )
 
 
+def taught(bench: Bench, spec: dict[str, Any], examples: Any) -> tuple[Any, Any]:
+    """Examples with a student's lessons, and the loss on them; a teacher's are its labels."""
+    from distill.config import DistillConfig
+    from distill.losses import label_loss
+    from distill.teaching.lessons import StudentLoss, row_weights
+
+    if spec.get("votes"):
+        examples = replace(examples, targets=bench.votes)
+    names = spec.get("teachers", [])
+    if not names and not spec.get("distill"):
+        return examples, label_loss
+    config = DistillConfig(**spec.get("distill", {}))
+    if names:
+        (held,) = spec["without"]
+        labels = [bench.labels(name, spec["labels"], held, spec["rows"]) for name in names]
+        logits = np.stack(labels, axis=1).astype(np.float32)
+        weights = row_weights(config, names, logits, examples.targets, bench.fold != held)
+        examples = replace(examples, teacher_logits=logits, teacher_weights=weights.astype(np.float32))
+    return examples, StudentLoss(config, examples.permutation)
+
+
+def with_fault(name: str, examples: Any, bos: int) -> tuple[Any, Any]:
+    """Examples to train on and to predict, with a fault of the doctor's list in them."""
+    from distill.doctor.cost import edited
+    from distill.doctor.faults import FAULT_ARMS
+
+    (arm,) = [fault.arm for fault in FAULT_ARMS if fault.name == name]
+    edits = {edit for edit in (arm.train_edit, arm.predict_edit) if edit is not None}
+    faulty = {edit: replace(examples, encoded=edited(examples.encoded, edit, bos)) for edit in edits}
+    return faulty.get(arm.train_edit, examples), faulty.get(arm.predict_edit, examples)
+
+
 def run_fit(job: Job) -> dict[str, Any]:
     """Train a model as its job says, predict, keep the logits; return a line of the results."""
     import torch
 
+    from benchmarks.study_tricks import Averaged, adapters_by, noisy_embeddings
     from data.softmax import softmax
-    from distill.config import DistillConfig, LoraConfig, TrainConfig
-    from distill.doctor.cost import edited
-    from distill.doctor.faults import FAULT_ARMS
-    from distill.losses import label_loss
+    from distill.config import LoraConfig, TrainConfig
     from distill.model.backbone import add_adapters, load_base, load_trained
     from distill.model.shallow import shallow_copy
     from distill.quiet import quiet_transformers
-    from distill.teaching.lessons import StudentLoss, row_weights
     from distill.training.trainer import predict_logits, train
     from ensemble.solvers.numbers import cross_entropy
 
@@ -139,76 +168,46 @@ def run_fit(job: Job) -> dict[str, Any]:
     out = np.isin(bench.fold, spec["without"])
     learning, held = np.flatnonzero(inside & ~out), np.flatnonzero(inside & out)
     examples, bos = bench.examples(spec["model"])
-    if spec.get("votes"):
-        examples = replace(examples, targets=bench.votes)
-
-    config = DistillConfig(**spec.get("distill", {}))
-    loss = (
-        StudentLoss(config, examples.permutation)
-        if spec.get("teachers") or spec.get("distill")
-        else label_loss
-    )
-    if spec.get("teachers"):
-        (scored,) = spec["without"]
-        logits = np.stack(
-            [bench.labels(t, spec["labels"], scored, spec["rows"]) for t in spec["teachers"]], axis=1
-        )
-        weights = row_weights(config, spec["teachers"], logits, examples.targets, ~out)
-        examples = replace(
-            examples, teacher_logits=logits.astype(np.float32), teacher_weights=weights.astype(np.float32)
-        )
+    examples, loss = taught(bench, spec, examples)
     shown = examples
     if "fault" in spec:
-        (arm,) = [fault.arm for fault in FAULT_ARMS if fault.name == spec["fault"]]
-        faulty = {
-            edit: replace(examples, encoded=edited(examples.encoded, edit, bos))
-            for edit in {arm.train_edit, arm.predict_edit} - {None}
-        }
-        shown, examples = faulty.get(arm.predict_edit, examples), faulty.get(arm.train_edit, examples)
+        examples, shown = with_fault(spec["fault"], examples, bos)
 
     path = bench.models / spec["model"]
     if spec.get("layers"):
         path = shallow_copy(str(path), spec["layers"], bench.out / "scratch")
     compiled = "true" if torch.cuda.is_available() else "false"
-    named = f"{spec['precision']} {spec.get('compute', '')}".strip()
+    base = backbone(path, f"{spec['precision']} {spec.get('compute', '')}", compiled)
     lora = LoraConfig(**({"r": 32, "alpha": 64.0} | spec.get("lora", {})))
     settings = {"lr": spec["lr"], "epochs": spec["epochs"], "rows_per_step": spec.get("step", 16)}
-    settings |= {
-        "gradient_checkpointing": "false",
-        "log_steps": 100000,
-        "seed": job.seed,
-        "pack_tokens": PACKS,
-    }
+    settings |= {"gradient_checkpointing": "false", "log_steps": 100000, "pack_tokens": PACKS}
+    config = TrainConfig(**(settings | {"seed": job.seed} | spec.get("train", {})))
     place = bench.out / "scratch" / job.key.replace("/", "_").replace(" ", "_")
-    with quiet_transformers():
-        model = add_adapters(load_base(backbone(path, named, compiled), str(path), 3), lora, job.seed)
-        ready = time.monotonic()
-        train(
-            model, examples, learning, TrainConfig(**(settings | spec.get("train", {}))), loss, place, job.key
-        )
+    with quiet_transformers(), adapters_by(spec.get("peft", {})):
+        model = add_adapters(load_base(base, str(path), 3), lora, job.seed)
+    ready = time.monotonic()
+    averaged = [Averaged(model.trained, spec["ema"])] if spec.get("ema") else []
+    with quiet_transformers(), noisy_embeddings(model, spec.get("noise", 0.0)):
+        train(model, examples, learning, config, loss, place, job.key, callbacks=averaged)
     trained = time.monotonic()
 
     targets = bench.rows.targets
     found: dict[str, Any] = {}
 
-    def score(model: Any, name: str, rows: np.ndarray) -> np.ndarray:
-        logits = predict_logits(model, shown, rows, 0, "predicting", PACKS)
-        own = np.isin(rows, held)
-        losses = cross_entropy(softmax(logits.mean(axis=1)), targets[rows])
-        found[name] = float(losses[own].mean())
-        kept = np.full((len(targets), logits.shape[-1]), np.nan, dtype=np.float32)
-        kept[rows] = logits.mean(axis=1)
-        return kept
+    def score(model: Any, name: str, key: str, rows: np.ndarray) -> None:
+        logits = predict_logits(model, shown, rows, 0, "predicting", PACKS).mean(axis=1)
+        losses = cross_entropy(softmax(logits), targets[rows])
+        found[name] = float(losses[np.isin(rows, held)].mean())
+        kept = np.full(targets.shape, np.nan, dtype=np.float32)
+        kept[rows] = logits
+        save(bench.out / "logits" / f"{key}.npy", kept)
 
-    rows = np.flatnonzero(inside) if spec.get("everywhere") else held
-    kept = score(model, "log_loss", rows)
+    score(model, "log_loss", job.key, np.flatnonzero(inside) if spec.get("everywhere") else held)
     if spec.get("moved"):
         model.save(place / "adapter")
         for other in spec["moved"]:
             moved = load_trained(backbone(path, other, compiled), str(path), place / "adapter", True, 3)
-            logits = score(moved, f"on {other}", held)
-            save(bench.out / "logits" / f"{job.key} on {other}.npy", logits)
-    save(bench.out / "logits" / f"{job.key}.npy", kept)
+            score(moved, f"on {other}", f"{job.key} on {other}", held)
     shutil.rmtree(place, ignore_errors=True)
     found |= {"loading": ready - begun, "training": trained - ready}
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0

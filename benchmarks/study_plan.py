@@ -208,6 +208,10 @@ def fault_jobs(size: Size) -> list[Job]:
 OPTIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "consistency .5": {"distill": {"loss": "hard", "consistency": 0.5}},
+    "consistency .5, adapter dropout .1": {
+        "distill": {"loss": "hard", "consistency": 0.5},
+        "lora": {"dropout": 0.1},
+    },
     "one order, twice the epochs": {"train": {"both_orders": False}, "epochs": 2.0},
     "label smoothing .1": {"distill": {"loss": "smoothing"}},
     "adapter dropout .1": {"lora": {"dropout": 0.1}},
@@ -215,10 +219,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "head at ten times the rate": {"train": {"head_lr": 3e-3}},
     "rank 8": {"lora": {"r": 8, "alpha": 16.0}},
     "rank 128": {"lora": {"r": 128, "alpha": 256.0}},
+    "alpha 362, rsLoRA's": {"lora": {"alpha": 362.0}},
+    "alpha 1024, LoRA+'s 16": {"lora": {"alpha": 1024.0}},
+    "alpha 16": {"lora": {"alpha": 16.0}},
     "upper half only": {"lora": {"first_layer": 0.5}},
     "two epochs": {"epochs": 2.0},
     "step of 64 rows, twice the rate": {"step": 64, "lr": 6e-4},
+    "half the rate": {"lr": 1.5e-4},
+    "average of the weights, .99 a step": {"ema": 0.99},
+    "noise on embeddings, 5": {"noise": 5.0},
+    "bf16 base": {"precision": "bf16"},
+    "bf16 base, DoRA": {"precision": "bf16", "peft": {"use_dora": True}},
+    "bf16 base, PiSSA": {"precision": "bf16", "peft": {"init_lora_weights": "pissa_niter_4"}},
 }
+"""One change each. DoRA and PiSSA stand on an unquantised base, which stands beside them."""
 
 
 def option_jobs(size: Size) -> list[Job]:

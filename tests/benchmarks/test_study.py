@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import study, study_report
+from benchmarks import study, study_report, study_tricks
 from benchmarks.study_plan import FOLDS, LABELS, LLAMA, PARTS, RATES, Size
 
 N = 40
@@ -60,3 +61,43 @@ def test_a_difference_is_paired_and_its_interval_widens_with_seeds_that_disagree
     low, high = map(float, study_report.against(unsteady, base, groups)[1].split(" to "))
     assert low < -0.1
     assert high > 0
+
+
+def adapter_outputs(scale: float, rate_of_b: float) -> torch.Tensor:
+    """What a rank-2 adapter puts out, step by step, trained by Adam at 1e-3 for A and another rate for B."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x, y, a = drawn(64, 5), drawn(64, 3), drawn(2, 5).requires_grad_()
+    b = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+    groups = [{"params": [a], "lr": 1e-3}, {"params": [b], "lr": rate_of_b}]
+    optimizer, outputs = torch.optim.Adam(groups, eps=1e-30), []
+    for _ in range(20):
+        optimizer.zero_grad()
+        output = scale * x @ a.T @ b.T
+        (output - y).square().mean().backward()
+        optimizer.step()
+        outputs.append(output.detach())
+    return torch.stack(outputs)
+
+
+def test_a_faster_rate_for_b_is_a_larger_alpha() -> None:
+    """LoRA+ by 16 is alpha times 16 under Adam, so it needs no option of its own."""
+    torch.testing.assert_close(adapter_outputs(1.0, 16e-3), adapter_outputs(16.0, 1e-3))
+
+
+def test_the_average_of_the_weights_is_what_is_left() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    averaged = study_tricks.Averaged([parameter], 0.5)
+    expected = torch.zeros(2)
+    for step in range(1, 31):
+        with torch.no_grad():
+            parameter.fill_(float(step))
+        averaged.on_step_end(None, None, None)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    averaged.on_train_end(None, None, None)
+    torch.testing.assert_close(parameter.detach(), expected)
+    assert parameter[0] < 30
