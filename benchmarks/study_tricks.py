@@ -2,8 +2,8 @@
 
 Some are settings by another name. Under Adam without weight decay the update of a factor does not change with
 the scale of its gradient, so a learning rate n times as high for B alone (LoRA+, arXiv 2402.12354) is
-``lora.alpha`` times n, and rank-stabilised scaling (rsLoRA, arXiv 2312.03732) is ``lora.alpha`` times the root
-of the rank: both are measured through ``lora.alpha``.
+``lora.alpha`` times n, and rank-stabilised scaling (rsLoRA, arXiv 2312.03732) is ``lora.alpha`` times the
+root of the rank: both are measured through ``lora.alpha``.
 """
 
 from __future__ import annotations
