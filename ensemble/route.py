@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.console.command import parser_of, run
 from data.errors import UserError, listing, printable
+from ensemble.arguments import add_labelled_rows
 
 if TYPE_CHECKING:
     from ensemble.routing.router import Router
@@ -59,9 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="MODEL",
         help="of each model that sees the rows that are sent",
     )
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="id with label or class columns")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data: rows and folds")
-    parser.add_argument("--folds", type=Path, metavar="FILE", help="fold file: row_id, group_id, fold")
+    add_labelled_rows(parser)
     parser.add_argument(
         "--cost",
         nargs="+",
@@ -80,13 +79,6 @@ def build_parser() -> argparse.ArgumentParser:
         "exceeded; without it there, each row is decided by itself",
     )
     parser.add_argument("--rows", type=int, metavar="N", help="new rows that the budget is for")
-    parser.add_argument(
-        "--trust",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="keep a model that looks as if it had seen the labels it is scored on",
-    )
     parser.add_argument("--router", type=Path, metavar="DIR", help="what this command wrote, to apply it")
     parser.add_argument(
         "--out",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data.console.command import parser_of, run
 from data.errors import UserError, printable
+from ensemble.arguments import add_labelled_rows
 
 DEMO = Path("runs/demo")
 MOST_REPEATS = 100
@@ -79,16 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         "score_a,score_b; verdict_swapped is that in the other order), PATH or NAME=PATH; by default every "
         "store directly under --data",
     )
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="id with label or class columns")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared data: rows and folds")
-    parser.add_argument("--folds", type=Path, metavar="FILE", help="fold file: row_id, group_id, fold")
-    parser.add_argument(
-        "--trust",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="keep a member that looks as if it had seen the labels it is scored on",
-    )
+    add_labelled_rows(parser)
     parser.add_argument(
         "--swap",
         nargs="+",

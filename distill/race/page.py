@@ -13,6 +13,7 @@ from distill.race.race import Race
 from distill.race.treatment import HEADER, treatment, treatment_line
 from ensemble.report.charts import Axes, point_list
 from ensemble.report.frame import render
+from ensemble.scoring.bootstrap import NORMAL
 
 HERE = Path(__file__).parent
 DASHES = ("none", "8 4", "2 4", "10 3 2 3", "5 5", "14 4")
@@ -62,7 +63,7 @@ def curve_points(race: Race) -> list[dict[str, Any]]:
         points = []
         for look, losses in zip(contestant.looks, contestant.losses, strict=True):
             sums = np.bincount(groups, weights=losses - losses.mean())
-            half = 1.96 * float(np.sqrt((sums**2).sum())) / len(losses)
+            half = NORMAL * float(np.sqrt((sums**2).sum())) / len(losses)
             points.append((float(look["share"]), float(losses.mean()), half))
         found.append({"name": contestant.name, "points": points, "stopped": contestant.stopped is not None})
     return found

@@ -8,9 +8,9 @@ from typing import Any
 
 from data.console.command import format_table
 from data.errors import listing
+from ensemble.scoring.bootstrap import NORMAL
 
 HEADER = ["cost a row", "share spent", "by rule", "by lot", "rule on lot", "95 %", "oracle", "regret"]
-_WIDE = 1.96
 
 
 def amount(value: float) -> str:
@@ -60,7 +60,7 @@ def spending(content: Mapping[str, Any]) -> str:
     )
     if rows is None:
         return found
-    most = _WIDE * at["deviation"] * rows * math.sqrt(1 / rows + 1 / n)
+    most = NORMAL * at["deviation"] * rows * math.sqrt(1 / rows + 1 / n)
     return (
         f"{found}; {rows:,} new rows like these cost some {amount(at['cost'] * rows)} of "
         f"{amount(at['budget'] * rows)}, give or take {amount(most)}"

@@ -10,6 +10,8 @@ DRAWS = 1000
 DRAWN_GROUPS = 60_000
 CHUNK_BYTES = 1 << 20
 """Counts held as floating point at once."""
+NORMAL = 1.96
+"""Deviations on either side of a mean that hold 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ from ensemble.methods.base import Blender, from_dict
 from ensemble.methods.pool import LogPool
 from ensemble.reading.maps import JudgeMap, fit_map
 from ensemble.reading.problem import Problem
-from ensemble.scoring.bootstrap import bootstrap
+from ensemble.scoring.bootstrap import NORMAL, bootstrap
 
 DRAWS = 60
-NORMAL = 1.96
 _LEAST = 1e-6
 
 
