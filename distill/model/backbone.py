@@ -94,6 +94,9 @@ def read_configuration(path: str, revision: str | None = None, **changes: Any) -
                 f"{path}: its weights were saved quantised ({how}); "
                 "give the original checkpoint in 16 or 32 bits, and the precision in the recipe"
             )
+    pad = found.get_text_config().pad_token_id
+    if pad is not None and type(pad) is not int:  # which some versions of the library pass on
+        raise UserError(f"{path}: cannot be loaded as a model: its config.json has pad_token_id {brief(pad)}")
     if Path(path).is_dir():
         weight_files(Path(path))
     return found

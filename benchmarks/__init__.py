@@ -1,0 +1,1 @@
+"""Scripts that print the figures of README, the pages and the tables beside them."""

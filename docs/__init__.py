@@ -1,0 +1,1 @@
+"""The site, and the scripts that make its pages and pictures."""
