@@ -14,7 +14,6 @@ import numpy as np
 
 from data.arena_text import Dice, Quality, Request, write_request, write_response
 from data.errors import UserError
-from data.files import require_columns
 from data.schema import PREFERENCE, Rows, make_rows
 
 SOURCE = "simulated arena"
@@ -170,6 +169,20 @@ def preference_probs(config: ArenaConfig, worth: np.ndarray) -> np.ndarray:
     return (1 - config.noise) * probs + config.noise / PREFERENCE.n
 
 
+def known_truth(rows: Rows) -> np.ndarray | None:
+    """The rows' true class probabilities, (n, K), which a simulated arena knows; None where there are none.
+
+    A column of that name that holds anything else is somebody else's.
+    """
+    if "true_probs" not in rows.table.column_names:
+        return None
+    try:
+        probs = np.array(rows.table.column("true_probs").to_pylist(), dtype=np.float64)
+    except (ValueError, TypeError):
+        return None
+    return probs if probs.shape == (len(rows), rows.classes.n) and np.isfinite(probs).all() else None
+
+
 def bayes_log_loss(rows: Rows) -> tuple[float, np.ndarray]:
     """The log-loss of predicting each row's true probabilities: the best that any model can expect.
 
@@ -188,12 +201,13 @@ def bayes_log_loss(rows: Rows) -> tuple[float, np.ndarray]:
     Raises
     ------
     UserError
-        There is no ``true_probs`` column, or a row has no label.
+        There is no ``true_probs`` column of probabilities, or a row has no label.
     """
-    require_columns(rows.table, ["true_probs"], "simulated arena")
+    probs = known_truth(rows)
+    if probs is None:
+        raise UserError("simulated arena: has no column true_probs of probabilities; simulate it again")
     if (rows.labels < 0).any():
         raise UserError("the Bayes log-loss of unlabelled rows is not defined; give labelled rows")
-    probs = np.array(rows.table.column("true_probs").to_pylist(), dtype=np.float64)
     log_probs = np.log(np.maximum(probs, np.finfo(np.float32).tiny))
     expected = float(-(probs * log_probs).sum(axis=1).mean())
     return expected, -log_probs[np.arange(len(rows)), rows.labels]

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from data.arena import bayes_log_loss
+from data.arena import bayes_log_loss, known_truth
 from data.errors import UserError, listing
 from data.files import read_parquet
 from data.folds import group_prompts
@@ -205,7 +205,7 @@ def soft_labels_are_out_of_fold(subject: Subject) -> Finding | None:
     targets, probs, losses = _losses(subject, subject.store.mean_logits)
     if not len(targets):
         return None
-    if "true_probs" in subject.rows.table.column_names and (subject.rows.labels >= 0).all():
+    if known_truth(subject.rows) is not None and (subject.rows.labels >= 0).all():
         gap = losses - bayes_log_loss(subject.rows)[1]
         if _errors(gap) < -Z:
             return failed(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.arena import known_truth
 from ensemble.methods.average import AverageStacker
 from ensemble.methods.base import Blender
 from ensemble.methods.blend import SimplexBlend
@@ -167,7 +168,7 @@ def evaluate(
     single = {name: row_losses(problem.P[:, m]) for m, name in enumerate(problem.names)}
     best_single = choose(single)
     others = {"prior": row_losses(found.prior)}
-    truth = true_probs(problem)
+    truth = None if problem.rows is None else known_truth(problem.rows)
     if truth is not None:
         others["Bayes optimum"] = row_losses(truth)
 
@@ -234,14 +235,6 @@ def expensive_note(problem: Problem) -> str | None:
     if not names:
         return None
     return f"not tried, as their cost grows with the square of {n_classes:,} classes: {', '.join(names)}"
-
-
-def true_probs(problem: Problem) -> np.ndarray | None:
-    """The rows' true class probabilities (n, K), which a simulated arena knows."""
-    if problem.rows is None or "true_probs" not in problem.rows.table.column_names:
-        return None
-    values = np.array(problem.rows.table.column("true_probs").to_pylist(), dtype=np.float64)
-    return values if values.shape == problem.y.shape and np.isfinite(values).all() else None
 
 
 def _mean_shares(found: list[dict[str, float]]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data.arena import ArenaConfig, bayes_log_loss, preference_probs, simulate_arena
+from data.arena import ArenaConfig, bayes_log_loss, known_truth, preference_probs, simulate_arena
 from data.arena_text import (
     BREAKS,
     HEDGES,
@@ -119,8 +119,13 @@ def test_no_other_prediction_beats_the_bayes_log_loss(big: Rows) -> None:
 
 
 def test_bayes_log_loss_needs_labels_and_true_probabilities(small: Rows) -> None:
-    with pytest.raises(UserError, match="no column true_probs"):
-        bayes_log_loss(Rows(small.table.drop_columns(["true_probs"]), PREFERENCE))
+    place = small.table.column_names.index("true_probs")
+    others = [["sure"] * len(small), [[1.0]] * len(small), [[0.5, 0.5, None]] * len(small), [7] * len(small)]
+    strange = [small.table.set_column(place, "true_probs", pa.array(other)) for other in others]
+    for table in (small.table.drop_columns(["true_probs"]), *strange):
+        assert known_truth(Rows(table, PREFERENCE)) is None  # of somebody else's column nothing is known
+        with pytest.raises(UserError, match="no column true_probs"):
+            bayes_log_loss(Rows(table, PREFERENCE))
     at = small.table.column_names.index("label")
     unlabelled = small.table.set_column(at, "label", pa.nulls(len(small), pa.int8()))
     with pytest.raises(UserError, match="unlabelled rows"):
