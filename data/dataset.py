@@ -24,6 +24,7 @@ from data.folds import (
     expected_pins,
     make_folds,
     read_folds,
+    source_names,
     write_folds,
 )
 from data.groups import Near
@@ -198,9 +199,10 @@ def _refuse_other_folds(
 
 def sources_of(rows: Rows) -> dict[str, int]:
     """How many rows each source has."""
-    if "source" not in rows.table.column_names:
+    names = source_names(rows)
+    if names is None:
         return {"unknown source": len(rows)}
-    counts = rows.table.column("source").value_counts().to_pylist()
+    counts = names.value_counts().to_pylist()
     return {str(entry["values"]): int(entry["counts"]) for entry in counts}
 
 

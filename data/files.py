@@ -26,6 +26,7 @@ except ImportError as error:
     raise UserError(NO_LOCKS) from error
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 MAX_EXPANSION = 100
@@ -263,6 +264,16 @@ def read_parquet(path: Path, what: str = "file") -> pa.Table:
         raise UserError(
             f"{path}: not a readable Parquet file ({error}); it may be truncated or damaged, make it again"
         ) from error
+
+
+def numbers_of(path: Path, what: str, column: str, n: int) -> np.ndarray:
+    """Read a Parquet file's column of ``n`` numbers or truths; another program's file is a user's mistake."""
+    table = read_parquet(path, what)
+    require_columns(table, [column], path)
+    found = table.column(column).to_numpy()
+    if found.dtype.kind not in "fiub" or len(found) != n:
+        raise UserError(f"{path}: column {column} does not hold {n} numbers; restore the file")
+    return found
 
 
 @contextmanager

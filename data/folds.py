@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +20,10 @@ from data.errors import UserError, listing
 from data.files import read_parquet, require_columns, sha256_text, write_parquet
 from data.groups import Near, group_prompts, group_rows, prompts_of
 from data.ids import places, refuse_repeated
-from data.schema import Rows
+from data.schema import Rows, as_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FOLDS = "folds.parquet"
 PINNED = -1
@@ -162,9 +166,9 @@ def _rows_of(rows: Rows, sources: Collection[str]) -> np.ndarray:
 
     if not sources:
         return np.zeros(len(rows), dtype=bool)
-    if "source" not in rows.table.column_names:
+    column = source_names(rows)
+    if column is None:
         raise UserError("the rows name no sources, so none can be pinned")
-    column = rows.table.column("source")
     known = [str(value) for value in column.unique().to_pylist()]
     unknown = [name for name in sources if name not in known]
     if unknown:
@@ -173,13 +177,19 @@ def _rows_of(rows: Rows, sources: Collection[str]) -> np.ndarray:
     return np.array(found.to_numpy(zero_copy_only=False), dtype=bool)
 
 
+def source_names(rows: Rows) -> pa.Array | None:
+    """The source of each row as text; None where the rows name none."""
+    return as_text(rows.table.column("source")) if "source" in rows.table.column_names else None
+
+
 def _strata(rows: Rows) -> tuple[np.ndarray, int]:
     """The stratum of each row, label by source, and how many there are."""
     k = rows.classes.n + 1
     labels = np.where(rows.labels < 0, rows.classes.n, rows.labels)
-    if "source" not in rows.table.column_names:
+    names = source_names(rows)
+    if names is None:
         return labels, k
-    codes = rows.table.column("source").combine_chunks().dictionary_encode().indices.fill_null(0)
+    codes = names.dictionary_encode().indices.fill_null(0)
     source = codes.to_numpy(zero_copy_only=False).astype(np.int64)
     return source * k + labels, int(source.max() + 1) * k
 

@@ -250,6 +250,15 @@ def label_type(classes: Classes) -> pa.DataType:
     )
 
 
+def as_text(column: pa.ChunkedArray) -> pa.Array:
+    """A column as text, whatever it holds; null stays null."""
+    import pyarrow as pa
+
+    if column.type == pa.string():
+        return column.combine_chunks()
+    return pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
+
+
 def with_usual_types(rows: Rows) -> Rows:
     """Return rows whose columns have the types that ours have: a table made elsewhere may have wider ones."""
     import pyarrow as pa
@@ -262,6 +271,8 @@ def with_usual_types(rows: Rows) -> Rows:
             probs, given = soft_labels(table, rows.classes.n)
             pairs = zip(probs.tolist(), given.tolist(), strict=True)
             column = pa.array([row if has else None for row, has in pairs], kind)
+        elif kind == pa.string():
+            column = as_text(table.column(name))
         else:
             column = table.column(name).cast(kind)
         table = table.set_column(table.column_names.index(name), name, column)

@@ -18,7 +18,7 @@ import torch
 
 from data.console.progress import progress
 from data.encoding.template import read_template
-from data.files import read_json, read_parquet, sha256_text, write_json, write_parquet
+from data.files import numbers_of, read_json, sha256_text, write_json, write_parquet
 from data.folds import Folds
 from data.schema import Rows
 from distill.config import BackboneConfig, ModelConfig
@@ -188,13 +188,8 @@ def _read_or_probe(
         rows.content_hash, folds.content_hash,
     )  # fmt: skip
     if record.exists() and read_json(record, "probe")["of"] == of:
-        kept = read_parquet(table, "probe")
-        return Probed(
-            name,
-            kept.column("loss").to_numpy(),
-            kept.column("right").to_numpy(zero_copy_only=False),
-            read_json(record, "probe")["seconds"],
-        )
+        losses, right = (numbers_of(table, "probe", column, len(rows)) for column in ("loss", "right"))
+        return Probed(name, losses, right, read_json(record, "probe")["seconds"])
     started = perf_counter()
     states = states_of(config, backbone, texts, name)
     done = _probed(name, state_features(states, texts, rows), rows, folds, started)

@@ -18,7 +18,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from data.errors import UserError
-from data.files import read_json, read_parquet, write_json, write_parquet
+from data.files import numbers_of, read_json, write_json, write_parquet
 from data.folds import Folds
 from data.schema import Rows
 from data.softmax import softmax
@@ -213,7 +213,7 @@ class Race:
             if contestant.classifier is not None and contestant.classifier.device.type == "cpu":
                 contestant.classifier = None  # bitsandbytes repacks 4-bit weights to predict on the CPU
         contestant.looks.append(read_json(record, "look"))
-        contestant.losses.append(read_parquet(scores, "look").column("loss").to_numpy())
+        contestant.losses.append(numbers_of(scores, "look", "loss", len(self.validation)))
 
     def _train_to(self, contestant: Contestant, share: float) -> tuple[np.ndarray, dict[str, Any]]:
         run, model = contestant.run, contestant.run.model

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.folds import source_names
 from ensemble.reading.problem import Problem
 from ensemble.scoring.bootstrap import Bootstrap, Interval
 from ensemble.solvers.numbers import log_loss
@@ -101,8 +102,9 @@ def _parts(problem: Problem) -> Iterator[tuple[str, str, np.ndarray]]:
         lengths = text_lengths(problem)
         yield from _quartiles("length in characters", lengths, "{:.0f}")
         yield from _turns(problem)
-        if "source" in problem.rows.table.column_names:
-            sources = np.array([str(v) for v in problem.rows.table.column("source").to_pylist()])
+        column = source_names(problem.rows)
+        if column is not None:
+            sources = np.array([str(name) for name in column.to_pylist()])
             names, counts = np.unique(sources, return_counts=True)
             if 1 < len(names) <= _MAX_SOURCES:
                 for name in names[np.argsort(-counts, kind="stable")]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from data.dataset import sources_of
 from data.errors import UserError
 from data.files import write_parquet
 from data.folds import (
@@ -22,7 +24,7 @@ from data.folds import (
     write_folds,
 )
 from data.groups import Near, group_prompts, normalise_prompt
-from data.schema import PREFERENCE, Rows, make_rows
+from data.schema import PREFERENCE, Rows, make_rows, with_usual_types
 
 
 def rows_with(prompts: list[str], labels: list[int | None]) -> Rows:
@@ -290,3 +292,15 @@ def test_near_duplicates_share_a_fold() -> None:
     check_near(folds, rows, Near(0.8), "f")
     with pytest.raises(UserError, match=r"near-duplicate group .* is split over folds"):
         check_near(exact, rows, Near(0.8), "f")
+
+
+@pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [True, None], [1.5, 2.5], ["x", None]])
+def test_a_source_is_text_whatever_the_table_has(values: list[Any]) -> None:
+    rows = rows_with([f"prompt {i}" for i in range(40)], [i % 3 for i in range(40)])
+    place = rows.table.column_names.index("source")
+    named = pa.array([values[i % 2] for i in range(len(rows))])
+    sourced = Rows(rows.table.set_column(place, "source", named), rows.classes)
+    assert with_usual_types(sourced).table.schema.field("source").type == pa.string()
+    folds = make_folds(sourced, 2, seed=0, pin=[str(values[0])])
+    assert folds.pinned.sum() == 20
+    assert sources_of(sourced) == {str(values[0]): 20, str(values[1]): 20}
