@@ -47,6 +47,18 @@ def test_a_command_is_run_as_python_m_runs_it(tmp_path: Path) -> None:
     assert "no such recipe" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words", [[*COMMAND, "stack-predict"], [sys.executable, "-m", "distillstack", "stack-predict"]]
+)
+def test_help_calls_a_command_as_it_was_called(words: list[str], tmp_path: Path) -> None:
+    shown = run([*words, "--help"], tmp_path).stdout
+    assert shown.startswith("usage: distillstack stack-predict ")
+    assert "\n  distillstack stack-predict --" in shown
+    assert "python -m ensemble.predict" not in shown
+    plain = run([sys.executable, "-m", "ensemble.predict", "--help"], tmp_path).stdout
+    assert plain.startswith("usage: python -m ensemble.predict ")
+
+
 def test_an_unknown_command_is_one_line(tmp_path: Path) -> None:
     done = run([*COMMAND, "stac"], tmp_path)
     assert done.returncode == 2

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from data.console.failures import DEBUG, FAULT, explained, lacks, recorded
 from data.errors import UserError, printable
+from distillstack import typed
 
 if _why := lacks():  # before anything else is imported, which would end in a traceback
     print(f"error: {_why}", file=sys.stderr)
@@ -24,11 +25,12 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 _READER = "data.prepare"
 _known: set[str] = set()
 """Options of the command that runs."""
+_TYPED = re.compile(r"python -m ([\w.]*\w)")
 _ITSELF = re.compile(r"^``python -m [\w.]+``: ")
 
 
 def parser_of(command: str, doc: str | None, example: str) -> CommandParser:
-    """Return the parser of ``python -m command``, with what all commands take.
+    """Return the parser of a command, with what all commands take; it calls it as it was called.
 
     Parameters
     ----------
@@ -39,10 +41,11 @@ def parser_of(command: str, doc: str | None, example: str) -> CommandParser:
     example : str
         A command line, or several, without ``python -m``.
     """
-    lines = "\n".join(f"  python -m {line}" for line in example.splitlines())
+    split = (line.partition(" ") for line in example.splitlines())
+    lines = "\n".join(f"  {typed(module)} {options}" for module, _, options in split)
     parser = CommandParser(
-        prog=f"python -m {command}",
-        description=plain(doc or ""),
+        prog=typed(command),
+        description=_TYPED.sub(lambda found: typed(found[1]), plain(doc or "")),
         epilog=f"example:\n{lines}",
         formatter_class=_Paragraphs,
         allow_abbrev=False,

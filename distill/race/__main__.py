@@ -123,8 +123,8 @@ def show_probe(models: dict[str, ModelConfig], rows: Rows, folds: Folds, out: Pa
     print(format_table(PROBED, probe_lines(found, folds)))
     print(
         f"\n{len(rows):,} rows, out of fold; only a regression on frozen states was trained. Intervals are "
-        "paired, over prompt groups. A trained backbone that does not beat its own line here is broken; which "
-        "one is best once trained a race tells, as the order may turn round."
+        "paired, over prompt groups. A trained backbone that does not beat its own line here is broken. "
+        "Which is best once trained a race tells: the order may turn round."
     )
 
 
