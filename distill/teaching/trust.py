@@ -20,12 +20,13 @@ from data.files import read_json, require_file, sha256_files, sha256_text, write
 from data.folds import Folds
 from data.ids import places
 from data.schema import Rows
-from data.softlabels import OOF, SoftLabels, check_joinable, read_logits, run_hash
+from data.softlabels import MANIFEST, OOF, SoftLabels, check_joinable, read_logits, run_hash
 from data.softmax import softmax
 from ensemble.solvers.numbers import cross_entropy
 
 ACCEPT = "--accept-changed"
 TRAINED_ON = "trained_on.json"
+MANIFEST_HASH = "manifest_hash"
 Z_REFUSED = 5.0
 """Standard errors from which a contradiction is no accident; a weak teacher's labels stay far below."""
 FEWEST = 30
@@ -52,6 +53,7 @@ def write_trained_on(
         record["run_hash"] = run_hash(manifest)
     if settings is not None:
         record["settings_hash"] = sha256_files([settings])
+        record[MANIFEST_HASH] = sha256_files([settings.with_name(MANIFEST)])
     write_json(directory / TRAINED_ON, record)
 
 
@@ -84,8 +86,13 @@ def differs(what: str, accepted: bool) -> None:
 
 
 def check_manifest(weights: Path, manifest: Mapping[str, Any], where: Path, accepted: bool = False) -> None:
-    """Refuse a manifest that is not the one under which ``weights`` were trained; see :func:`differs`."""
+    """Refuse a manifest that is not the one under which ``weights`` were trained; see :func:`differs`.
+
+    Nor may its file have changed in what may differ when a run is continued: a card tells that, too.
+    """
     _check(weights, "run_hash", run_hash(manifest), where, accepted)
+    if MANIFEST_HASH in read_record(weights.parent):  # records of earlier versions lack it
+        _check(weights, MANIFEST_HASH, sha256_files([where]), where, accepted)
 
 
 def check_settings(weights: Path, where: Path, accepted: bool = False) -> None:

@@ -23,7 +23,7 @@ from distill import predict, teacher_oof
 from distill.model.classifier import Classifier
 from distill.packing.cutting import by_length
 from distill.runs.loaded import predict_rows
-from distill.runs.saved import read_saved
+from distill.runs.saved import Access, read_saved
 from distill.training import predict as inference
 
 CLASSES = ["winner_model_a", "winner_model_b", "winner_tie"]
@@ -163,16 +163,13 @@ def test_an_unfinished_run_is_refused(trained, tmp_path):
 
 
 def test_exchanged_weights_are_refused(trained, tmp_path):
-    other = tmp_path / "llama"
-    shutil.copytree(trained / "llama", other)
-    manifest = json.loads((other / "manifest.json").read_text())
+    manifest = json.loads((trained / "llama" / "manifest.json").read_text())
     shutil.copytree(manifest["backbone_path"], tmp_path / "backbone")
     weights = tmp_path / "backbone" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    manifest["backbone_path"] = str(tmp_path / "backbone")
-    (other / "manifest.json").write_text(json.dumps(manifest))
+    access = Access(backbone=str(tmp_path / "backbone"))
     with pytest.raises(UserError, match="not the weights"):
-        predict_rows(read_saved(other), read_rows(trained))
+        predict_rows(read_saved(trained / "llama", access), read_rows(trained))
 
 
 def test_swapping_the_responses_swaps_the_prediction(trained):

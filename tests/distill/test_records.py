@@ -13,11 +13,12 @@ from rights import mistake_without_rights, shut
 from safetensors.torch import load_file, save_file
 
 from data.errors import UserError
+from data.files import sha256_files
 from distill import predict
 from distill.config import BackboneConfig
 from distill.model.backbone import load_base, weight_hash
 from distill.model.files import INDEX, SINGLE, shards_of, writing
-from distill.runs.saved import read_saved
+from distill.runs.saved import Access, read_saved
 
 
 @pytest.fixture
@@ -59,6 +60,9 @@ def test_a_run_alone_takes_the_backbone_that_is_named(trained, moved, tmp_path):
     run = moved / "student"
     elsewhere = shutil.move(str(backbone_of(run)), tmp_path / "elsewhere")
     edit(run / "manifest.json", str((trained / "backbones").resolve()), "/gone")
+    for record in run.glob("*/trained_on.json"):  # as if it had been trained from there
+        stated = json.loads(record.read_text())
+        record.write_text(json.dumps(stated | {"manifest_hash": sha256_files([run / "manifest.json"])}))
     with pytest.raises(UserError, match=r"is not there, nor in the local hub cache; .* --backbone"):
         read_saved(run)
     wanted = predicted(trained / "student", trained, tmp_path / "wanted.csv")
@@ -186,3 +190,18 @@ def test_a_full_disk_leaves_nothing_half_written(trained, tmp_path, monkeypatch)
     with pytest.raises(UserError, match="cannot be written"):
         export.main(["--model", str(trained / "student"), "--out", str(tmp_path / "out")])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("field", ["versions", "truncated_share", "data"])
+def test_what_may_differ_when_a_run_is_continued_may_not_be_edited_afterwards(trained, tmp_path, field):
+    """A card names them, and no hash of the run itself covers them."""
+    copy = tmp_path / "llama"
+    for name in ("llama", "backbones"):
+        shutil.copytree(trained / name, tmp_path / name)
+    read_saved(copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    edited = {"versions": {"torch": "x"}, "truncated_share": 0.5, "data": "elsewhere"}[field]
+    (copy / "manifest.json").write_text(json.dumps(manifest | {field: edited}))
+    with pytest.raises(UserError, match=r"manifest\.json: was changed or damaged after fold-0 was trained"):
+        read_saved(copy)
+    read_saved(copy, Access(None, True, ""))
