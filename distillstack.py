@@ -31,8 +31,6 @@ COMMANDS = {
     "route": "ensemble.route",
 }
 """What ``distillstack NAME`` runs, in the order of the work."""
-called = ""
-"""The NAME of the command that runs by it."""
 
 
 def face(package: str, file: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
@@ -116,14 +114,11 @@ def main() -> None:
         print(f"error: distillstack {sys.argv[1]}: is no command{hint}", file=sys.stderr)
         raise SystemExit(2)
     sys.argv[:2] = [f"distillstack {name}"]
-    vars(import_module("distillstack"))["called"] = name  # not this module's own, which may be __main__
+    for command, module in COMMANDS.items():
+        import_module("data.console.command").CALLED[module.removesuffix(".__main__")] = (
+            f"distillstack {command}"
+        )
     runpy.run_module(COMMANDS[name], run_name="__main__", alter_sys=True)
-
-
-def typed(module: str) -> str:
-    """How the user runs a command: ``python -m MODULE``, or by its name where one was run so."""
-    names = {run.removesuffix(".__main__"): name for name, run in COMMANDS.items()}
-    return f"distillstack {names[module]}" if called and module in names else f"python -m {module}"
 
 
 def overview() -> str:

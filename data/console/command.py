@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 
 from data.console.failures import DEBUG, FAULT, explained, lacks, recorded
 from data.errors import UserError, printable
-from distillstack import typed
 
 if _why := lacks():  # before anything else is imported, which would end in a traceback
     print(f"error: {_why}", file=sys.stderr)
@@ -25,8 +24,15 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 _READER = "data.prepare"
 _known: set[str] = set()
 """Options of the command that runs."""
+CALLED: dict[str, str] = {}
+"""What the user typed for a command instead of ``python -m MODULE``, by its module."""
 _TYPED = re.compile(r"python -m ([\w.]*\w)")
 _ITSELF = re.compile(r"^``python -m [\w.]+``: ")
+
+
+def typed(module: str) -> str:
+    """How the user runs a command."""
+    return CALLED.get(module, f"python -m {module}")
 
 
 def parser_of(command: str, doc: str | None, example: str) -> CommandParser:
