@@ -24,7 +24,7 @@ from benchmarks.queue import read_results
 from benchmarks.study_plan import CURVE, FOLDS, GEMMA, LLAMA, MODELS, Size, teachers
 from data.folds import make_folds
 from data.softmax import softmax
-from distill.doctor.cost import grouped_variance, half_width
+from distill.doctor.cost import half_over_groups_and_seeds
 from ensemble import Stack, blend
 from ensemble.methods.temperature import TemperatureScaling
 from ensemble.solvers.numbers import log_loss
@@ -101,10 +101,7 @@ def against(losses: dict[int, np.ndarray], base: dict[int, np.ndarray], groups: 
     known = np.isfinite(gaps[0])
     gaps, groups = gaps[:, known], groups[known]
     codes = np.unique(groups, return_inverse=True)[1]
-    parts = [(grouped_variance(gaps.mean(axis=0), groups), len(np.unique(codes)) - 1)]
-    if len(seeds) > 1:
-        parts.append((float(gaps.mean(axis=1).var(ddof=1)) / len(seeds), len(seeds) - 1))
-    mean, half = float(gaps.mean()), half_width(parts)
+    mean, half = float(gaps.mean()), half_over_groups_and_seeds(gaps, groups)
     below = int((np.bincount(codes, weights=gaps.mean(axis=0)) < 0).sum())
     return [f"{mean:+.4f}", f"{mean - half:+.4f} to {mean + half:+.4f}", f"{below} of {codes.max() + 1}"]
 
@@ -205,7 +202,7 @@ def few_table(study: Study, question: str, model: str, base: str) -> str:
 
 def honesty_table(study: Study) -> str:
     """Stacks as they are printed, against the debates that neither they nor their members have seen."""
-    lines, models = [], (LLAMA, GEMMA)
+    signed, lines, gaps, models = "{:+.4f}".format, [], [], (LLAMA, GEMMA)
     for held in range(FOLDS):
         inside = study.fold != held
         inner, fresh = {}, {}
@@ -223,17 +220,9 @@ def honesty_table(study: Study) -> str:
         new = log_loss(stack.predict_proba(fresh), targets[~inside]).mean()
         plain = [np.mean(list(part.values()), axis=0) for part in (inner, fresh)]
         means = [log_loss(plain[0], targets[inside]).mean(), log_loss(plain[1], targets[~inside]).mean()]
-        lines.append(
-            [
-                str(held),
-                f"{stack.score_ - means[0]:+.4f}",
-                f"{new - means[1]:+.4f}",
-                f"{stack.score_:.4f}",
-                f"{new:.4f}",
-            ]
-        )
-    gaps = np.array([[float(cell) for cell in cells[1:3]] for cells in lines])
-    lines.append(["mean", *(f"{gap:+.4f}" for gap in gaps.mean(axis=0)), "", ""])
+        gaps.append([stack.score_ - means[0], new - means[1]])
+        lines.append([str(held), *map(signed, gaps[-1]), f"{stack.score_:.4f}", f"{new:.4f}"])
+    lines.append(["mean", *map(signed, np.mean(gaps, axis=0)), "", ""])
     return markdown(
         ["debates held out", "stack - mean, printed", "on the held out", "printed", "held out"], lines
     )
@@ -259,10 +248,13 @@ def main() -> None:
     made: dict[str, Any] = {"Teachers": teacher_table(study), "Labels": label_table(study)}
     if "grid" in asked:
         made["Temperature and weight"] = label_table(study, "grid", "T=1 w=0.7")
-    for question, base in (("precision", "bf16"), ("faults", "sound"), ("options", "as it is")):
+    pairs = (("precision", "bf16"), ("precision", "nf4"), ("faults", "sound"), ("options", "as it is"))
+    for question, base in pairs:
         for model in MODELS if question in asked else ():
             if any(key.startswith(f"{question}/{model}/") for key in study.results):
-                made[f"{question.capitalize()}, {SHORT[model]}"] = few_table(study, question, model, base)
+                made[f"{question.capitalize()}, {SHORT[model]}, against {base}"] = few_table(
+                    study, question, model, base
+                )
     made["Learning curve"] = curve_table(study)
     made["Scores as printed"] = honesty_table(study)
     for title, table in made.items():

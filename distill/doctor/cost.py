@@ -134,16 +134,13 @@ class Bench:
         gap = faulty - clean
         seeds = len(gap)
         groups = np.array([self.folds.group_ids[i] for i in self.held_out])
-        parts = [(grouped_variance(gap.mean(axis=0), groups), len(set(groups)) - 1)]
-        if seeds > 1:
-            parts.append((float(gap.mean(axis=1).var(ddof=1)) / seeds, seeds - 1))
         return Cost(
             fault.name,
             fault.check,
             float(clean.mean()),
             float(faulty.mean()),
             float(gap.mean()),
-            half_width(parts),
+            half_over_groups_and_seeds(gap, groups),
             seeds,
             gap.shape[1],
         )
@@ -173,6 +170,15 @@ def measure(bench: Bench, faults: Sequence[Fault], seeds: int, workers: int = 1)
             if family not in clean:
                 clean[family] = np.stack([future.result() for future in twins[family]])
             yield bench.compare(fault, clean[family], np.stack([future.result() for future in pending]))
+
+
+def half_over_groups_and_seeds(gaps: np.ndarray, groups: np.ndarray) -> float:
+    """Half a 95 % interval of the mean of differences (seeds, rows), whose rows come in groups."""
+    parts = [(grouped_variance(gaps.mean(axis=0), groups), len(np.unique(groups)) - 1)]
+    seeds = len(gaps)
+    if seeds > 1:
+        parts.append((float(gaps.mean(axis=1).var(ddof=1)) / seeds, seeds - 1))
+    return half_width(parts)
 
 
 def half_width(parts: Sequence[tuple[float, int]]) -> float:
