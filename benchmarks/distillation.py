@@ -37,7 +37,7 @@ from benchmarks.distillation_plan import (
     chosen_jobs,
     teacher_key,
 )
-from benchmarks.queue import GRACE, Queue, save
+from benchmarks.trainings import GRACE, Queue, save
 from distill.losses import label_loss
 
 # ---- the worker -----------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from benchmarks.trainings import Job
+
 FOLDS = 4
 TEACHERS = ("a", "b", "c")
 STUDENT = "student"
@@ -56,17 +58,6 @@ SMOKE = Scale(
     shapes={name: _shape(32, 1, 300 + 10 * i) for i, name in enumerate(("a", "b", "c", STUDENT))},
     tune={"teacher": [[2e-3, 1]], STUDENT: [[2e-3, 1]]}, temperatures=(1.0, 5.0), weights=(0.5, 1.0),
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training: what it needs, what it leaves."""
-
-    key: str
-    kind: str
-    seed: int = 0
-    spec: dict[str, Any] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
 
 
 def teacher_key(name: str, seed: int, without: tuple[int, ...]) -> str:

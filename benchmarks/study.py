@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cards import take_card
-from benchmarks.distillation_plan import Job
 from benchmarks.pretrained_data import ukp_rows
-from benchmarks.queue import GRACE, Queue, save
 from benchmarks.study_plan import FOLDS, MODELS, PARTS, RATES, Size, teachers, tried, uses
+from benchmarks.trainings import GRACE, Job, Queue, save
 
 TOKENS = 512
 PACKS = 16384

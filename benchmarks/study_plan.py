@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from benchmarks.distillation_plan import Job
+from benchmarks.trainings import Job
 
 FOLDS = 4
 MODELS = ("smollm2-135m", "gemma3-270m", "qwen25-coder-0.5b")

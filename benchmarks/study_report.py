@@ -20,8 +20,8 @@ from scipy.stats import t
 from benchmarks.pretrained_baselines import untrained
 from benchmarks.pretrained_data import CLASSES, ukp_rows
 from benchmarks.pretrained_scores import Judge, gap_cells, header, line
-from benchmarks.queue import read_results
 from benchmarks.study_plan import CURVE, FOLDS, GEMMA, LLAMA, MODELS, Size, teachers
+from benchmarks.trainings import read_results
 from data.folds import make_folds
 from data.softmax import softmax
 from distill.doctor.cost import half_over_groups_and_seeds

@@ -8,16 +8,26 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.distillation_plan import Job
-
 GRACE = 8.0
 """Seconds that trainings already begun may take longer than planned."""
 RESULTS = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: what it needs, what it leaves."""
+
+    key: str
+    kind: str
+    seed: int = 0
+    spec: dict[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
 
 
 def save(path: Path, values: np.ndarray) -> None:
