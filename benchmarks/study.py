@@ -23,7 +23,19 @@ import numpy as np
 
 from benchmarks.cards import take_card
 from benchmarks.pretrained_data import ukp_rows
-from benchmarks.study_plan import FOLDS, MODELS, PARTS, RATES, Size, teachers, tried, uses
+from benchmarks.study_plan import (
+    FOLDS,
+    LABELLERS,
+    LAYERS,
+    MODELS,
+    PARTS,
+    RATES,
+    Size,
+    jobs_of,
+    teachers,
+    tried,
+    uses,
+)
 from benchmarks.trainings import GRACE, Job, Queue, save
 
 TOKENS = 512
@@ -104,10 +116,13 @@ def start_worker(*options: Any) -> None:
     _bench = Bench(*options)
 
 
-def backbone(path: Path, named: str, compiled: str) -> Any:
+def backbone(path: str | Path, named: str) -> Any:
     """A base in a precision, ``nf4 fp8`` being NF4 with FP8 products."""
+    import torch
+
     from distill.config import BackboneConfig
 
+    compiled = "true" if torch.cuda.is_available() else "false"
     precision, *compute = named.split()
     return BackboneConfig(
         path=str(path), precision=precision, compute=compute[0] if compute else "auto", compile=compiled
@@ -130,9 +145,42 @@ def taught(bench: Bench, spec: dict[str, Any], examples: Any) -> tuple[Any, Any]
         (held,) = spec["without"]
         labels = [bench.labels(name, spec["labels"], held, spec["rows"]) for name in names]
         logits = np.stack(labels, axis=1).astype(np.float32)
+        if spec.get("calibrated"):
+            names, logits = ["mean"], calibrated_mean(bench, logits, held)[:, None]
         weights = row_weights(config, names, logits, examples.targets, bench.fold != held)
         examples = replace(examples, teacher_logits=logits, teacher_weights=weights.astype(np.float32))
     return examples, StudentLoss(config, examples.permutation)
+
+
+def calibrated_mean(bench: Bench, logits: np.ndarray, held: int) -> np.ndarray:
+    """Teachers' mean at one temperature, fitted for each fold on the others: logits (n, K)."""
+    from data.softmax import softmax
+    from ensemble.methods.temperature import TemperatureScaling
+    from ensemble.solvers.numbers import log_probs
+
+    mean, targets = softmax(logits).mean(axis=1), bench.rows.targets
+    found = np.zeros_like(mean)
+    for fold in set(range(FOLDS)) - {held}:
+        others = (bench.fold != held) & (bench.fold != fold)
+        scaling = TemperatureScaling().fit_on(mean[others], targets[others])
+        found[bench.fold == fold] = log_probs(scaling.predict_on(mean[bench.fold == fold]))
+    return found.astype(np.float32)
+
+
+def pseudo_labelled(bench: Bench, spec: dict[str, Any], examples: Any) -> tuple[Any, np.ndarray]:
+    """Examples whose third fold the teachers without it have labelled, and which rows they are sure of."""
+    from data.softmax import softmax
+
+    (held,), third = spec["without"], spec["third"]
+    both = (min(held, third), max(held, third))
+    jobs = [teachers(bench.size, model)[both] for model in LABELLERS]
+    inside = bench.fold == third
+    mean = np.mean([softmax(bench.logits(job.key)[inside]) for job in jobs], axis=0)
+    targets = examples.targets.copy()
+    targets[inside] = mean
+    sure = np.ones(len(targets), dtype=bool)
+    sure[inside] = mean.max(axis=1) >= np.quantile(mean.max(axis=1), 1 - spec["pseudo"])
+    return replace(examples, targets=targets), sure
 
 
 def with_fault(name: str, examples: Any, bos: int) -> tuple[Any, Any]:
@@ -150,13 +198,11 @@ def run_fit(job: Job) -> dict[str, Any]:
     """Train a model as its job says, predict, keep the logits; return a line of the results."""
     import torch
 
-    from benchmarks.study_tricks import Averaged, adapters_by, noisy_embeddings
+    from benchmarks.study_tricks import adapter_of, put_average
     from data.softmax import softmax
-    from distill.config import LoraConfig, TrainConfig
-    from distill.model.backbone import add_adapters, load_base, load_trained
+    from distill.model.backbone import load_trained
     from distill.model.shallow import shallow_copy
-    from distill.quiet import quiet_transformers
-    from distill.training.trainer import predict_logits, train
+    from distill.training.trainer import predict_logits
     from ensemble.solvers.numbers import cross_entropy
 
     gc.freeze()  # every training collects garbage; what all share need not be looked at again
@@ -164,34 +210,23 @@ def run_fit(job: Job) -> dict[str, Any]:
     bench, spec = _bench, job.spec
     assert bench is not None
     inside = bench.subset(spec["rows"])
-    out = np.isin(bench.fold, spec["without"])
-    learning, held = np.flatnonzero(inside & ~out), np.flatnonzero(inside & out)
+    learning = inside & ~np.isin(bench.fold, spec["without"])
+    held = np.flatnonzero(inside & np.isin(bench.fold, spec.get("scored", spec["without"])))
     examples, bos = bench.examples(spec["model"])
-    examples, loss = taught(bench, spec, examples)
     shown = examples
+    if "third" in spec:
+        examples, sure = pseudo_labelled(bench, spec, examples)
+        learning &= sure
+    examples, loss = taught(bench, spec, examples)
     if "fault" in spec:
         examples, shown = with_fault(spec["fault"], examples, bos)
 
     path = bench.models / spec["model"]
     if spec.get("layers"):
         path = shallow_copy(str(path), spec["layers"], bench.out / "scratch")
-    compiled = "true" if torch.cuda.is_available() else "false"
-    base = backbone(path, f"{spec['precision']} {spec.get('compute', '')}", compiled)
-    lora = LoraConfig(**({"r": 32, "alpha": 64.0} | spec.get("lora", {})))
-    settings = {"lr": spec["lr"], "epochs": spec["epochs"], "rows_per_step": spec.get("step", 16)}
-    settings |= {"gradient_checkpointing": "false", "log_steps": 100000, "pack_tokens": PACKS}
-    config = TrainConfig(**(settings | {"seed": job.seed} | spec.get("train", {})))
     place = bench.out / "scratch" / job.key.replace("/", "_").replace(" ", "_")
-    with quiet_transformers(), adapters_by(spec.get("peft", {})):
-        model = add_adapters(load_base(base, str(path), 3), lora, job.seed)
-    ready = time.monotonic()
-    averaged = [Averaged(model.trained, spec["ema"])] if spec.get("ema") else []
-    with quiet_transformers(), noisy_embeddings(model, spec.get("noise", 0.0)):
-        train(model, examples, learning, config, loss, place, job.key, callbacks=averaged)
-    trained = time.monotonic()
-
     targets = bench.rows.targets
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"loading": 0.0, "training": 0.0}
 
     def score(model: Any, name: str, key: str, rows: np.ndarray) -> None:
         logits = predict_logits(model, shown, rows, 0, "predicting", PACKS).mean(axis=1)
@@ -201,16 +236,73 @@ def run_fit(job: Job) -> dict[str, Any]:
         kept[rows] = logits
         save(bench.out / "logits" / f"{key}.npy", kept)
 
+    def fit(seed: int) -> Any:
+        return fitted(spec, seed, str(path), (examples, np.flatnonzero(learning), loss), place, found)
+
+    if spec.get("average"):
+        adapters = []
+        for seed in range(spec["average"]):
+            model = fit(seed)
+            score(model, f"seed {seed}", f"{job.key} seed {seed}", held)
+            adapters.append(adapter_of(model))
+        model = bare(spec, str(path), job.seed, times=len(adapters))
+        put_average(model, adapters)
+    else:
+        model = fit(job.seed)
     score(model, "log_loss", job.key, np.flatnonzero(inside) if spec.get("everywhere") else held)
     if spec.get("moved"):
         model.save(place / "adapter")
         for other in spec["moved"]:
-            moved = load_trained(backbone(path, other, compiled), str(path), place / "adapter", True, 3)
+            moved = load_trained(backbone(path, other), str(path), place / "adapter", True, 3)
             score(moved, f"on {other}", f"{job.key} on {other}", held)
     shutil.rmtree(place, ignore_errors=True)
-    found |= {"loading": ready - begun, "training": trained - ready}
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     return {**asdict(job), **found, "memory": memory, "seconds": round(time.monotonic() - begun, 2)}
+
+
+def bare(spec: dict[str, Any], path: str, seed: int, times: int = 1) -> Any:
+    """A model before its training, of so many times the rank."""
+    from benchmarks.study_tricks import adapters_by
+    from distill.config import LoraConfig
+    from distill.model.backbone import add_adapters, load_base
+    from distill.quiet import quiet_transformers
+
+    lora = {"r": 32, "alpha": 64.0} | spec.get("lora", {})
+    lora |= {"r": times * lora["r"], "alpha": times * lora["alpha"]}
+    base = backbone(path, f"{spec['precision']} {spec.get('compute', '')}")
+    with quiet_transformers(), adapters_by(spec.get("peft", {})):
+        return add_adapters(load_base(base, path, 3), LoraConfig(**lora), seed)
+
+
+def fitted(
+    spec: dict[str, Any],
+    seed: int,
+    path: str,
+    lessons: tuple[Any, np.ndarray, Any],
+    place: Path,
+    found: dict[str, Any],
+) -> Any:
+    """A trained model; adds its seconds to what was found."""
+    from benchmarks.study_tricks import Adversarial, Averaged, noisy_embeddings
+    from distill.config import TrainConfig
+    from distill.quiet import quiet_transformers
+    from distill.training.trainer import train
+
+    begun = time.monotonic()
+    settings = {"lr": spec["lr"], "epochs": spec["epochs"], "rows_per_step": spec.get("step", 16)}
+    settings |= {"gradient_checkpointing": "false", "log_steps": 100000, "pack_tokens": PACKS, "seed": seed}
+    settings |= {"head_lr": spec["head"] * spec["lr"]} if "head" in spec else {}
+    config = TrainConfig(**(settings | spec.get("train", {})))
+    model = bare(spec, path, seed)
+    ready = time.monotonic()
+    tricks: list[Any] = [Averaged(model.trained, spec["ema"])] if spec.get("ema") else []
+    tricks += [Adversarial(model.trained, spec["adversarial"])] if spec.get("adversarial") else []
+    examples, learning, loss = lessons
+    with quiet_transformers(), noisy_embeddings(model, spec.get("noise", 0.0)):
+        train(model, examples, learning, config, loss, place / f"s{seed}", place.name, callbacks=tricks)
+    found["loading"] += ready - begun
+    found["training"] += time.monotonic() - ready
+    return model
 
 
 def tuned(size: Size, results: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -233,7 +325,7 @@ def main() -> None:
     add("--out", type=Path, required=True, help="gets results and logits, and goes on with those there")
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="questions to answer, in this order")
     add("--seeds", type=int, default=5)
-    add("--layers", type=int, default=10, help="of the student")
+    add("--layers", type=int, default=LAYERS, help="of the student")
     add("--minutes", type=float, default=600.0, help="to be ready by then")
     add("--workers", type=int, default=12, help="processes that share the GPUs")
     add("--rows", type=int, default=0, help="as many rows only, for a trial")
@@ -241,12 +333,12 @@ def main() -> None:
     deadline = time.monotonic() + 60 * args.minutes
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "chosen.json"
-    size = Size(args.seeds, args.layers, {who: rates[0] for who, rates in RATES.items()})
+    size = Size(args.seeds, {who: rates[0] for who, rates in RATES.items()}, args.layers)
 
     def do(parts: list[str], size: Size) -> Queue:
         start = (args.shared, args.models, args.out, size, args.rows)
         queue = Queue(args.out, run_fit, (start_worker, start), args.workers, deadline)
-        queue.run([job for part in parts for job in PARTS[part](size)], reserve=GRACE)
+        queue.run(list(jobs_of(parts, size).values()), reserve=GRACE)
         queue.close()
         return queue
 

@@ -17,7 +17,14 @@ FOLDS = 4
 MODELS = ("smollm2-135m", "gemma3-270m", "qwen25-coder-0.5b")
 LLAMA, GEMMA, QWEN = MODELS
 STUDENT = "student"
-RATES = {LLAMA: (3e-4, 6e-4), GEMMA: (3e-4, 6e-4), QWEN: (2e-4, 4e-4), STUDENT: (5e-4, 1e-3)}
+LAYERS = 10
+"""Of the first model, which its student keeps."""
+RATES = {
+    LLAMA: (3e-4, 6e-4, 1.5e-4),
+    GEMMA: (3e-4, 6e-4, 1.5e-4, 7.5e-5),
+    QWEN: (2e-4, 4e-4, 1e-4),
+    STUDENT: (5e-4, 1e-3, 2e-3),
+}
 """Learning rates that are tried, one epoch each, scored on the first fold."""
 FEW = 4000
 """Rows of the questions that need many trainings of a whole model."""
@@ -30,16 +37,16 @@ class Size:
     Attributes
     ----------
     seeds : int
-    layers : int
-        Of the first model, which its student keeps.
     chosen : dict of str to float
         Learning rates of the teachers and the student.
+    layers : int
+        Of the student.
     epochs : float
     """
 
     seeds: int
-    layers: int
     chosen: dict[str, float]
+    layers: int = LAYERS
     epochs: float = 1.0
 
 
@@ -78,9 +85,10 @@ def tune_jobs(size: Size) -> list[Job]:
 
 
 def teacher_jobs(size: Size) -> list[Job]:
-    """All teachers: single folds of all models first."""
-    every = [job for model in reversed(MODELS) for job in teachers(size, model).values()]
-    return sorted(every, key=lambda job: len(job.spec["without"]))
+    """Teachers without a fold, all models, then those of two models without two folds."""
+    every = [job for model in MODELS for job in teachers(size, model).values()]
+    known = [job for job in every if len(job.spec["without"]) == 1 or job.spec["model"] != QWEN]
+    return sorted(known, key=lambda job: (len(job.spec["without"]), -MODELS.index(job.spec["model"])))
 
 
 LABELS: dict[str, dict[str, Any]] = {
@@ -93,6 +101,7 @@ LABELS: dict[str, dict[str, Any]] = {
     "corrected": {"teachers": [LLAMA], "labels": "strict", "distill": {"loss": "corrected"}},
     "smoothing .1": {"distill": {"loss": "smoothing"}},
     "fold-mean": {"teachers": [LLAMA], "labels": "fold_mean"},
+    "strict, calibrated mean of three": {"teachers": list(MODELS), "labels": "strict", "calibrated": True},
     "standard": {"teachers": [LLAMA], "labels": "standard"},
 }
 """Whom a student learns from. Teachers of all but ``standard`` never saw the debates that it is scored on."""
@@ -125,8 +134,61 @@ def uses(labels: str, held: int, without: tuple[int, ...]) -> bool:
 def label_jobs(size: Size) -> list[Job]:
     """Students on each kind of labels, seed by seed."""
     jobs = [
-        job for name, spec in LABELS.items() for job in students(size, "labels", name, size.seeds, **spec)
+        job
+        for name, spec in LABELS.items()
+        if QWEN not in spec.get("teachers", ())
+        for job in students(size, "labels", name, size.seeds, **spec)
     ]
+    return sorted(jobs, key=lambda job: job.seed)
+
+
+def third_jobs(size: Size) -> list[Job]:
+    """The dearest teachers without two folds, and students of all three."""
+    jobs = list(teachers(size, QWEN).values())
+    for name, spec in LABELS.items():
+        if QWEN in spec.get("teachers", ()):
+            jobs += students(size, "labels", name, size.seeds, **spec)
+    return sorted(jobs, key=lambda job: job.seed)
+
+
+SOUP = 3
+"""Seeds whose weights are averaged."""
+
+
+def average_jobs(size: Size) -> list[Job]:
+    """Students of several seeds averaged in the space of weights, by what they learn from."""
+    jobs = []
+    for name in ("hard", "strict, two teachers"):
+        spec = LABELS[name] | {"average": SOUP}
+        jobs += [replace(job, kind="average") for job in students(size, "average", name, 1, **spec)]
+    return jobs
+
+
+LABELLERS = (LLAMA, GEMMA)
+PSEUDO: dict[str, dict[str, Any]] = {
+    "labels of two folds": {"pseudo": "left out"},
+    "a third labelled by teachers": {"pseudo": 1.0},
+    "the surer half of a third": {"pseudo": 0.5},
+    "labels of three folds": {},
+}
+"""What is done with debates of unknown labels: teachers without these and the scored ones label them."""
+
+
+def pseudo_jobs(size: Size) -> list[Job]:
+    """Students on the labels of two folds, and the third without its labels."""
+    jobs = []
+    for name, spec in PSEUDO.items():
+        for job in students(size, "pseudo", name, size.seeds, **spec):
+            (held,) = job.spec["without"]
+            third = (held + 1) % FOLDS
+            more: dict[str, Any] = {}
+            if spec.get("pseudo") == "left out":
+                more = {"without": [held, third], "scored": [held]}
+            elif spec:
+                more = {"third": third}
+            both = (min(held, third), max(held, third))
+            needs = [teachers(size, model)[both].key for model in LABELLERS] if "third" in more else []
+            jobs.append(replace(job, spec=job.spec | more, needs=tuple(needs)))
     return sorted(jobs, key=lambda job: job.seed)
 
 
@@ -137,7 +199,7 @@ def grid_jobs(size: Size) -> list[Job]:
         for weight in (0.4, 0.7, 1.0):
             distill = {"temperature": temperature, "weight": weight}
             spec = LABELS["strict, three teachers"] | {"distill": distill}
-            jobs += students(size, "grid", f"T={temperature:g} w={weight:g}", size.seeds, **spec)
+            jobs += students(size, "grid", f"T={temperature:g} w={weight:g}", min(2, size.seeds), **spec)
     return sorted(jobs, key=lambda job: job.seed)
 
 
@@ -174,7 +236,7 @@ def few(size: Size, question: str, model: str, options: dict[str, dict[str, Any]
             whole = {
                 "model": model,
                 "without": [seed % FOLDS],
-                "lr": size.chosen[model],
+                "lr": size.chosen[model] * spec.get("times", 1.0),
                 "epochs": 1.0,
                 "rows": FEW,
             }
@@ -216,7 +278,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "label smoothing .1": {"distill": {"loss": "smoothing"}},
     "adapter dropout .1": {"lora": {"dropout": 0.1}},
     "weight decay .1": {"train": {"weight_decay": 0.1}},
-    "head at ten times the rate": {"train": {"head_lr": 3e-3}},
+    "head at ten times the rate": {"head": 10.0},
     "rank 8": {"lora": {"r": 8, "alpha": 16.0}},
     "rank 128": {"lora": {"r": 128, "alpha": 256.0}},
     "alpha 362, rsLoRA's": {"lora": {"alpha": 362.0}},
@@ -224,10 +286,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "alpha 16": {"lora": {"alpha": 16.0}},
     "upper half only": {"lora": {"first_layer": 0.5}},
     "two epochs": {"epochs": 2.0},
-    "step of 64 rows, twice the rate": {"step": 64, "lr": 6e-4},
-    "half the rate": {"lr": 1.5e-4},
+    "step of 64 rows, twice the rate": {"step": 64, "times": 2.0},
+    "half the rate": {"times": 0.5},
     "average of the weights, .99 a step": {"ema": 0.99},
     "noise on embeddings, 5": {"noise": 5.0},
+    "weights moved up the momentum, .05": {"adversarial": 0.05},
+    "rates falling by .95 a layer": {
+        "peft": {"alpha_pattern": {rf"layers\.{i}\..*": 64 * 0.95 ** (29 - i) for i in range(30)}}
+    },
     "bf16 base": {"precision": "bf16"},
     "bf16 base, DoRA": {"precision": "bf16", "peft": {"use_dora": True}},
     "bf16 base, PiSSA": {"precision": "bf16", "peft": {"init_lora_weights": "pissa_niter_4"}},
@@ -244,9 +310,17 @@ PARTS = {
     "tune": tune_jobs,
     "teachers": teacher_jobs,
     "labels": label_jobs,
+    "third": third_jobs,
     "precision": precision_jobs,
     "faults": fault_jobs,
     "curve": curve_jobs,
     "options": option_jobs,
+    "pseudo": pseudo_jobs,
+    "average": average_jobs,
     "grid": grid_jobs,
 }
+
+
+def jobs_of(parts: Sequence[str], size: Size) -> dict[str, Job]:
+    """All trainings of some parts, in their order, by key."""
+    return {job.key: job for part in parts for job in PARTS[part](size)}

@@ -20,7 +20,20 @@ from scipy.stats import t
 from benchmarks.pretrained_baselines import untrained
 from benchmarks.pretrained_data import CLASSES, ukp_rows
 from benchmarks.pretrained_scores import Judge, gap_cells, header, line
-from benchmarks.study_plan import CURVE, FOLDS, GEMMA, LLAMA, MODELS, Size, teachers
+from benchmarks.study_plan import (
+    CURVE,
+    FOLDS,
+    GEMMA,
+    LLAMA,
+    MODELS,
+    PARTS,
+    RATES,
+    SOUP,
+    Size,
+    jobs_of,
+    teachers,
+    tried,
+)
 from benchmarks.trainings import read_results
 from data.folds import make_folds
 from data.softmax import softmax
@@ -61,9 +74,10 @@ class Study:
         self.folds = make_folds(self.rows, FOLDS, seed=0)
         self.fold, self.groups = self.folds.fold, np.array(self.folds.group_ids)
         self.judge = Judge.of(self.rows, self.folds, strict)
-        self.results = {result["key"]: result for result in read_results(home)}
-        chosen = json.loads((home / "chosen.json").read_text())
-        self.size = Size(5, 0, chosen)
+        self.size = Size(5, json.loads((home / "chosen.json").read_text()))
+        planned, every = jobs_of(list(PARTS), self.size), read_results(home)
+        known = [result for result in every if result["key"] in planned]
+        self.results = {r["key"]: r for r in known if planned[r["key"]].left(r)}
 
     def logits(self, key: str) -> np.ndarray:
         """A training's logits (n, K), of the average over orders; NaN where it did not predict."""
@@ -202,7 +216,8 @@ def few_table(study: Study, question: str, model: str, base: str) -> str:
 
 def honesty_table(study: Study) -> str:
     """Stacks as they are printed, against the debates that neither they nor their members have seen."""
-    signed, lines, gaps, models = "{:+.4f}".format, [], [], (LLAMA, GEMMA)
+    signed, lines, gaps = "{:+.4f}".format, [], []
+    models = [m for m in MODELS if all(job.key in study.results for job in teachers(study.size, m).values())]
     for held in range(FOLDS):
         inside = study.fold != held
         inner, fresh = {}, {}
@@ -228,6 +243,35 @@ def honesty_table(study: Study) -> str:
     )
 
 
+def tune_table(study: Study) -> str:
+    """Log-loss on the first fold by learning rate."""
+    every = {result["key"]: result["log_loss"] for result in read_results(study.home)}
+    lines = []
+    for who in RATES:
+        found = {rate: every.get(job.key) for rate, job in sorted(tried(study.size, who).items())}
+        told = [f"{rate:g}: {loss:.4f}" for rate, loss in found.items() if loss is not None]
+        lines.append([SHORT.get(who, who), ", ".join(told)])
+    return markdown(["", "rate: log-loss"], lines)
+
+
+def average_table(study: Study) -> str:
+    """Seeds' students one by one, averaged in the space of weights, and averaged as predictions."""
+    lines, targets = [], study.rows.targets
+    for name, found in study.students("average").items():
+        keys = [key for key in study.results if key.startswith(f"average/{name}/")]
+        single = [
+            softmax(np.nansum([study.logits(f"{key} seed {seed}") for key in keys], axis=0))
+            for seed in range(SOUP)
+        ]
+        losses = [log_loss(probs, targets) for probs in single]
+        one = {0: np.mean(losses, axis=0)}
+        for what, probs in (("weights", found[0]), ("predictions", np.mean(single, axis=0))):
+            loss = log_loss(probs, targets)
+            gap = against({0: loss}, one, study.groups)
+            lines.append([name, what, f"{one[0].mean():.4f}", f"{loss.mean():.4f}", *gap[:2]])
+    return markdown(["learnt from", "averaged", "one by one", "averaged", "difference", "95 %"], lines)
+
+
 def curve_table(study: Study) -> str:
     """What a teacher adds by the number of rows."""
     tables = []
@@ -245,9 +289,14 @@ def main() -> None:
     args = parser.parse_args()
     study = Study(args.home, args.shared)
     asked = {key.split("/")[0] for key in study.results}
-    made: dict[str, Any] = {"Teachers": teacher_table(study), "Labels": label_table(study)}
+    made: dict[str, Any] = {"Learning rates": tune_table(study), "Teachers": teacher_table(study)}
+    made["Labels"] = label_table(study)
     if "grid" in asked:
         made["Temperature and weight"] = label_table(study, "grid", "T=1 w=0.7")
+    if "pseudo" in asked:
+        made["Debates without labels"] = label_table(study, "pseudo", "labels of two folds")
+    if "average" in asked:
+        made["Averages of seeds"] = average_table(study)
     pairs = (("precision", "bf16"), ("precision", "nf4"), ("faults", "sound"), ("options", "as it is"))
     for question, base in pairs:
         for model in MODELS if question in asked else ():

@@ -49,6 +49,63 @@ class Averaged(TrainerCallback):
             parameter.copy_(mean)
 
 
+class Adversarial(TrainerCallback):
+    """Takes each step's gradient where the weights have been moved up the last steps' momentum.
+
+    Adversarial weight perturbation (arXiv 2004.05884) without its second pass: sharpness-aware minimisation
+    by the momentum (arXiv 2401.12033), scaled to each tensor's norm.
+
+    Parameters
+    ----------
+    parameters : list of Parameter
+    size : float
+        How far, as a share of a tensor's norm.
+    """
+
+    def __init__(self, parameters: list[Any], size: float) -> None:
+        self.parameters, self.size = parameters, size
+        self.kept: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        """Move up the momentum."""
+        moments = [optimizer.state[p].get("exp_avg") for p in self.parameters]
+        if any(moment is None for moment in moments):  # the first step
+            return
+        self.kept = [p.detach().clone() for p in self.parameters]
+        for p, moment in zip(self.parameters, moments, strict=True):
+            p.add_(moment * (self.size * p.norm() / (moment.norm() + 1e-12)))
+
+    @torch.no_grad()
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move back."""
+        for p, kept in zip(self.parameters, self.kept, strict=False):
+            p.copy_(kept)
+
+
+def adapter_of(model: Any) -> dict[str, torch.Tensor]:
+    """A copy of what was trained, by name."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def put_average(model: Any, adapters: list[dict[str, torch.Tensor]]) -> None:
+    """Put the mean of the changes of weights of several trainings into a model of as many times the rank.
+
+    The mean of products is a product of factors side by side, the second divided by their number; what is
+    trained as a whole is averaged as it is.
+    """
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            parts = [adapter[name] for adapter in adapters]
+            if "lora_A" in name:
+                p.copy_(torch.cat(parts, dim=0))
+            elif "lora_B" in name:
+                p.copy_(torch.cat(parts, dim=1) / len(parts))
+            else:
+                p.copy_(torch.stack(parts).mean(dim=0))
+
+
 @contextmanager
 def adapters_by(options: dict[str, Any]) -> Iterator[None]:
     """Have PEFT make its adapters with further options, such as ``use_dora``."""

@@ -29,6 +29,10 @@ class Job:
     spec: dict[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
 
+    def left(self, result: dict[str, Any] | None) -> bool:
+        """Whether a line of the results is of this training, not of one that a plan named so before."""
+        return result is not None and (result["spec"], result["needs"]) == (self.spec, list(self.needs))
+
 
 def save(path: Path, values: np.ndarray) -> None:
     """Write an array so that it is whole or not there."""
@@ -50,7 +54,7 @@ class Queue:
     Parameters
     ----------
     out : Path
-        Holds the results; those of an earlier call are read and not made again.
+        Holds the results; those of an earlier call are read and not made again, unless the job is another.
     work : callable
         What a worker does with a job; returns its line of the results.
     start : (callable, tuple)
@@ -79,7 +83,9 @@ class Queue:
 
     def run(self, jobs: list[Job], reserve: float = 0.0) -> None:
         """Run jobs in order, each once what it needs is done; begin none ``reserve`` s before the end."""
-        waiting = [job for job in jobs if job.key not in self.results]
+        waiting = [job for job in jobs if not job.left(self.results.get(job.key))]
+        for job in waiting:
+            self.results.pop(job.key, None)
         running: dict[Future, Job] = {}
         while waiting or running:
             left = self.deadline - reserve - time.monotonic()

@@ -49,7 +49,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--alpha", type=float, default=0.05, help="error rate of a stop (default: 0.05)")
     parser.add_argument("--fold", type=int, default=0, help="the fold to validate on (default: 0)")
     parser.add_argument("--validation-rows", type=int, default=0, help="at most so many of its rows (0: all)")
-    parser.add_argument("--tune", choices=["lr"], help="first sweep each backbone's learning rate, by Optuna")
+    parser.add_argument("--tune", choices=["lr"], help="first sweep each backbone's learning rate")
     parser.add_argument(
         "--probe",
         action="store_true",

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from data.errors import UserError
+from data.files import read_json
 from distill.race import __main__ as race
 from distill.race.race import Race, row_losses
+from distill.race.tuning import lowest_of_the_best
 
 BACKBONES = ["--backbones", "llama", "gemma2"]
 
@@ -211,7 +213,6 @@ def test_budgets_of_tokens_and_seconds(recipe, arena, tmp_path):
 
 
 def test_tuning_picks_a_rate_by_another_fold(recipe, arena, tmp_path):
-    pytest.importorskip("optuna")
     from dataclasses import replace
 
     from data.dataset import load_prepared
@@ -227,8 +228,24 @@ def test_tuning_picks_a_rate_by_another_fold(recipe, arena, tmp_path):
     assert found["fold"] == 1
     assert len(found["tried"]) == len(FACTORS)
     assert runs[0].model.train.lr == found["lr"]
-    values = [v for v in found["tried"].values() if v is not None]
-    assert found["tried"][f"{found['lr']:g}"] == min(values)
+    kept = {lr: tmp_path / "tuning" / "llama" / f"lr-{lr}" for lr in found["tried"]}
+    losses = {float(lr): np.array(read_json(at / "losses.json", "")["losses"]) for lr, at in kept.items()}
+    steps = [
+        sum("loss" in json.loads(line) for line in (at / "metrics.jsonl").open()) for at in kept.values()
+    ]
+    assert min(steps) == max(steps) > 0  # each to its end
+    assert found["lr"] == lowest_of_the_best(losses)
+
+
+def test_of_rates_that_cannot_be_told_apart_the_lowest_is_taken():
+    rng = np.random.default_rng(0)
+    row = rng.normal(1, 0.5, 400)
+    noise = rng.normal(0, 0.1, (3, 400))
+    noise -= noise.mean(axis=1, keepdims=True)
+    near = {1e-4: row + 0.05 + noise[0], 2e-4: row + 0.004 + noise[1], 4e-4: row, 8e-4: row + 0.02 + noise[2]}
+    assert lowest_of_the_best(near) == 2e-4
+    assert lowest_of_the_best({1e-4: row + 0.05, 8e-4: row}) == 8e-4
+    assert lowest_of_the_best({}) is None
 
 
 @pytest.mark.parametrize(
