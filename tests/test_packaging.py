@@ -64,7 +64,7 @@ def test_what_is_installed_with_it_is_what_data_and_ensemble_need(installed: Pat
     assert {"numpy", "lightgbm", "pyarrow"} <= needed
     assert not {"torch", "transformers", "peft", "datasets"} & needed
     extras = {line.split("extra == ")[1].strip("'\"") for line in found.requires or [] if "extra ==" in line}
-    assert {"train", "hub", "onnx", "race", "ray", "s3", "all"} <= extras
+    assert {"train", "hub", "onnx", "ray", "s3", "all"} <= extras
     assert {entry.name for entry in found.entry_points if entry.group == "console_scripts"} == {
         "distillstack"
     }

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import UserError
-from distill.doctor import attention, data, pooling, tokens, training
+from distill.doctor import attention, data, language, pooling, tokens, training
 from distill.doctor.finding import GROUPS, PASS, REGISTRY, Check, Result, broken_off, failed
 from distill.doctor.subject import Subject, open_subjects
 from distill.quiet import quiet_transformers
 
-CHECKS = (tokens, pooling, attention, training, data)
+CHECKS = (tokens, pooling, attention, language, training, data)
 """The files of checks; a new file is one more name here."""
 
 

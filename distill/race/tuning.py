@@ -2,8 +2,8 @@
 
 Every rate of a grid around the recipe's is trained to the end of a schedule of its own, a share of the
 budget, and scored on another fold than the race's, so the race's own rows stay unseen. None is stopped before
-its end: while the rate rises, and for some steps after, losses tell how fast a model has moved and not where it
-will arrive. On real models the halving of rates after a quarter of their steps threw out the best one.
+its end: while the rate rises, and for some steps after, losses tell how fast a model has moved and not where
+it will arrive. On real models the halving of rates after a quarter of their steps threw out the best one.
 """
 
 from __future__ import annotations

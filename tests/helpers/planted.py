@@ -61,6 +61,28 @@ class Fault:
     status: str = "fail"
 
 
+def read_by_heart(tiny: Path, out: Path, theta: float) -> None:
+    """A language model of a tiny one's shape that has learnt the doctor's text at some rotary base."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from distill.doctor.language import TOKENS, prose
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    config = AutoConfig.from_pretrained(tiny)
+    config.rope_parameters = {"rope_type": "default", "rope_theta": theta}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    ids = torch.tensor([tokenizer(prose())["input_ids"][:TOKENS]])
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
 FAULTS: list[Fault] = []
 
 
@@ -344,6 +366,13 @@ def rope_scaling_dropped(healthy, out):
     target = copied(healthy.llama, out)
     edited(target / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 500000.0})
     yield target, {}
+
+
+@fault("rope_base")
+def rope_base_lost(healthy, out):
+    read_by_heart(healthy.llama, out / "llama", theta=100_000.0)
+    edited(out / "llama" / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 10_000.0})
+    yield out / "llama", {}
 
 
 @fault("activations_fit_dtype")

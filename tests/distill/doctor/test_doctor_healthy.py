@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from planted import Healthy as Site
-from planted import copied, edited, recipe_file, tokenizer_of
+from planted import copied, edited, read_by_heart, recipe_file, tokenizer_of
 
 from data.arena import ArenaConfig, simulate_arena
 from data.encoding.template import Template
@@ -141,6 +141,13 @@ def test_gemma_3_cuts_in_most_layers_as_it_is_published(tiny, tmp_path):
     assert (finding.status, finding.fix) == ("fail", "restore the window of the published config.json")
     edited(path / "config.json", layer_types=["sliding_attention"] * 18)
     assert "every layer" in found(path, tmp_path, "sliding_window")["sliding_window"].seen
+
+
+def test_a_model_is_read_best_at_the_rope_base_that_it_learnt_with(tiny, tmp_path):
+    read_by_heart(tiny("llama"), tmp_path / "learnt", theta=100_000.0)
+    finding = found(tmp_path / "learnt", tmp_path, "rope_base")["rope_base"]
+    assert finding.status == "pass"
+    assert "next-token loss" in finding.seen
 
 
 def test_a_llama_of_another_rope_base_needs_no_scaling(tiny, tmp_path):
