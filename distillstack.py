@@ -25,6 +25,7 @@ COMMANDS = {
     "teacher-oof": "distill.teacher_oof",
     "student": "distill.student",
     "predict": "distill.predict",
+    "average": "distill.average",
     "export": "distill.export",
     "stack": "ensemble.stack",
     "stack-predict": "ensemble.predict",

@@ -1,4 +1,5 @@
 from data.softlabels import read_store as read_store
+from distill.average import average_runs as average_runs
 from distill.doctor.examine import diagnose as diagnose
 from distill.doctor.finding import Result as Result
 from distill.runs.loaded import Loaded as Loaded

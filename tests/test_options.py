@@ -21,6 +21,7 @@ MODULES = {
     "distill.student": "distill.student",
     "distill.predict": "distill.predict",
     "distill.export": "distill.export",
+    "distill.average": "distill.average",
     "distill.doctor": "distill.doctor.__main__",
     "distill.race": "distill.race.__main__",
     "ensemble.stack": "ensemble.stack",
@@ -38,7 +39,7 @@ SHOWN_BY = {
     "distill/prediction": ("distill.predict", "distill.export"),
     "distill/teaching": TRAINING,
     "distill/cluster": (*TRAINING, "distill.predict"),
-    "distill/runs": (*TRAINING, "distill.race", "distill.predict", "distill.export"),
+    "distill/runs": (*TRAINING, "distill.race", "distill.predict", "distill.export", "distill.average"),
 }
 """Whose messages a room's are, unless one names the command itself."""
 

@@ -181,6 +181,9 @@ def model_card(
             f"temperature {distill['temperature']}; {labels}",
             f"- teachers: {', '.join(teachers) or 'none'}",
         ]
+    if averaged := manifest.get("averaged"):
+        names = ", ".join(str(one["name"]) for one in averaged)
+        lines.append(f"- weights: the mean of {len(averaged)} runs ({names}), model by model")
     versions = ", ".join(f"{name} {v}" for name, v in manifest.get("versions", {}).items())
     lines += [
         f"- libraries: {versions}",

@@ -21,6 +21,7 @@ COMMANDS = [
     "distill.student",
     "distill.predict",
     "distill.export",
+    "distill.average",
     "distill.doctor",
     "distill.race",
     "ensemble.stack",
@@ -64,6 +65,7 @@ def required(command):
         "distill.doctor": ["target"],
         "distill.predict": ["--model", "m", "--data", "d", "--out", "o.csv"],
         "distill.export": ["--model", "m", "--out", "o"],
+        "distill.average": ["--model", "m", "--out", "o"],
         "ensemble.predict": ["--stack", "s", "--oof", "o", "--out", "o.csv"],
     }.get(command, [])
 
