@@ -107,6 +107,12 @@ def _read_manifest(out: Path) -> dict[str, Any] | None:
     return manifest
 
 
+def near_of(path: Path) -> Near | None:
+    """How alike prompts are to count as one in prepared data; as by default where no manifest says it."""
+    manifest = _read_manifest(path)
+    return Near() if manifest is None else _stated_near(manifest, path / MANIFEST)
+
+
 def _stated_near(manifest: dict[str, Any], file: Path) -> Near | None:
     try:
         stated = manifest["near"]

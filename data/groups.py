@@ -125,6 +125,28 @@ def group_rows(
     return [united[group] for group in exact]
 
 
+def shared_prompts(rows: Rows, others: Rows, near: Near | None = None) -> np.ndarray:
+    """Which rows have a prompt that also stands among the ``others``, as :func:`group_rows` sees it.
+
+    Parameters
+    ----------
+    rows, others : Rows
+        Of any classes.
+    near : Near, optional
+        Count near-duplicates too, and what these are united with.
+
+    Returns
+    -------
+    ndarray of shape (len(rows),), bool
+    """
+    import pyarrow as pa
+
+    tables = [part.table.select(["prompt"]) for part in (rows, others)]
+    both = Rows(pa.concat_tables(tables, promote_options="permissive"), rows.classes)
+    groups = group_rows(both, near, True)
+    return np.isin(groups[: len(rows)], groups[len(rows) :])
+
+
 def part_by_rest(rows: Rows, index: np.ndarray, near: Near, notes: list[str] | None = None) -> np.ndarray:
     """Unite near-duplicates; of a crowd that shares a long text, by what it does not share.
 

@@ -241,6 +241,28 @@ class DistillConfig:
 
 
 @dataclass
+class PretrainConfig:
+    """A data set that a model is trained on first, and from whose weights all of its trainings start."""
+
+    data: str | None = setting(
+        None,
+        "directory of data.prepare, of any classes: the head is discarded, and rows are left out whose "
+        "prompts stand, equal or nearly so, among the model's own; null for no such stage",
+    )
+    epochs: float | None = setting(
+        None, "passes over its rows; null takes train.epochs", above=0, between=(0, MOST_EPOCHS)
+    )
+    lr: float | None = setting(None, "learning rate there; null takes train.lr", above=0)
+    template: str | None = setting(None, "of its rows; null takes the model's")
+    seed: int | None = setting(
+        None,
+        "of the stage; null takes train.seed. Runs of several seeds with one seed here start from one place, "
+        "as those do well to that are to be averaged",
+        between=(0, MOST_SEED),
+    )
+
+
+@dataclass
 class ResourcesConfig:
     """What one unit of this model, a fold or the final training, asks of a cluster (``--launcher ray``)."""
 
@@ -273,6 +295,7 @@ class ModelConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     template: str = setting("pair", "name of a template of data.encoding.template, or a .jinja file")
     encode: EncodeConfig = field(default_factory=EncodeConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 

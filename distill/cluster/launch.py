@@ -14,7 +14,7 @@ from distill.cluster.board import Board
 from distill.config import CONFIG
 from distill.runs.devices import H200, device_here
 from distill.runs.estimate import HEADER, estimates, table_of
-from distill.runs.run_directory import BACKBONES
+from distill.runs.run_directory import BACKBONES, PRETRAIN
 from distill.runs.units import WEIGHTS, ModelSpec, Unit
 
 
@@ -50,7 +50,10 @@ def on_cluster(
         storage.publish(model.out / CONFIG)
         if (model.out.parent / BACKBONES).exists():
             storage.publish(model.out.parent / BACKBONES)
-    return run_units(units, home, command)
+    first = [unit for unit in units if unit.part == PRETRAIN]
+    if first and (board := run_units(first, home, command)).failures():
+        return board
+    return run_units([unit for unit in units if unit not in first], home, command)
 
 
 def verdict(board: Board) -> str:

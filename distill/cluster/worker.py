@@ -22,6 +22,7 @@ from data.files import lock
 from distill.cluster.connect import go_to_workplace
 from distill.cluster.outcome import POLL_S, Outcome, output_to, told
 from distill.cluster.together import run_together
+from distill.runs.run_directory import PRETRAIN
 from distill.runs.units import Unit
 
 _planned: dict[str, Any] = {}
@@ -94,7 +95,7 @@ def _mirrored(unit: Unit) -> Iterator[None]:
         yield
         return
     unit.model.fetch()
-    storage.fetch(store, [unit.part])
+    storage.fetch(store, [unit.part, PRETRAIN])
     stop = threading.Event()
     thread = threading.Thread(target=_send_checkpoints, args=(unit.directory, stop), daemon=True)
     thread.start()

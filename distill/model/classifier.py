@@ -159,6 +159,25 @@ class Classifier(nn.Module):
         if not trainable:
             self.eval()
 
+    def start_from(self, directory: Path) -> None:
+        """Take the changes that :meth:`save` wrote of another training, and keep this model's own head."""
+        from safetensors.torch import load_file
+
+        if self.is_peft:
+            from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+            state = self._without_head(load_peft_weights(str(directory), device=str(self.device)))
+            # The library wants a head, too: this model's own.
+            set_peft_model_state_dict(self.model, {**get_peft_model_state_dict(self.model), **state})
+            return
+        state = {}
+        for name in weight_files(directory):
+            state |= load_file(directory / name)
+        self.model.load_state_dict(self._without_head(state), strict=False)
+
+    def _without_head(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in state.items() if self.head_name not in name.split(".")}
+
     def _load_full(self, directory: Path) -> None:
         from safetensors.torch import load_file
 

@@ -181,6 +181,11 @@ def model_card(
             f"temperature {distill['temperature']}; {labels}",
             f"- teachers: {', '.join(teachers) or 'none'}",
         ]
+    if before := manifest.get("pretrain"):
+        lines.append(
+            f"- before: trained on other rows ({before['rows_hash'][:12]}) of classes "
+            f"{', '.join(before['classes'])}, whose head is discarded"
+        )
     if averaged := manifest.get("averaged"):
         names = ", ".join(str(one["name"]) for one in averaged)
         lines.append(f"- weights: the mean of {len(averaged)} runs ({names}), model by model")

@@ -160,6 +160,11 @@ def plan_all(
     from distill.runs.run import plan_run
 
     def plan(name: str, model: ModelConfig) -> Run:
+        if model.pretrain.data:
+            raise UserError(
+                f"recipe: {name} has pretrain.data, which is no part of a race: it compares backbones as "
+                "they are; race without it"
+            )
         return plan_run(
             "teacher", name, model, rows, folds, data_dir, out / name,
             loss=label_loss,

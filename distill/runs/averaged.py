@@ -58,7 +58,7 @@ CARRIED = (
     "backbone_source",
 )  # fmt: skip
 """Fields that an average has from the first of its runs, if that has them."""
-OWN = ("seed", "train", "lora", "distill", "teachers")
+OWN = ("seed", "train", "lora", "distill", "teachers", "pretrain")
 """What is recorded of every averaged run."""
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 UNLIKE_LORA = ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias")

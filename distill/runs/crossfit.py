@@ -19,7 +19,7 @@ from distill.model.backbone import load_trained
 from distill.model.classifier import Classifier
 from distill.processes import on_first
 from distill.runs.run import Run
-from distill.runs.run_directory import Part
+from distill.runs.run_directory import FINAL, Part
 from distill.teaching.trust import check_weights, write_trained_on
 from distill.training.keep_best import KeepBest, held_back
 from distill.training.trainer import LossNotFinite, predict_logits, train
@@ -51,6 +51,18 @@ def fit_part(run: Run, name: str, everywhere: bool = False, report_to: str = "no
         logits = predicted(run, part, trained(run, part, report_to), others)
         run.write(part.elsewhere, others, np.full(len(others), part.without[0]), logits)
     on_first(part.tidy)
+
+
+def pretrained(run: Run, report_to: str = "none") -> Path:
+    """Return the weights that the stage before a run's trainings has left, training it first if need be."""
+    part = run.directory.pretraining.part(FINAL)
+    if not part.trained:
+        assert run.pretraining is not None
+        stage = run.pretraining()
+        stage.claim()
+        fit_part(stage, FINAL, report_to=report_to)
+    on_first(lambda: check_weights(part.adapter))
+    return part.adapter
 
 
 def join_folds(run: Run) -> SoftLabels:
@@ -94,6 +106,9 @@ def trained(run: Run, part: Part, report_to: str) -> Classifier:
         raise UserError(f"{what}: there are no labelled rows to train on")
     seed = model.train.seed * 1000 + number
     classifier = run.untrained(seed)
+    start = None if run.pretraining is None else pretrained(run, report_to)
+    if start is not None:
+        classifier.start_from(start)
     config = replace(model.train, seed=seed)
     keeper = None
     if config.select_share:
@@ -120,7 +135,7 @@ def trained(run: Run, part: Part, report_to: str) -> Classifier:
     def save(directory: Path) -> None:
         classifier.save(directory)
         ids = [run.rows.row_ids[i] for i in seen]
-        write_trained_on(part.path, ids, directory, run.manifest, run.out / CONFIG)
+        write_trained_on(part.path, ids, directory, run.manifest, run.out / CONFIG, start)
 
     on_first(lambda: part.keep(save))
     return classifier

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,17 @@ import numpy as np
 
 from data.console.progress import in_words
 from data.console.remote_code import remote_code_allowed
+from data.dataset import load_prepared
 from data.encoding.encode import Encoder, Truncation
 from data.encoding.template import read_template
 from data.errors import UserError
 from data.folds import Folds
 from data.schema import Rows
+from data.storage import local_path
 from distill.architectures import ARCHITECTURES, LLAMA, Measured, by_hub_name
 from distill.config import BackboneConfig, ModelConfig
 from distill.runs.devices import Device, cpu_here
-from distill.runs.run_directory import RunDirectory
+from distill.runs.run_directory import PRETRAIN, RunDirectory
 from distill.runs.units import Unit
 
 HEADER = (
@@ -103,10 +105,23 @@ def estimates(units: Sequence[Unit], rows: Rows, folds: Folds, device: Device) -
     found = []
     for unit in units:
         model = unit.model.model
+        if unit.part == PRETRAIN:
+            found.append(_estimate_stage(unit, device))
+            continue
         if unit.model.name not in lengths:
             lengths[unit.model.name] = mean_tokens(model, rows)
         found.append(_estimate(unit, lengths[unit.model.name], rows, folds, device))
     return found
+
+
+def _estimate_stage(unit: Unit, device: Device) -> Estimate:
+    """Estimate the stage before a model's trainings, on all of its rows: some may be left out."""
+    model = unit.model.model
+    rows, folds = load_prepared(local_path(str(model.pretrain.data)))
+    train = replace(model.train, epochs=model.pretrain.epochs or model.train.epochs)
+    model = replace(model, train=train, template=model.pretrain.template or model.template)
+    stage = replace(unit, model=replace(unit.model, model=model))
+    return _estimate(stage, mean_tokens(model, rows), rows, folds, device)
 
 
 def _estimate(unit: Unit, per_row: float, rows: Rows, folds: Folds, device: Device) -> Estimate:

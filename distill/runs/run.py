@@ -67,6 +67,8 @@ class Run:
     manifest : dict
     lessons : callable or None
         From the number of a fold, or of all rows, to fields that replace those of ``examples``.
+    pretraining : callable or None
+        Plans the stage whose changes every training starts from (:mod:`distill.runs.pretraining`).
     """
 
     name: str
@@ -79,6 +81,7 @@ class Run:
     loss: Loss
     manifest: dict[str, Any]
     lessons: LessonsFor | None = None
+    pretraining: Callable[[], Run] | None = None
 
     def examples_for(self, number: int) -> Examples:
         """The examples as the model of fold ``number``, or of all rows, is to learn them."""

@@ -27,6 +27,8 @@ from distill.recipe import read_config, save_resolved
 from distill.teaching.teachers import LABELS
 
 FINAL = "final"
+PRETRAIN = "pretrain"
+"""Directory of the stage before a run's trainings: a run of its own, of one model, ``final``."""
 ADAPTER = "adapter"
 ELSEWHERE = "elsewhere.parquet"
 """In ``fold-<k>/``: what the model of fold k predicts for the rows of all other folds."""
@@ -149,6 +151,11 @@ class RunDirectory:
         return self.part(f"without-{min(i, j)}-{max(i, j)}")
 
     @property
+    def pretraining(self) -> RunDirectory:
+        """The stage before this run's trainings."""
+        return RunDirectory(self.path / PRETRAIN)
+
+    @property
     def joined(self) -> bool:
         """Whether the folds' predictions are joined; all processes get the same answer."""
         return on_first((self.path / OOF).exists)
@@ -161,6 +168,8 @@ class RunDirectory:
         everywhere : bool
             Whether it is also to predict the rows of other folds.
         """
+        if name == PRETRAIN:
+            return self.pretraining.part(FINAL).trained
         part = self.part(name)
         if not part.without:
             return part.trained

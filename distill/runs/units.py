@@ -8,9 +8,11 @@ can run one after another in this process, or on any machine that sees the same 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from data import storage
 from data.console.progress import stage
@@ -22,9 +24,10 @@ from distill.config import ModelConfig, StudentConfig
 from distill.losses import label_loss
 from distill.own_loss import use_own
 from distill.processes import on_first
-from distill.runs.crossfit import fit_part, join_folds
+from distill.runs.crossfit import fit_part, join_folds, pretrained
+from distill.runs.pretraining import open_stage
 from distill.runs.run import Run, plan_run
-from distill.runs.run_directory import ADAPTER, BACKBONES, FINAL, RunDirectory
+from distill.runs.run_directory import ADAPTER, BACKBONES, FINAL, PRETRAIN, RunDirectory
 from distill.teaching.lessons import StudentLoss, lessons, teacher_details
 from distill.teaching.teachers import open_teachers
 
@@ -65,6 +68,8 @@ class ModelSpec:
         """Bring what the model is made from, where it lies on other storage."""
         taught = isinstance(self.model, StudentConfig) and not self.teachers
         fetch_prepared(self.data, stores=taught)
+        if self.model.pretrain.data:
+            fetch_prepared(storage.local_path(self.model.pretrain.data), stores=False)
         storage.fetch(self.out.parent / BACKBONES)
         for teacher in self.teachers:
             storage.fetch(teacher, skip=WEIGHTS)
@@ -75,9 +80,14 @@ class ModelSpec:
         """Read the rows, unless they are given, and return the run that all of its units share."""
         rows, folds = loaded or load_prepared(self.data)
         home = self.data if self.data.is_dir() else self.data.parent
+        stage = open_stage(self.model, rows, home)
+        run = self._planned(rows, folds, home, {} if stage is None else {"pretrain": stage.details})
+        return run if stage is None else replace(run, pretraining=partial(stage.plan, run))
+
+    def _planned(self, rows: Rows, folds: Folds, home: Path, details: dict[str, Any]) -> Run:
         where = (self.name, self.model, rows, folds, home, self.out)
         if not isinstance(self.model, StudentConfig):
-            return plan_run("teacher", *where, loss=label_loss)
+            return plan_run("teacher", *where, loss=label_loss, details=details)
         config = self.model.distill
         if self.own_loss:
             use_own(config.loss, self.own_loss)
@@ -87,7 +97,7 @@ class ModelSpec:
             *where,
             loss=StudentLoss(config, rows.classes.permutation),
             lessons=None if teachers is None else lambda k: vars(lessons(config, teachers, rows, folds, k)),
-            details=teacher_details(config, teachers),
+            details=teacher_details(config, teachers) | details,
         )
 
 
@@ -105,7 +115,8 @@ class Unit:
     ----------
     model : ModelSpec
     part : str
-        The directory under ``model.out``: ``fold-2``, ``final``, or ``without-0-1`` for strict labels.
+        The directory under ``model.out``: ``fold-2``, ``final``, ``without-0-1`` for strict labels, or
+        ``pretrain`` for the stage that the others wait for.
     everywhere : bool
         Whether a fold's model also predicts the rows it was trained on, for in-sample and fold-mean labels.
     report_to : str
@@ -144,16 +155,19 @@ class Unit:
             return
         run = planned or self.model.plan()
         run.claim()
-        fit_part(run, self.part, self.everywhere, self.report_to)
+        if self.part == PRETRAIN:
+            pretrained(run, self.report_to)
+        else:
+            fit_part(run, self.part, self.everywhere, self.report_to)
 
 
 def run_here(units: Sequence[Unit], run: Run) -> SoftLabels:
     """Run what is left of a run's units one after another, folds first; join the folds, return the store."""
-    folds = [unit for unit in units if unit.part.startswith("fold-")]
-    others = [unit for unit in units if unit not in folds]
+    first = [unit for unit in units if unit.part == PRETRAIN or unit.part.startswith("fold-")]
+    others = [unit for unit in units if unit not in first]
     run.claim()
-    for number, unit in enumerate([*folds, *others], start=1):
-        if number == len(folds) + 1:
+    for number, unit in enumerate([*first, *others], start=1):
+        if number == len(first) + 1:
             join_folds(run)
         with stage(f"unit {number} of {len(units)}"):
             unit.run(run)
@@ -170,9 +184,11 @@ def units_of(
 ) -> list[Unit]:
     """Return a model's units: its folds, and as asked the final training and a model without each two folds.
 
-    The longest come first, so that none of them starts when all else is done.
+    A stage before them comes first, as all wait for it; then the longest, so that none of them starts when
+    all else is done.
     """
-    parts = [FINAL] if final else []
+    parts = [PRETRAIN] if model.model.pretrain.data else []
+    parts += [FINAL] if final else []
     parts += [f"fold-{fold}" for fold in range(n_folds)]
     if strict:
         parts += [f"without-{i}-{j}" for i, j in combinations(range(n_folds), 2)]

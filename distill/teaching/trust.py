@@ -41,10 +41,12 @@ def write_trained_on(
     weights: Path | None = None,
     manifest: Mapping[str, Any] | None = None,
     settings: Path | None = None,
+    start: Path | None = None,
 ) -> None:
     """Record the rows that the model in ``directory`` is trained on, and hash what it is loaded from.
 
-    That is its weights with the adapter's configuration, the run's manifest, and its ``settings``.
+    That is its weights with the adapter's configuration, the run's manifest, and its ``settings``. Weights
+    that its training started from, instead of none, are hashed beside them.
     """
     record: dict[str, Any] = {"n_rows": len(row_ids), "rows_hash": _hash(row_ids)}
     if weights is not None:
@@ -54,6 +56,8 @@ def write_trained_on(
     if settings is not None:
         record["settings_hash"] = sha256_files([settings])
         record[MANIFEST_HASH] = sha256_files([settings.with_name(MANIFEST)])
+    if start is not None:
+        record["start_hash"] = sha256_files(_files(start))
     write_json(directory / TRAINED_ON, record)
 
 

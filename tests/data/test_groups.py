@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
-from data.groups import SHINGLE, Near, group_prompts, group_rows, largest_groups, shingle_hashes
+from data.groups import (
+    SHINGLE,
+    Near,
+    group_prompts,
+    group_rows,
+    largest_groups,
+    shared_prompts,
+    shingle_hashes,
+)
 from data.schema import PREFERENCE, Rows, make_rows
 
 LONG = "Write a short story about a lighthouse keeper who finds a message in a bottle on the beach"
@@ -43,6 +51,13 @@ def test_rewordings_are_united_and_other_prompts_are_not() -> None:
     assert groups[0] == min(group_prompts([[p] for p in prompts[:3]]))
     exact = group_rows(rows_with(prompts))
     assert len(set(exact)) == 6
+
+
+def test_prompts_of_another_set_are_found_equal_or_nearly_so() -> None:
+    prompts = [LONG.upper(), LONG + ", please!", "Translate this poem into German", "hi!!"]
+    others = rows_with([LONG, "hi", "An unlike prompt, of which there is no other"])
+    assert shared_prompts(rows_with(prompts), others).tolist() == [True, False, False, False]
+    assert shared_prompts(rows_with(prompts), others, Near(0.8)).tolist() == [True, True, False, False]
 
 
 def test_union_is_transitive() -> None:
