@@ -212,13 +212,15 @@ def _check_types(table: pa.Table, logits: list[str], path: Path) -> None:
 def second_order_leak(manifest: Mapping[str, Any]) -> bool:
     """Whether a student's out-of-fold score flatters it, for its teachers saw the folds that it is scored on.
 
-    An out-of-fold label of fold j comes from a model trained on fold i; the student scored on fold i learns
-    from it what fold i's labels taught. ``strict`` labels do not pass that on, nor do ``apart`` and
-    ``in_sample`` ones, of the one model that never saw fold i. ``benchmarks/distillation.md`` has its size.
+    An out-of-fold label of fold j comes from a model trained on fold i, a stack's from a fit on it; the
+    student scored on fold i learns from it what fold i's labels taught. ``strict`` labels do not pass that
+    on, nor do ``apart`` and ``in_sample`` ones, of the one model that never saw fold i.
+    ``benchmarks/distillation.md`` has its size.
     """
     return manifest.get("leakage") == "standard" and manifest.get("teacher_label_kind") in {
         "oof",
         "fold_mean",
+        "stack",
     }
 
 

@@ -49,7 +49,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         type=local_path,
         default=[],
         metavar="DIR",
-        help="stores (default: all of the data's directory)",
+        help="stores (default: all of the data's directory), or a stack: its nested out-of-fold blend",
     )
     parser.add_argument(
         "--out", type=local_path, help="the student's store (default: student in the data's directory)"

@@ -17,7 +17,7 @@ import numpy as np
 from data.errors import UserError, listing
 from data.files import sha256_files
 from data.folds import Folds
-from data.ids import places
+from data.ids import places, refuse_repeated
 from data.schema import Rows
 from data.softlabels import (
     MANIFEST,
@@ -31,7 +31,9 @@ from data.softlabels import (
 )
 from distill.config import CONFIG, DistillConfig
 from distill.losses import LOSSES
+from distill.teaching.stacked import KIND, PREDICTIONS, is_stack, read_stacked
 from distill.teaching.trust import check_made_from, check_store
+from ensemble.saved import STACK
 
 LABELS = "labels.parquet"
 """In a store's ``fold-<k>/``: soft labels for the student scored on fold k, by models that never saw it."""
@@ -86,7 +88,53 @@ def open_teachers(
             )
         return human_labels(rows) if taught else None
     found = list(paths) or find_teachers(data_dir, config.labels)
+    if any(map(is_stack, found)):
+        if config.pseudo_labels is not None:
+            raise UserError(
+                "recipe: student.distill.pseudo_labels are teachers' labels of unlabelled rows, of which a "
+                "stack has none; teach with the stores that it blends"
+            )
+        return read_stacks(found, rows, folds, config.labels, leakage)
     return read_teachers(found, rows, folds, config.labels, leakage)
+
+
+def read_stacks(paths: list[Path], rows: Rows, folds: Folds, kind: str, leakage: str) -> Teachers:
+    """Read stacks as teachers: their nested out-of-fold blends, aligned to the student's rows by id.
+
+    Parameters
+    ----------
+    kind, leakage : str
+        What the recipe asks for, which must be ``oof`` and ``standard``.
+
+    Raises
+    ------
+    UserError
+        Other kinds; single teachers beside a stack; a stack of other rows, folds or classes.
+    """
+    stores = [path for path in paths if not is_stack(path)]
+    if stores:
+        raise UserError(
+            f"{listing(map(str, stores))}: is no stack, and a stack already blends what single teachers say; "
+            "give --teachers either the stack or its members"
+        )
+    if kind != "oof" or leakage != "standard":
+        raise UserError(
+            f"{paths[0]}: a stack's labels are out of fold, and its fits saw the fold that the student is "
+            f"scored on; the recipe's labels {kind} with leakage {leakage} cannot be had from it: give "
+            "--leakage standard and student.distill.labels=oof"
+        )
+    logits, hashes = [], []
+    for path in paths:
+        store = read_stacked(path)
+        check_made_from(rows, folds, STUDENTS, store.manifest, path)
+        check_store(store, rows, folds)
+        found = _aligned(store, rows, folds, path / PREDICTIONS, only_labelled=True)
+        logits.append(np.where(rows.labelled[:, None], found, 0))  # of the others nothing is learnt
+        hashes.append(sha256_files([path / STACK, path / PREDICTIONS]))
+    refuse_repeated([path.resolve().name for path in paths], "--teachers", "names of stacks")
+    return Teachers(
+        [path.resolve().name for path in paths], np.stack(logits, axis=1), hashes, KIND, leakage, {}
+    )
 
 
 def find_teachers(directory: Path, kind: str = "oof") -> list[Path]:
@@ -189,11 +237,17 @@ def _in_sample_of(store: SoftLabels, rows: Rows, folds: Folds) -> SoftLabels:
     return found
 
 
-def _aligned(store: SoftLabels, rows: Rows, folds: Folds, where: Path) -> np.ndarray:
-    """A store's logits in the order of ``rows``, shape (n, K); NaN at pinned rows that it does not hold."""
+def _aligned(
+    store: SoftLabels, rows: Rows, folds: Folds, where: Path, only_labelled: bool = False
+) -> np.ndarray:
+    """A store's logits in the order of ``rows``, shape (n, K); NaN at pinned rows that it does not hold.
+
+    With ``only_labelled`` at unlabelled ones, too.
+    """
     at = places(rows.row_ids, store.row_ids)
     held = at >= 0
-    _refuse_missing(rows, ~held & ~folds.pinned, where)
+    needed = rows.labelled if only_labelled else np.ones_like(held)
+    _refuse_missing(rows, ~held & ~folds.pinned & needed, where)
     found = np.full((len(rows), rows.classes.n), np.nan)
     found[held] = store.mean_logits[at[held]]
     return found

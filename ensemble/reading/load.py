@@ -81,7 +81,14 @@ def load_problem(
         fold_file = read_folds(folds)
     problem = join_members(members, truth, fold_file, rows, str(folds or place), seed)
     first = next(member for member in members if member.path == split_name(oof[0])[1])
-    return replace(problem, given=np.argsort(places(problem.row_ids, first.row_ids)))
+    made_from = {}
+    if place is not None and rows is not None and fold_file is not None:
+        made_from = {"rows_hash": rows.content_hash, "folds_hash": fold_file.content_hash}
+    return replace(
+        problem,
+        given=np.argsort(places(problem.row_ids, first.row_ids)),
+        hashes=problem.hashes | made_from,
+    )
 
 
 def _has_folds(labels: Path) -> bool:

@@ -44,7 +44,7 @@ class Problem:
     notes : tuple of str
         What the user should know about what was left out or assumed.
     hashes : dict
-        Hashes of rows, folds and labels.
+        Hashes of rows, folds and labels, and those of the prepared data that they are from, if they are.
     weight : ndarray of shape (n,) or None
         What each row counts for, in fits and in losses, with mean 1; ``None`` where all count alike.
     features : ndarray of shape (n, d) or None
