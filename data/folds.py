@@ -249,7 +249,8 @@ def class_notes(rows: Rows, folds: Folds, limit: int = 4) -> list[str]:
     unlabelled = int((~rows.labelled).sum())
     if unlabelled:
         notes.append(
-            f"{unlabelled:,} rows without a label have folds too; they are neither trained on nor scored"
+            f"{unlabelled:,} rows without a label have folds too; they are not scored, and taught only to a "
+            "student with pseudo_labels"
         )
     never = [names[k] for k in np.flatnonzero(counts == 0)]
     if never:

@@ -218,6 +218,7 @@ def wanted(recipe: Recipe, labels: Sequence[str], leakage: str) -> tuple[list[st
     distill = student.distill
     needs = ["in_sample"] if distill.leakage == "apart" and distill.labels != "human" else []
     needs += [distill.labels] if distill.labels in {"in_sample", "fold_mean"} else []
+    needs += ["fold_mean"] if distill.pseudo_labels is not None and distill.labels == "oof" else []
     return list(dict.fromkeys([*found, *needs])), "strict" in {leakage, distill.leakage}
 
 

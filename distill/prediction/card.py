@@ -176,6 +176,8 @@ def model_card(
         labels = f"{kind} soft labels, {manifest.get('leakage')} leakage" if kind else "no teacher"
         if manifest.get("hard_labels_only"):
             labels += f"; {manifest['hard_labels_only']} rows pinned to training by their hard labels only"
+        if pseudo := manifest.get("pseudo_labelled"):
+            labels += f"; {pseudo['rows']} of {pseudo['of']} unlabelled rows by soft labels alone"
         lines += [
             f"- distillation: loss {distill['loss']}, weight {distill['weight']}, "
             f"temperature {distill['temperature']}; {labels}",

@@ -134,8 +134,10 @@ def trained(run: Run, part: Part, report_to: str) -> Classifier:
 
     def save(directory: Path) -> None:
         classifier.save(directory)
-        ids = [run.rows.row_ids[i] for i in seen]
-        write_trained_on(part.path, ids, directory, run.manifest, run.out / CONFIG, start)
+        labelled, others = (
+            [run.rows.row_ids[i] for i in seen if run.rows.labelled[i] == known] for known in (True, False)
+        )
+        write_trained_on(part.path, labelled, directory, run.manifest, run.out / CONFIG, start, others)
 
     on_first(lambda: part.keep(save))
     return classifier

@@ -28,7 +28,7 @@ from distill.runs.crossfit import fit_part, join_folds, pretrained
 from distill.runs.pretraining import open_stage
 from distill.runs.run import Run, plan_run
 from distill.runs.run_directory import ADAPTER, BACKBONES, FINAL, PRETRAIN, RunDirectory
-from distill.teaching.lessons import StudentLoss, lessons, teacher_details
+from distill.teaching.lessons import StudentLoss, lessons, pseudo_details, teacher_details
 from distill.teaching.teachers import open_teachers
 
 WEIGHTS = (ADAPTER, BACKBONES)
@@ -75,6 +75,8 @@ class ModelSpec:
             storage.fetch(teacher, skip=WEIGHTS)
             if self.leakage == "apart":
                 storage.fetch(derived_path(teacher, "in_sample"), skip=WEIGHTS)
+            if isinstance(self.model, StudentConfig) and self.model.distill.pseudo_labels is not None:
+                storage.fetch(derived_path(teacher, "fold_mean"), skip=WEIGHTS)
 
     def plan(self, loaded: tuple[Rows, Folds] | None = None) -> Run:
         """Read the rows, unless they are given, and return the run that all of its units share."""
@@ -97,7 +99,9 @@ class ModelSpec:
             *where,
             loss=StudentLoss(config, rows.classes.permutation),
             lessons=None if teachers is None else lambda k: vars(lessons(config, teachers, rows, folds, k)),
-            details=teacher_details(config, teachers) | details,
+            details=teacher_details(config, teachers)
+            | pseudo_details(config, teachers, rows, folds)
+            | details,
         )
 
 

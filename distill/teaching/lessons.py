@@ -168,6 +168,20 @@ def teacher_details(config: DistillConfig, teachers: Teachers | None) -> dict[st
     }
 
 
+def pseudo_details(
+    config: DistillConfig, teachers: Teachers | None, rows: Rows, folds: Folds
+) -> dict[str, Any]:
+    """Manifest field of the unlabelled rows that the final student learns: how many, by what labels."""
+    if config.pseudo_labels is None or teachers is None:
+        return {}
+    targets = lessons(config, teachers, rows, folds, folds.n_folds).targets
+    taught = ~rows.labelled & np.isfinite(targets).all(axis=1)
+    return {
+        "pseudo_labelled": {"rows": int(taught.sum()), "of": int((~rows.labelled).sum())}
+        | ({"label_kind": teachers.unlabelled} if teachers.unlabelled else {})
+    }
+
+
 def mode_of(config: DistillConfig, manifest: Mapping[str, Any]) -> str:
     """In a few words, what the score of a student of this manifest rests on."""
     kind = manifest["teacher_label_kind"]
@@ -175,4 +189,7 @@ def mode_of(config: DistillConfig, manifest: Mapping[str, Any]) -> str:
         return f"{config.loss}, no teacher"
     untaught = manifest.get("hard_labels_only", 0)
     alone = f"; {untaught} pinned rows by hard labels" if untaught else ""
+    pseudo = manifest.get("pseudo_labelled")
+    if pseudo:
+        alone += f"; {pseudo['rows']} of {pseudo['of']} unlabelled rows by soft labels"
     return f"{kind}, {manifest['leakage']} leakage{alone}"

@@ -60,6 +60,8 @@ class Teachers:
     leakage : str
     by_fold : dict of int to ndarray
         Instead of ``logits``, for the student scored on a fold; zeros at the fold's own rows.
+    unlabelled : str
+        The ``label_kind`` of unlabelled rows' labels in ``logits``; empty where they are not learnt from.
     """
 
     names: list[str]
@@ -68,6 +70,7 @@ class Teachers:
     kind: str
     leakage: str
     by_fold: dict[int, np.ndarray]
+    unlabelled: str = ""
 
     @property
     def untaught(self) -> int:
@@ -95,7 +98,7 @@ def open_teachers(
                 "stack has none; teach with the stores that it blends"
             )
         return read_stacks(found, rows, folds, config.labels, leakage)
-    return read_teachers(found, rows, folds, config.labels, leakage)
+    return read_teachers(found, rows, folds, config.labels, leakage, config.pseudo_labels is not None)
 
 
 def read_stacks(paths: list[Path], rows: Rows, folds: Folds, kind: str, leakage: str) -> Teachers:
@@ -170,7 +173,12 @@ def find_teachers(directory: Path, kind: str = "oof") -> list[Path]:
 
 
 def read_teachers(
-    paths: list[Path], rows: Rows, folds: Folds, kind: str = "oof", leakage: str = "standard"
+    paths: list[Path],
+    rows: Rows,
+    folds: Folds,
+    kind: str = "oof",
+    leakage: str = "standard",
+    unlabelled: bool = False,
 ) -> Teachers:
     """Read the teachers' stores, aligned to the student's rows by id.
 
@@ -181,6 +189,9 @@ def read_teachers(
         Apart needs the store's ``in_sample`` labels beside it: ``distill.teacher_oof --labels in_sample``.
         Strict needs ``fold-<k>/labels.parquet`` in every store: what ``distill.teacher_oof --leakage
         strict`` leaves.
+    unlabelled : bool
+        Whether unlabelled rows are learnt from. No model was trained on these, so where every teacher has
+        left its ``fold_mean`` labels they come from all of its models, not from their own fold's alone.
 
     Raises
     ------
@@ -190,6 +201,7 @@ def read_teachers(
     """
     names, logits, hashes = [], [], []
     by_fold: dict[int, list[np.ndarray]] = {}
+    by_all = unlabelled and kind == "oof" and all(is_store(derived_path(p, "fold_mean")) for p in paths)
     for path in paths:
         store = read_store(path)
         check_made_from(rows, folds, STUDENTS, store.manifest, path)
@@ -206,9 +218,13 @@ def read_teachers(
         names.append(store.name)
         logits.append(_aligned(store, rows, folds, path / OOF))
         files = [path / OOF]
+        if by_all:
+            mean = _derived(store, rows, folds, "fold_mean")
+            logits[-1][~rows.labelled] = _aligned(mean, rows, folds, mean.path / OOF)[~rows.labelled]
+            files.append(mean.path / OOF)
         teaching = store
         if leakage == "apart" and kind != "in_sample":
-            teaching = _in_sample_of(store, rows, folds)
+            teaching = _derived(store, rows, folds, "in_sample")
         # In-sample labels are always those of the one teacher that never saw the student's scored fold.
         if leakage != "standard" or kind == "in_sample":
             for fold in range(folds.n_folds):
@@ -216,14 +232,20 @@ def read_teachers(
                 by_fold.setdefault(fold, []).append(_fold_labels(teaching, rows, folds, fold))
         hashes.append(sha256_files(files))
     stacked = {fold: np.stack(parts, axis=1) for fold, parts in by_fold.items()}
-    return Teachers(names, np.stack(logits, axis=1), hashes, kind, leakage, stacked)
+    by_whom = ("fold_mean" if by_all else kind) if unlabelled else ""
+    return Teachers(names, np.stack(logits, axis=1), hashes, kind, leakage, stacked, by_whom)
 
 
-def _in_sample_of(store: SoftLabels, rows: Rows, folds: Folds) -> SoftLabels:
-    """Return the store of in-sample labels that the same teacher left beside its own."""
+def _derived(store: SoftLabels, rows: Rows, folds: Folds, kind: str) -> SoftLabels:
+    """Return the store of further labels that the same teacher left beside its own."""
     home = Path(os.path.normpath(store.path / store.manifest.get("derived_from", ".")))
-    path = derived_path(home, "in_sample")
+    path = derived_path(home, kind)
     if not is_store(path):
+        if store.manifest.get("kind") == "student":
+            raise UserError(
+                f"{store.path}: is a student's store, which has no labels but those out of fold; give "
+                "--leakage standard"
+            )
         raise UserError(
             f"{path}: missing; run distill.teacher_oof with --labels in_sample first: there the labels for "
             "a fold's student come from the model that never saw the fold"
@@ -231,7 +253,7 @@ def _in_sample_of(store: SoftLabels, rows: Rows, folds: Folds) -> SoftLabels:
     found = read_store(path)
     check_made_from(rows, folds, STUDENTS, found.manifest, path)
     for name in ("label_kind", "backbone", "train", "lora"):
-        wanted = "in_sample" if name == "label_kind" else store.manifest.get(name)
+        wanted = kind if name == "label_kind" else store.manifest.get(name)
         if found.manifest.get(name) != wanted:
             raise UserError(f"{path}: is not of the teacher {store.path}: its manifest differs in {name}")
     return found

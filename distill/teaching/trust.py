@@ -8,7 +8,7 @@ when their columns are exchanged.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,13 @@ def write_trained_on(
     manifest: Mapping[str, Any] | None = None,
     settings: Path | None = None,
     start: Path | None = None,
+    unlabelled: Sequence[str] = (),
 ) -> None:
     """Record the rows that the model in ``directory`` is trained on, and hash what it is loaded from.
 
     That is its weights with the adapter's configuration, the run's manifest, and its ``settings``. Weights
-    that its training started from, instead of none, are hashed beside them.
+    that its training started from, instead of none, are hashed beside them. ``unlabelled`` rows, which soft
+    labels alone taught it, are recorded by themselves.
     """
     record: dict[str, Any] = {"n_rows": len(row_ids), "rows_hash": _hash(row_ids)}
     if weights is not None:
@@ -56,6 +58,8 @@ def write_trained_on(
     if settings is not None:
         record["settings_hash"] = sha256_files([settings])
         record[MANIFEST_HASH] = sha256_files([settings.with_name(MANIFEST)])
+    if unlabelled:
+        record |= {"n_unlabelled": len(unlabelled), "unlabelled_hash": _hash(list(unlabelled))}
     if start is not None:
         record["start_hash"] = sha256_files(_files(start))
     write_json(directory / TRAINED_ON, record)
