@@ -129,9 +129,14 @@ def against_the_mean(stores: Sequence[SoftLabels], mean: SoftLabels, rows: Rows,
     difference = losses_of([mean], rows)[0] - losses_of(stores, rows)[0]
     scored = rows.labelled & ~folds.pinned
     interval = bootstrap(np.array(folds.group_ids)[scored]).interval(difference)
+    hint = (
+        "; worse beyond noise: runs average well that start from one stage before (pretrain, with one seed)"
+        if interval.low > 0
+        else ""
+    )
     return (
         f"average of the weights - mean of the predictions: {difference.mean():+.4f} (95 % over prompts "
-        f"{interval.low:+.4f} to {interval.high:+.4f}), in one pass where that takes {len(stores)}"
+        f"{interval.low:+.4f} to {interval.high:+.4f}), in one pass where that takes {len(stores)}{hint}"
     )
 
 

@@ -32,7 +32,7 @@ from data.softlabels import (
 from distill.config import CONFIG, DistillConfig
 from distill.losses import LOSSES
 from distill.teaching.stacked import KIND, PREDICTIONS, is_stack, read_stacked
-from distill.teaching.trust import check_made_from, check_store
+from distill.teaching.trust import check_classes, check_made_from, check_store
 from ensemble.saved import STACK
 
 LABELS = "labels.parquet"
@@ -130,7 +130,7 @@ def read_stacks(paths: list[Path], rows: Rows, folds: Folds, kind: str, leakage:
     for path in paths:
         store = read_stacked(path)
         check_made_from(rows, folds, STUDENTS, store.manifest, path)
-        check_store(store, rows, folds)
+        check_classes(store, rows, PREDICTIONS)
         found = _aligned(store, rows, folds, path / PREDICTIONS, only_labelled=True)
         logits.append(np.where(rows.labelled[:, None], found, 0))  # of the others nothing is learnt
         hashes.append(sha256_files([path / STACK, path / PREDICTIONS]))

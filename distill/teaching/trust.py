@@ -213,11 +213,11 @@ def check_training(store: SoftLabels, rows: Rows, folds: Folds) -> None:
         )
 
 
-def check_classes(store: SoftLabels, rows: Rows) -> None:
+def check_classes(store: SoftLabels, rows: Rows, file: str = OOF) -> None:
     """No other reading of the columns fits the rows' labels clearly better, in either order of a pair.
 
     By the labels and not by comparing the orders: a teacher that has only learnt to prefer a place
-    contradicts itself by rights.
+    contradicts itself by rights. ``file`` of the store is what messages name.
     """
     at = places(rows.row_ids, store.row_ids)
     known = np.flatnonzero((at >= 0) & rows.labelled)
@@ -237,7 +237,7 @@ def check_classes(store: SoftLabels, rows: Rows) -> None:
             if order and other == store.classes.permutation:
                 cause = "were they not put back after the swap, or is the swap flag inverted?"
             raise UserError(
-                f"{store.path / OOF}: {'swapped rows' if order else 'the labels'} fit better if its columns "
+                f"{store.path / file}: {'swapped rows' if order else 'the labels'} fit better if its columns "
                 f"are read as {names} (log-loss {plain.mean() - gain.mean():.3f} against "
                 f"{plain.mean():.3f}); {cause}"
             )

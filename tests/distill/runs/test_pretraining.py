@@ -19,6 +19,7 @@ from distill import export, predict, student, teacher_oof
 from distill.config import BackboneConfig, LoraConfig
 from distill.doctor.__main__ import main as doctor
 from distill.model.backbone import add_adapters, load_base
+from distill.race.__main__ import main as race
 
 LORA = "base_model.model.model.layers.1.mlp.down_proj.lora_{}.weight"
 HEAD = "base_model.model.score.weight"
@@ -155,6 +156,12 @@ def test_other_data_that_cannot_serve_are_refused(trained, others, tiny_recipe, 
     refused(tmp_path / "none", "no such row table")
     refused(prepared_texts(tmp_path, prompts_of(trained), "ab"), f"no labelled rows but {SHARED}")
     assert not (tmp_path / "llama" / "fold-0").exists()
+
+
+def test_a_race_has_no_stage(trained, others, tiny_recipe, tmp_path):
+    own = ["--backbones", "llama", "gemma2", "--out", str(tmp_path / "race"), *overrides(others)]
+    with pytest.raises(UserError, match=r"llama has pretrain\.data, which is no part of a race"):
+        race(["--recipe", str(tiny_recipe), "--data", str(trained), *own])
 
 
 def test_full_weights_start_from_full_weights(trained, tmp_path):
