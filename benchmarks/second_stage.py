@@ -8,14 +8,14 @@ what is missing in DIR.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data.arena import ArenaConfig, simulate_arena
 from data.console.command import format_table
-from data.dataset import load_prepared, prepare
-from data.folds import Folds
+from data.dataset import prepare
 from data.groups import group_prompts
 from data.schema import Rows
 from distill import cross_fit, load_run
@@ -40,9 +40,8 @@ def main() -> None:
     args = parser.parse_args()
     data = args.out / "arena"
     prepare(simulate_arena(ArenaConfig(n_rows=1500)), data, n_folds=3)
-    teachers = [
-        store.path for store in cross_fit(data, labels=[]).values() if store.name in {"llama", "gemma2"}
-    ]
+    cross_fit(data)
+    teachers = (data / "llama", data / "gemma2")
     if not (data / "stack" / "stack.json").exists():
         stack.main(["--oof", *map(str, teachers), "--data", str(data), "--out", str(data / "stack"), *METHOD])
     fresh = simulate_arena(FRESH)
@@ -55,15 +54,7 @@ def main() -> None:
     losses = {
         name: np.mean(
             [
-                loss_of(
-                    name,
-                    args.out,
-                    data,
-                    load_prepared(data),
-                    fresh,
-                    taught,
-                    [*own, f"student.train.seed={seed}"],
-                )
+                loss_of(args.out / "-".join(name.replace(",", "").split()), data, taught, own, seed, fresh)
                 for seed in range(args.seeds)
             ],
             axis=0,
@@ -84,18 +75,13 @@ def main() -> None:
 
 
 def loss_of(
-    name: str,
-    out: Path,
-    data: Path,
-    loaded: tuple[Rows, Folds],
-    fresh: Rows,
-    taught: tuple[Path, ...],
-    overrides: list[str],
+    home: Path, data: Path, taught: Sequence[Path], overrides: list[str], seed: int, fresh: Rows
 ) -> np.ndarray:
     """Expected log-loss a fresh row of one student, trained on all rows if it is not yet."""
-    place = out / name.replace(" ", "-").replace(",", "") / overrides[-1].rpartition("=")[2]
-    model = student_of(load_recipe("demo", overrides), data, place, taught, "standard")
-    Unit(model, FINAL).run(model.plan(loaded))
+    place = home / f"seed{seed}"
+    recipe = load_recipe("demo", [*overrides, f"student.train.seed={seed}"])
+    model = student_of(recipe, data, place, taught, "standard")
+    Unit(model, FINAL).run(model.plan())
     truth = np.array(fresh.table.column("true_probs").to_pylist())
     return cross_entropy(load_run(place).predict_proba(fresh), truth)
 
