@@ -49,6 +49,7 @@ def test_help_is_printed_without_the_heavy_libraries(command):
         (["distill.teacher_oof", "--data", "nowhere"], "nowhere"),
         (["distill.student", "--data", "nowhere"], "nowhere"),
         (["distill.predict", "--model", "nowhere", "--data", "x.csv", "--out", "y.csv"], "nowhere"),
+        (["distill.average", "--model", "nowhere", "--out", "there"], "nowhere"),
         (["distill.doctor", "nowhere"], "nowhere"),
         (["distill.race", "--backbones", "llama"], "two or more"),
         (["ensemble.stack", "--data", "nowhere"], "nowhere"),
