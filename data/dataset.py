@@ -108,9 +108,14 @@ def _read_manifest(out: Path) -> dict[str, Any] | None:
 
 
 def near_of(path: Path) -> Near | None:
-    """How alike prompts are to count as one in prepared data; as by default where no manifest says it."""
+    """How alike prompts count as one in prepared data, by its manifest, which must be there."""
     manifest = _read_manifest(path)
-    return Near() if manifest is None else _stated_near(manifest, path / MANIFEST)
+    if manifest is None:
+        raise UserError(
+            f"{path / MANIFEST}: is missing, so that it is not known how alike prompts of these rows count "
+            "as one; prepare them with data.prepare"
+        )
+    return _stated_near(manifest, path / MANIFEST)
 
 
 def _stated_near(manifest: dict[str, Any], file: Path) -> Near | None:

@@ -26,10 +26,10 @@ most, with a base ten times too small .12 to .19 on SmolLM2."""
 def rope_base(subject: Subject) -> Finding | None:
     """The weights read English best at about the rotary base that the configuration names.
 
-    A configuration that loses ``rope_theta`` is read with the default of 10,000, without a word. The text is
-    these checks' own descriptions. A base is another by a rotation of each pair of channels at
-    ``theta ** (-2i / d)`` (Su et al. 2021, arXiv 2104.09864). The whole model is run, so a large one only
-    with ``--deep``.
+    The text is these checks' own descriptions; the whole model is run, so a large one only with ``--deep``.
+
+    Source: a configuration without ``rope_theta`` is read with the default of 10,000, without a word; pair i
+    of d channels turns by ``theta ** (-2i / d)`` a token (Su et al. 2021, arXiv 2104.09864).
     """
     written = subject.raw_config.get("architectures") or [""]
     if not subject.has_weights or not written[0].endswith(("ForCausalLM", "ForConditionalGeneration")):

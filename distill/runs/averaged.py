@@ -36,7 +36,7 @@ from distill.processes import on_first
 from distill.runs.crossfit import fit_part, join_folds
 from distill.runs.run import Run, plan_run
 from distill.runs.run_directory import FINAL, RunDirectory
-from distill.runs.saved import SavedModel
+from distill.runs.saved import SavedModel, checked_tokenizer
 from distill.teaching.trust import (
     check_made_from,
     check_manifest,
@@ -126,6 +126,7 @@ def plan_average(runs: Sequence[SavedModel], rows: Rows, folds: Folds, home: Pat
     for run in runs:
         check_made_from(rows, folds, str(home), run.manifest, run.path)
         check_store(read_store(run.path), rows, folds)
+        checked_tokenizer(run)
         _check_records(run)
     details = {field: first.manifest[field] for field in CARRIED if field in first.manifest}
     details["averaged"] = [_described(run) for run in runs]
@@ -140,14 +141,9 @@ def plan_average(runs: Sequence[SavedModel], rows: Rows, folds: Folds, home: Pat
         loss=label_loss,
         details=details,
     )
-    for field in ("template", "truncation", "tokenizer_hash"):
+    for field in ("template", "truncation"):
         if planned.manifest[field] != first.manifest[field]:
             raise UserError(f"{first.path}: its {field} is no longer that of its training; restore it")
-    if planned.manifest["backbone"]["weight_hash"] != first.manifest["backbone"]["weight_hash"]:
-        raise UserError(
-            f"{planned.backbone}: these are not the weights that {first.path} was trained from; give their "
-            "directory with --backbone"
-        )
     return planned
 
 

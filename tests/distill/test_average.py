@@ -15,7 +15,7 @@ from distill import average, average_runs, export, predict, train_student
 from distill.doctor.__main__ import main as doctor
 from distill.prediction.merge import merged_model
 from distill.runs.averaged import write_mean
-from distill.runs.saved import read_saved
+from distill.runs.saved import Access, read_saved
 
 NAME = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -148,6 +148,12 @@ def test_what_cannot_be_averaged_is_refused_by_name(trained, runs, mean, tmp_pat
     refused([runs[0], damaged], "was changed or damaged")
     with pytest.raises(UserError, match="holds another run"):
         average_runs([runs[1], runs[0]], mean)
+    base = tmp_path / "base"
+    shutil.copytree(json.loads((runs[0] / "manifest.json").read_text())["backbone_path"], base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    with pytest.raises(UserError, match=r"base/config\.json: is not as it was when"):
+        average.averaged(runs, tmp_path / "out", None, Access(backbone=str(base)))
 
 
 def test_adapters_of_another_kind_are_refused(runs, tmp_path):

@@ -45,6 +45,9 @@ BASE = [
     "distill.predict --model data/llama data/student --data new.csv --columns columns.yaml --out fresh",
     "ensemble.stack --oof m1.csv m2.csv --labels labels.csv --method lightgbm --out stack",
     f"ensemble.route --cheap m1.csv --dear m2.csv --labels labels.csv {COSTS} --budget 0.5 --out router",
+    "data.prepare --source votes.csv --folds 2 --out first",
+    "distill.teacher_oof --recipe recipe.yaml --data data --only llama --out other "
+    "teachers.llama.train.lr=2.0e-3",
 ]
 """What the inputs of all commands are made by, in this order."""
 
@@ -145,6 +148,20 @@ CASES = [
         ("recipe.yaml", *PREPARED, "data/llama", "data/llama-in_sample", "data/backbones"),
         bound=(*PREPARED, "data/llama/**/*", "data/backbones/**/*"),
         without=("data/llama/oof.parquet", "data/llama-in_sample/*", "data/llama/fold-1/oof.parquet"),
+    ),
+    Case(
+        "teachers after a stage",
+        "distill.teacher_oof --recipe recipe.yaml --data data --only llama "
+        "teachers.llama.pretrain.data=first",
+        ("recipe.yaml", "first", *PREPARED),
+        bound=("first/*", *PREPARED),
+    ),
+    Case(
+        "average",
+        "distill.average --model data/llama other/llama --out out",
+        (*PREPARED, "data/llama", "data/backbones", "other"),
+        bound=(*PREPARED, "data/llama/**/*", "other/llama/**/*", "data/backbones/**/*"),
+        pairs=("distill.average --model other/llama data/llama --out out",),
     ),
     Case(
         "student",

@@ -158,6 +158,16 @@ def test_other_data_that_cannot_serve_are_refused(trained, others, tiny_recipe, 
     assert not (tmp_path / "llama" / "fold-0").exists()
 
 
+def test_how_alike_prompts_count_as_one_must_be_known(trained, others, tiny_recipe, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("rows.parquet", "folds.parquet"):
+        shutil.copyfile(trained / name, data / name)
+    with pytest.raises(UserError, match=r"data/manifest\.json: is missing"):
+        teacher_oof.main(command(data, tiny_recipe, tmp_path / "out", overrides(others)))
+    assert not list((tmp_path / "out").glob("*"))
+
+
 def test_a_race_has_no_stage(trained, others, tiny_recipe, tmp_path):
     own = ["--backbones", "llama", "gemma2", "--out", str(tmp_path / "race"), *overrides(others)]
     with pytest.raises(UserError, match=r"llama has pretrain\.data, which is no part of a race"):
