@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from data.candidates import CANDIDATES
 from data.errors import UserError, brief, listing
 from data.files import read_json, require_file, sha256_files, write_json
 from data.folds import (
@@ -230,6 +231,7 @@ def describe(rows: Rows, folds: Folds, near: Near | None, pin: Collection[str]) 
         "n_rows": len(rows),
         "classes": list(rows.classes.names),
         "swap": None if rows.classes.swap is None else list(rows.classes.swap),
+        **({} if rows.sizes is None else {CANDIDATES: _set_sizes(rows.sizes)}),
         "rows_hash": rows.content_hash,
         "folds_hash": folds.content_hash,
         "n_folds": folds.n_folds,
@@ -242,6 +244,10 @@ def describe(rows: Rows, folds: Folds, near: Near | None, pin: Collection[str]) 
             **({"unlabelled": int((labels < 0).sum())} if (labels < 0).any() else {}),
         },
     }
+
+
+def _set_sizes(sizes: np.ndarray) -> dict[str, Any]:
+    return {"least": int(sizes.min()), "most": int(sizes.max()), "mean": round(float(sizes.mean()), 3)}
 
 
 def check_prepared(path: Path) -> tuple[Rows, Folds, dict[str, Any]]:

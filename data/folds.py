@@ -252,6 +252,8 @@ def class_notes(rows: Rows, folds: Folds, limit: int = 4) -> list[str]:
             f"{unlabelled:,} rows without a label have folds too; they are not scored, and taught only to a "
             "student with pseudo_labels"
         )
+    if rows.classes.candidates:  # whose places mean nothing from row to row
+        return notes
     never = [names[k] for k in np.flatnonzero(counts == 0)]
     if never:
         notes.append(f"no row is labelled {listing(never, limit)}")

@@ -205,10 +205,15 @@ def _inspect_prepared(args: argparse.Namespace) -> None:
 
 def _tokens(args: argparse.Namespace, encoder: Encoder, rows: Rows, out: Path) -> None:
     """Build or open the token store, and show rows, lengths and cuts if asked."""
+    from data.encoding.encode import candidate_rows
     from data.encoding.lengths import measure
     from data.encoding.tokens import open_tokens
 
-    tokens, what = open_tokens(rows, encoder, out)
+    if rows.classes.candidates:  # a training tokenizes them itself, each text once
+        rows = candidate_rows(rows)
+        tokens, what = encoder.tokenize(rows), "of each candidate, not kept"
+    else:
+        tokens, what = open_tokens(rows, encoder, out)
     lengths = measure(encoder, tokens, rows.classes.swap is not None)
     _say(
         f"tokens: {what}, {len(tokens.ids):,} in {len(tokens):,} rows; at max_length {args.max_length:,} "
@@ -289,7 +294,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--format",
         default=AUTO,
         type=lambda name: EARLIER_NAMES.get(name, name),
-        choices=[AUTO, *FORMATS],
+        choices=[AUTO, *sorted(FORMATS)],
         help="layout of the source",
     )
     add(
@@ -372,14 +377,15 @@ def _encoder(args: argparse.Namespace) -> Encoder | None:
     truncation = Truncation(args.max_length, args.prompt_share, args.side, not args.keep_turns)
     template = read_template(args.template)
     encoder = Encoder(load_tokenizer(args.tokenizer), template, truncation)
-    try:  # a template that neither a pair nor a plain text fits into is refused before rows are read
-        encoder.fixed_length((1, 1, 1), True)
-    except UserError as mistake:
+    # A template that no pair, candidate or plain text fits into is refused before rows are read.
+    mistakes = []
+    for shape, pair in (((1, 1, 1), True), ((1, 1, 0), False), ((1, 0, 0), False)):
         try:
-            encoder.fixed_length((1, 0, 0), False)
-        except UserError:
-            raise mistake from None
-    return encoder
+            encoder.fixed_length(shape, pair)
+            return encoder
+        except UserError as mistake:
+            mistakes.append(mistake)
+    raise mistakes[0]
 
 
 def _plan(args: argparse.Namespace) -> Plan:

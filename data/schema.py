@@ -4,12 +4,16 @@
 ``label`` (class index, as wide as the classes need, null where unlabelled), optionally ``label_probs``
 (soft labels), ``model_a``, ``model_b`` and ``source``. Further columns are kept and ignored. The class
 names, and the permutation of classes under a swap of the two responses, travel in the file's metadata.
+
+Rows that bring their own options have these in ``candidates``, two or more each, and the label is the index
+of the right one: their classes are the places in such a set (:func:`place_classes`), of which a row has as
+many as candidates. Arrays over the classes are then as wide as the largest set, zero where a row has none.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.candidates import CANDIDATES, refuse_odd_sets, set_rows
 from data.errors import UserError, brief, listing
 from data.files import TextDigest, read_parquet, readable_parquet, require_columns, write_parquet
 from data.ids import refuse_repeated
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 
 CLASSES_KEY = b"distillstack.classes"
 SWAP_KEY = b"distillstack.swap"
+CANDIDATES_KEY = b"distillstack.candidates"
 ID_KEY = b"distillstack.id"
 """In the metadata of rows just read: what their source calls its column of ids."""
 SUM_TOLERANCE = 5e-3
@@ -60,10 +66,13 @@ class Classes:
     swap : tuple of int or None
         ``swap[c]`` is the class that class ``c`` becomes when the responses change places; its own
         inverse. ``None`` where a row is a single text and nothing can be swapped.
+    candidates : bool
+        Whether they are the places of a row's own candidates, of which it may have fewer.
     """
 
     names: tuple[str, ...]
     swap: tuple[int, ...] | None = None
+    candidates: bool = False
 
     def __post_init__(self) -> None:
         if len(self.names) < 2 or len(set(self.names)) != len(self.names):
@@ -91,6 +100,15 @@ class Classes:
         return len(self.names)
 
     @property
+    def outputs(self) -> int:
+        """Numbers that a model's head gives for one text: one a class, or one for a candidate."""
+        return 1 if self.candidates else self.n
+
+    def suit(self, other: Classes) -> bool:
+        """Whether a model of these predicts rows of ``other``; sets of candidates may be of any size."""
+        return self.candidates == other.candidates if self.candidates else self == other
+
+    @property
     def orders(self) -> tuple[bool, ...]:
         """The values of ``swap`` a row is predicted under: both orders of a pair, or the only one."""
         return (False,) if self.swap is None else (False, True)
@@ -103,6 +121,20 @@ class Classes:
 
 PREFERENCE = Classes(("winner_model_a", "winner_model_b", "winner_tie"), (1, 0, 2))
 PREFERENCE_NO_TIE = Classes(("winner_model_a", "winner_model_b"), (1, 0))
+
+
+def place_classes(most: int) -> Classes:
+    """The classes of rows with candidates of their own: their places, up to the ``most`` that a row has."""
+    return Classes(tuple(f"candidate_{place}" for place in range(max(most, 2))), None, True)
+
+
+def refuse_candidates(classes: Classes, what: str) -> None:
+    """Refuse rows with candidates of their own where only classes that rows share are served."""
+    if classes.candidates:
+        raise UserError(
+            f"{what}: its rows have candidates of their own, which this does not serve; commands that do "
+            "are data.prepare, distill.teacher_oof, student and predict, ensemble.stack and predict"
+        )
 
 
 @dataclass(frozen=True)
@@ -141,6 +173,21 @@ class Rows:
         )
 
     @cached_property
+    def candidates(self) -> list[list[str]]:
+        """Each row's own candidates, in their order, of rows that have them."""
+        return self.table.column(CANDIDATES).to_pylist()
+
+    @cached_property
+    def sizes(self) -> np.ndarray | None:
+        """How many candidates each row has, shape (n,), int64; none where rows share their classes."""
+        if not self.classes.candidates:
+            return None
+        import pyarrow.compute as pc
+
+        lengths = pc.list_value_length(self.table.column(CANDIDATES))
+        return lengths.to_numpy(zero_copy_only=False).astype(np.int64)
+
+    @cached_property
     def targets(self) -> np.ndarray:
         """Target distribution a row, shape (n, K), float64: ``label_probs`` where given, else one-hot.
 
@@ -152,7 +199,7 @@ class Rows:
         targets[known] = 0
         targets[known, labels[known]] = 1
         if "label_probs" in self.table.column_names:
-            probs, given = soft_labels(self.table, self.classes.n)
+            probs, given = soft_labels(self.table, self.classes.n, self.sizes)
             targets[given] = probs[given] / probs[given].sum(axis=1, keepdims=True)
         return targets
 
@@ -167,9 +214,7 @@ class Rows:
     @cached_property
     def content_hash(self) -> str:
         """Hash of ids, texts, labels and class names; equal for equal content however it is stored."""
-        columns = list(HASHED)
-        if "label_probs" in self.table.column_names:
-            columns.append("label_probs")
+        columns = hashed_columns(self.classes, self.table.column_names)
         return hash_rows(self.classes, columns, lambda name: self.table.select([name]).to_batches(HASH_ROWS))
 
     def take(self, indices: np.ndarray) -> Rows:
@@ -177,6 +222,12 @@ class Rows:
         import pyarrow as pa
 
         return Rows(self.table.take(pa.array(indices)), self.classes)
+
+
+def hashed_columns(classes: Classes, names: Sequence[str]) -> list[str]:
+    """The columns of a row table that its content hash covers."""
+    also = ("label_probs", *((CANDIDATES,) if classes.candidates else ()))
+    return [*HASHED, *(name for name in also if name in names)]
 
 
 def hash_rows(
@@ -204,10 +255,13 @@ def hash_rows(
     return digest.hexdigest()
 
 
-def soft_labels(table: pa.Table, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def soft_labels(
+    table: pa.Table, n_classes: int, sizes: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return ``label_probs`` as an array (n, K), and which rows have any, shape (n,).
 
-    Where a row has none, or lists of another length, its numbers are NaN.
+    Where a row has none, or lists of another length, its numbers are NaN. The length is K, or of rows with
+    candidates as many as each has, by ``sizes`` (n,); the rest of its line is then 0.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -216,10 +270,12 @@ def soft_labels(table: pa.Table, n_classes: int) -> tuple[np.ndarray, np.ndarray
     given = column.is_valid().to_numpy(zero_copy_only=False)
     lists = column.cast(pa.list_(pa.float32())).drop_null()
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-    fits = np.flatnonzero(given)[lengths == n_classes]
+    wanted = np.full(len(lengths), n_classes) if sizes is None else sizes[given]
+    fits = np.flatnonzero(given)[lengths == wanted]
     values = pc.list_flatten(lists).to_numpy(zero_copy_only=False).astype(np.float64)
     probs = np.full((table.num_rows, n_classes), np.nan)
-    probs[fits] = values[np.repeat(lengths == n_classes, lengths)].reshape(-1, n_classes)
+    values = values[np.repeat(lengths == wanted, lengths)]
+    probs[fits] = set_rows(values, lengths[lengths == wanted], n_classes, 0.0)
     return probs, given
 
 
@@ -235,6 +291,7 @@ def column_types(classes: Classes) -> dict[str, pa.DataType]:
         "response_b": turns,
         "label": label_type(classes),
         "label_probs": pa.list_(pa.float32()),  # of a fixed size, releases of Arrow do not read one another's
+        **({CANDIDATES: turns} if classes.candidates else {}),
         "model_a": text,
         "model_b": text,
         "source": text,
@@ -268,9 +325,12 @@ def with_usual_types(rows: Rows) -> Rows:
         if name not in table.column_names or table.schema.field(name).type == kind:
             continue
         if name == "label_probs":
-            probs, given = soft_labels(table, rows.classes.n)
+            probs, given = soft_labels(table, rows.classes.n, rows.sizes)
             pairs = zip(probs.tolist(), given.tolist(), strict=True)
-            column = pa.array([row if has else None for row, has in pairs], kind)
+            sizes = [rows.classes.n] * len(rows) if rows.sizes is None else rows.sizes.tolist()
+            column = pa.array(
+                [row[:size] if has else None for (row, has), size in zip(pairs, sizes, strict=True)], kind
+            )
         elif kind == pa.string():
             column = as_text(table.column(name))
         else:
@@ -319,6 +379,9 @@ def validate(rows: Rows, where: str | Path) -> Rows:
     if missing:
         raise UserError(f"{where}: row {missing[0]} (counted from 0) has no row_id")
     refuse_repeated(ids, str(where))
+    if rows.classes.candidates:
+        require_columns(rows.table, [CANDIDATES], where)
+        refuse_odd_sets(rows.table.column(CANDIDATES), ids, rows.labels, rows.classes.n, where)
     bad = np.flatnonzero((rows.labels < -1) | (rows.labels >= rows.classes.n))
     if bad.size:
         raise UserError(
@@ -369,7 +432,7 @@ def _validate_soft_labels(rows: Rows, where: str | Path) -> None:
     if not is_lists or not (pt.is_floating(kind.value_type) or pt.is_integer(kind.value_type)):
         raise UserError(f"{where}: column label_probs is {kind} where a row table has list<float>")
     try:
-        probs, given = soft_labels(rows.table, rows.classes.n)
+        probs, given = soft_labels(rows.table, rows.classes.n, rows.sizes)
     except pa.ArrowException as error:
         raise UserError(f"{where}: column label_probs cannot be read as numbers ({error})") from error
     with np.errstate(invalid="ignore"):
@@ -381,8 +444,9 @@ def _validate_soft_labels(rows: Rows, where: str | Path) -> None:
     bad = np.flatnonzero(given & ~sound)
     if bad.size:
         shown = rows.table.column("label_probs")[int(bad[0])].as_py()
+        wanted = rows.classes.n if rows.sizes is None else rows.sizes[bad[0]]
         raise UserError(
-            f"{where}: row {rows.row_ids[bad[0]]} has label_probs {brief(shown)}, not {rows.classes.n} "
+            f"{where}: row {rows.row_ids[bad[0]]} has label_probs {brief(shown)}, not {wanted} "
             "non-negative numbers that sum to 1"
         )
 
@@ -392,6 +456,7 @@ def write_rows(path: Path, rows: Rows) -> None:
     metadata = {
         CLASSES_KEY: json.dumps(rows.classes.names).encode(),
         SWAP_KEY: json.dumps(rows.classes.swap).encode(),
+        **({CANDIDATES_KEY: b"true"} if rows.classes.candidates else {}),
     }
     write_parquet(path, rows.table.replace_schema_metadata(metadata))
 
@@ -420,7 +485,7 @@ def classes_of(schema: pa.Schema, where: Path, otherwise: Classes = PREFERENCE) 
     try:
         names = json.loads(metadata[CLASSES_KEY])
         swap = json.loads(metadata.get(SWAP_KEY, b"null"))
-        return Classes(tuple(names), None if swap is None else tuple(swap))
+        return Classes(tuple(names), None if swap is None else tuple(swap), CANDIDATES_KEY in metadata)
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: its class names are damaged ({brief(error)}); make it again") from error
 
@@ -433,6 +498,6 @@ def describe_file(path: Path) -> tuple[Classes, int, str]:
         names = file.schema_arrow.names
         require_columns(file.schema_arrow, HASHED, path)
         classes = classes_of(file.schema_arrow, path)
-        columns = [*HASHED, *(["label_probs"] if "label_probs" in names else [])]
+        columns = hashed_columns(classes, names)
         content = hash_rows(classes, columns, lambda name: file.iter_batches(HASH_ROWS, columns=[name]))
         return classes, file.metadata.num_rows, content

@@ -2,23 +2,26 @@
 
 A store is a directory: ``manifest.json`` pins everything the numbers depend on, ``oof.parquet`` holds
 one line a row and order (``row_id``, ``fold``, ``swap``, ``logit_<class>``). Logits, not probabilities,
-and already permuted back into the row's own class order.
+and already permuted back into the row's own class order. Of rows with candidates of their own, which the
+manifest says, the file has a line a candidate instead (:mod:`data.set_logits`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.candidates import CANDIDATES
 from data.errors import UserError, brief, listing
 from data.files import read_json, read_parquet, require_columns, sha256_text, write_parquet
 from data.ids import places
 from data.schema import Classes
+from data.set_logits import long_table, read_long
 from data.softmax import softmax
 
 if TYPE_CHECKING:
@@ -53,6 +56,8 @@ class SoftLabels:
         The store's manifest.
     path : Path
         Where it was read from.
+    candidates : list of list of str or None
+        Each row's own, where rows have any: its logits are those of its places, and ``ABSENT`` behind them.
     """
 
     row_ids: list[str]
@@ -61,6 +66,7 @@ class SoftLabels:
     classes: Classes
     manifest: dict[str, Any]
     path: Path
+    candidates: list[list[str]] | None = None
 
     @property
     def name(self) -> str:
@@ -79,9 +85,17 @@ class SoftLabels:
 
     @property
     def table(self) -> pa.Table:
-        """An Arrow table of ``row_id``, ``fold`` and a probability a class; ``to_pandas()`` makes a frame."""
+        """An Arrow table of ``row_id``, ``fold`` and a probability a class; ``to_pandas()`` makes a frame.
+
+        Of rows with candidates a line a candidate, with its ``logit`` and ``probability``.
+        """
         import pyarrow as pa
 
+        if self.candidates is not None:
+            long, _ = long_table(self.row_ids, self.fold, self.logits, self.candidates)
+            sizes = np.array([len(found) for found in self.candidates])
+            flat = self.probs[np.arange(self.classes.n) < sizes[:, None]]
+            return long.append_column("probability", pa.array(flat))
         columns = {"row_id": pa.array(self.row_ids, pa.string()), "fold": pa.array(self.fold, pa.int32())}
         probs = self.probs
         return pa.table(columns | {name: probs[:, k] for k, name in enumerate(self.classes.names)})
@@ -105,13 +119,21 @@ def write_logits(
     logits: np.ndarray,
     classes: Classes,
     manifest: Mapping[str, Any] | None = None,
+    candidates: Sequence[Sequence[str]] | None = None,
 ) -> None:
     """Write an ``oof.parquet``: logits of shape (n, orders, K), one line a row and order, atomically.
 
     With the ``manifest`` that it belongs to it is marked as that one's, and with the hash of its columns.
+    ``candidates`` are those of each row, where they have any.
     """
     import pyarrow as pa
 
+    if candidates is not None:
+        table, content = long_table(row_ids, fold, logits, candidates)
+        if manifest is not None:
+            table = table.replace_schema_metadata({MADE_BY: run_hash(manifest), CONTENT: content})
+        write_parquet(path, table)
+        return
     n, orders, _ = logits.shape
     ids = [row_id for row_id in row_ids for _ in range(orders)]
     folds, swap = np.repeat(fold, orders), np.tile(classes.orders, n)
@@ -141,6 +163,8 @@ def read_logits(
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Read an ``oof.parquet`` back as (row ids, fold (n,), logits (n, orders, K)).
 
+    Of rows with candidates, :data:`~data.candidates.ABSENT` stands behind each row's set.
+
     Raises
     ------
     UserError
@@ -148,7 +172,18 @@ def read_logits(
         damaged, lacks a column or has one of another type, holds a non-finite logit or an empty cell, repeats
         a row and order, lacks one order of a pair, or has the two in two folds.
     """
+    return _read(path, classes, manifest)[:3]
+
+
+def _read(
+    path: Path, classes: Classes, manifest: Mapping[str, Any] | None
+) -> tuple[list[str], np.ndarray, np.ndarray, list[list[str]] | None]:
+    """:func:`read_logits`, and the rows' candidates where they have any."""
     table = read_parquet(path, "soft-label file")
+    if classes.candidates:
+        own_ids, own_fold, own_logits, candidates, content = read_long(table, classes.n, path)
+        _refuse_unmarked(table, content, manifest, path)
+        return own_ids, own_fold, own_logits, candidates
     columns = logit_columns(classes)
     require_columns(table, ["row_id", "fold", "swap", *columns], path)
     _check_types(table, columns, path)
@@ -179,16 +214,21 @@ def read_logits(
         raise UserError(
             f"{path}: row {ids[parted[0]]} is in two folds; one model predicts both orders of a row"
         )
-    if manifest is not None:
-        marks, wanted = table.schema.metadata or {}, {MADE_BY: run_hash(manifest)}
-        wanted[CONTENT] = _content(ids, fold, swap, values)
-        needed = "backbone" in manifest  # a training's; what others wrote needs no marks
-        if any(marks.get(key, b"") != wanted[key].encode() for key in wanted if needed or key in marks):
-            raise UserError(
-                f"{path}: is not as it was written under the {MANIFEST} of its store: one of the two was "
-                "changed since, or is another store's; restore it, or make the store again"
-            )
-    return unique, row_fold, logits
+    _refuse_unmarked(table, _content(ids, fold, swap, values), manifest, path)
+    return unique, row_fold, logits, None
+
+
+def _refuse_unmarked(table: pa.Table, content: str, manifest: Mapping[str, Any] | None, path: Path) -> None:
+    """Refuse a file that was written under another manifest than the one given, or changed since."""
+    if manifest is None:
+        return
+    marks, wanted = table.schema.metadata or {}, {MADE_BY: run_hash(manifest), CONTENT: content}
+    needed = "backbone" in manifest  # a training's; what others wrote needs no marks
+    if any(marks.get(key, b"") != wanted[key].encode() for key in wanted if needed or key in marks):
+        raise UserError(
+            f"{path}: is not as it was written under the {MANIFEST} of its store: one of the two was "
+            "changed since, or is another store's; restore it, or make the store again"
+        )
 
 
 def _check_types(table: pa.Table, logits: list[str], path: Path) -> None:
@@ -277,8 +317,8 @@ def read_store(path: str | Path) -> SoftLabels:
             f"{path}: has no {OOF}; its run is unfinished, start the same command again to finish it"
         )
     classes = classes_of(manifest, path / MANIFEST)
-    row_ids, fold, logits = read_logits(path / OOF, classes, manifest)
-    return SoftLabels(row_ids, fold, logits, classes, manifest, path)
+    row_ids, fold, logits, candidates = _read(path / OOF, classes, manifest)
+    return SoftLabels(row_ids, fold, logits, classes, manifest, path, candidates)
 
 
 def classes_of(manifest: Mapping[str, Any], where: Path) -> Classes:
@@ -293,7 +333,7 @@ def classes_of(manifest: Mapping[str, Any], where: Path) -> Classes:
             f"{where}: field swap is {brief(swap)}, not a list of class numbers; make the store again"
         )
     try:
-        return Classes(tuple(names), None if swap is None else tuple(swap))
+        return Classes(tuple(names), None if swap is None else tuple(swap), CANDIDATES in manifest)
     except UserError as mistake:
         raise UserError(f"{where}: {mistake}") from mistake
 

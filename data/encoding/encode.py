@@ -15,11 +15,13 @@ Special tokens spelled out in a row's text stay text.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.candidates import CANDIDATES
 from data.encoding.plain_text import PlainText, joined, special_ids
 from data.encoding.template import PARTS, Shape, Template
 from data.encoding.tokenizer import uncut
@@ -41,6 +43,8 @@ __all__ = ["Encoded", "Encoder", "Tokens", "Truncation", "pad_token_id", "tokeni
 class Encoded:
     """Token ids of many sequences: sequence ``i * orders + o`` is row ``i`` in order ``o``.
 
+    Of rows with candidates of their own each has a sequence a candidate, one behind another.
+
     Attributes
     ----------
     ids : ndarray of int32
@@ -51,17 +55,35 @@ class Encoded:
         Orders encoded a row: 2 for a pair, else 1.
     truncated : int
         Sequences that did not fit whole.
+    sizes : ndarray of shape (n,) or None
+        Sequences a row, where it has one a candidate.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
     orders: int
     truncated: int
+    sizes: np.ndarray | None = None
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens a sequence."""
         return np.diff(self.offsets)
+
+    @cached_property
+    def row_lengths(self) -> np.ndarray:
+        """Tokens a row, shape (n,): of a pair in the order as given, of candidates those of all together."""
+        if self.sizes is None:
+            return self.lengths[:: self.orders]
+        return np.diff(self.offsets[np.concatenate([[0], np.cumsum(self.sizes)])])
+
+    def of_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Numbers of all sequences of these rows, in all orders or of all candidates, row by row."""
+        if self.sizes is None:
+            return (rows[:, None] * self.orders + np.arange(self.orders)).ravel()
+        sizes, starts = self.sizes[rows], (np.cumsum(self.sizes) - self.sizes)[rows]
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return np.repeat(starts, sizes) + within
 
     def __getitem__(self, sequence: int) -> np.ndarray:
         return self.ids[self.offsets[sequence] : self.offsets[sequence + 1]]
@@ -154,8 +176,16 @@ class Encoder:
         self._one_start = True
 
     def encode(self, rows: Rows, tokens: Tokens | None = None) -> Encoded:
-        """Encode every row in all its orders; from ``tokens`` of the same rows, where they are at hand."""
+        """Encode every row in all its orders; from ``tokens`` of the same rows, where they are at hand.
+
+        Rows with candidates are encoded a candidate at a time, and need no ``tokens``.
+        """
         chunks = []
+        if rows.sizes is not None:
+            for start in range(0, len(rows), CHUNK_ROWS):
+                each = candidate_rows(rows, start, start + CHUNK_ROWS)
+                chunks.append(self.assemble(self.tokenize(each), each.classes.orders))
+            return replace(join_encoded(chunks, 1), sizes=rows.sizes)
         for start in range(0, len(rows), CHUNK_ROWS):
             stop = min(start + CHUNK_ROWS, len(rows))
             part = self.tokenize(rows, start, stop) if tokens is None else tokens.slice(start, stop)
@@ -225,7 +255,7 @@ class Encoder:
         if (shape, pair) not in self._fixed:
             lengths = [
                 sum(len(slot) for slot in self._layout(s, pair) if isinstance(slot, np.ndarray))
-                for s in {shape, (shape[0], shape[2], shape[1])}
+                for s in {shape, (shape[0], shape[2], shape[1]) if pair else shape}
             ]
             self._fixed[shape, pair] = len(self.prefix) + max(lengths) + len(self.suffix)
         return self._fixed[shape, pair]
@@ -280,6 +310,18 @@ def opens_turns(tokenizer: Any) -> bool:
     talk = [{"role": role, "content": "Hello"} for role in ("user", "assistant", "user")]
     one, three = (tokenizer.apply_chat_template(turns, tokenize=False) for turns in (talk[:1], talk))
     return bool(three.count(tokenizer.bos_token) - one.count(tokenizer.bos_token) >= 2)
+
+
+def candidate_rows(rows: Rows, start: int = 0, stop: int | None = None) -> Rows:
+    """Rows ``start`` to ``stop`` once for each candidate, which stands where a pair has response A."""
+    import pyarrow as pa
+
+    table = rows.table.slice(start, None if stop is None else stop - start)
+    lists = [found for chunk in table.column(CANDIDATES).chunks for found in chunk.to_pylist()]
+    at = pa.array(np.repeat(np.arange(len(lists)), [len(found) for found in lists]))
+    wide = table.select(["row_id", "prompt", "response_b", "label"]).take(at)
+    each = pa.array([[candidate] for found in lists for candidate in found], pa.list_(pa.string()))
+    return Rows(wide.append_column("response_a", each), rows.classes)
 
 
 def tokenize_turns(table: pa.Table, plain: PlainText) -> Tokens:

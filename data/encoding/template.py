@@ -11,6 +11,9 @@ In a template ``turns`` is the conversation (each with ``prompt``, ``response_a`
 nothing where that part has no such turn), ``prompts``, ``responses_a`` and ``responses_b`` are the same by
 part, and ``chat(text)`` wraps a user's message in the tokenizer's chat template.
 
+Rows with candidates of their own are laid out once for each, which is ``candidate`` there: by the template of
+that name in place of the default.
+
 Plain texts, which have no responses, are laid out by a template of the user's own like any row: the text's
 turns are the prompt's. The shipped templates speak of two answers; the default leaves a plain text as it is,
 the others are refused.
@@ -35,6 +38,7 @@ Shape = tuple[int, int, int]
 
 HOME = Path(__file__).parent / "templates"
 DEFAULT = "pair"
+CANDIDATE = "candidate"
 
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _MARK = re.compile(f"{_OPEN}([012]):([0-9]+){_CLOSE}")
@@ -74,7 +78,7 @@ class Template:
 
     def __post_init__(self) -> None:
         if not self.text:
-            if self.name not in template_names():
+            if self.name not in (*template_names(), CANDIDATE):
                 raise UserError(
                     f"no template {brief(self.name)}; there are {listing(template_names(), 9)}, or give "
                     "your own .jinja file"
@@ -129,7 +133,7 @@ class Template:
             Turns of prompt, response A and response B.
         pair : bool
             False for a plain text row: the prompt is the whole text, and has a line break between its turns
-            unless the template is the user's own.
+            unless the template is the user's own. With one turn of response A that is a candidate.
         chat : callable, optional
             Wraps a user's message in a chat template; see :class:`data.encoding.encode.Encoder`.
 
@@ -143,7 +147,17 @@ class Template:
         UserError
             The template cannot be rendered, changes or repeats a turn, or leaves one out.
         """
-        if not pair and self._is_shipped:
+        candidate = not pair and shape[1:] == (1, 0)
+        if candidate and self._is_shipped:
+            if self.name == DEFAULT:
+                return Template(CANDIDATE).layout(shape, False, chat)
+            if self.name != CANDIDATE:
+                raise UserError(
+                    f"template {self.name} lays out pairs, and these rows have candidates of their own; "
+                    f"leave the template out, name {CANDIDATE}, or give a .jinja file of your own, which has "
+                    "prompts and candidate"
+                )
+        elif not pair and self._is_shipped:
             if self.name != DEFAULT:
                 raise UserError(
                     f"template {self.name} lays out pairs, and these rows are plain texts; leave the "
@@ -208,7 +222,7 @@ class Template:
         try:
             rendered = compiled.render(
                 turns=turns, prompts=marks[0], responses_a=marks[1], responses_b=marks[2], chat=wrap,
-                range=_counted_range(self.name),
+                candidate=marks[1][0] if shape[1:] == (1, 0) else None, range=_counted_range(self.name),
             )  # fmt: skip
             rendered.encode()  # a lone surrogate is no text
         except UserError:
@@ -268,14 +282,15 @@ def _split(name: str, rendered: str, shape: Shape) -> list[str | tuple[int, int]
 
 
 def template_names() -> list[str]:
-    """The templates that come with the package."""
-    return sorted(path.stem for path in HOME.glob("*.jinja"))
+    """The templates of pairs that come with the package."""
+    return sorted(path.stem for path in HOME.glob("*.jinja") if path.stem != CANDIDATE)
 
 
 @lru_cache(maxsize=32)
 def _shipped_text(name: str) -> str | None:
     """The source of a template of the package; None where there is none of that name."""
-    return (HOME / f"{name}.jinja").read_text(encoding="utf-8") if name in template_names() else None
+    known = name in (*template_names(), CANDIDATE)
+    return (HOME / f"{name}.jinja").read_text(encoding="utf-8") if known else None
 
 
 def recorded_template(recorded: object, where: object) -> Template:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.candidates import CANDIDATES
 from data.errors import UserError, brief, listing
 from data.ids import refuse_repeated
 from data.schema import PREFERENCE, Classes, Rows, label_type, with_usual_types
@@ -147,6 +148,8 @@ def common_classes(parts: Sequence[tuple[str, Rows]]) -> Classes:
     found = list(dict.fromkeys(part.classes for _, part in parts))
     if len(found) == 1:
         return found[0]
+    if all(classes.candidates for classes in found):
+        return max(found, key=lambda classes: classes.n)
     if all(classes.swap is not None and set(classes.names) <= set(PREFERENCE.names) for classes in found):
         return PREFERENCE
     first = parts[0]
@@ -174,7 +177,7 @@ def _fit_classes(table: pa.Table, own: Classes, classes: Classes) -> pa.Table:
     """Rewrite labels of ``own`` classes as labels of ``classes``, which hold them all by name."""
     import pyarrow as pa
 
-    if own == classes:
+    if own == classes or own.candidates:
         return table
     place = np.array([classes.names.index(name) for name in own.names])
     rows = Rows(table, own)
@@ -209,6 +212,7 @@ def _settle(
     of_copy = np.full(len(rows), -1)
     of_copy[copies] = np.arange(len(copies))
     soft = dict[int, np.ndarray]()
+    sizes = np.full(len(rows), rows.classes.n) if rows.sizes is None else rows.sizes
     contradicting = []
     for members in np.split(order, starts[1:]):
         own = targets[of_copy[members]]
@@ -219,7 +223,7 @@ def _settle(
         mean = canonical[known].mean(axis=0)
         contradicting.append([ids[i] for i in members[known]])
         for i in members[known]:
-            soft[int(i)] = mean[swap] if turned[i] else mean
+            soft[int(i)] = (mean[swap] if turned[i] else mean)[: sizes[i]]
     labelled = rows.labelled
     earliest = part_of_row[first[pair]]
     first_labelled = np.full(len(first), len(rows))
@@ -254,11 +258,12 @@ def pair_keys(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     keys = np.empty(len(rows), dtype="S32")
     turned = np.zeros(len(rows), dtype=bool)
     at = 0
-    for batch in rows.table.select(TEXTS).to_batches(CHUNK_ROWS):
-        for prompt, first, second in zip(*(batch.column(i).to_pylist() for i in range(3)), strict=True):
+    own = [CANDIDATES] if rows.classes.candidates else []
+    for batch in rows.table.select([*TEXTS, *own]).to_batches(CHUNK_ROWS):
+        for prompt, first, second, *others in zip(*(c.to_pylist() for c in batch.columns), strict=True):
             turned[at] = first > second
             digest = hashlib.blake2b(digest_size=16)
-            for turns in (prompt, *sorted((first, second))):
+            for turns in (prompt, *sorted((first, second)), *others):
                 digest.update(f"{len(turns)}:".encode())
                 for turn in turns:
                     text = turn.encode("utf-8", "surrogatepass")

@@ -6,7 +6,7 @@ the files, and that import is all that stands elsewhere of a format.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -53,6 +53,8 @@ class SourceOptions:
         For UltraFeedback: ratings that differ by no more are a tie.
     name : str, optional
         What the rows' ``source`` says; by default the file's or data set's name.
+    sets : mapping of str to sequence of str
+        For MAP: candidates by question, instead of those that the source's own labels show.
     """
 
     format: str = "auto"
@@ -65,6 +67,7 @@ class SourceOptions:
     streaming: bool = False
     margin: float = 0.0
     name: str | None = None
+    sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def current_name(name: str) -> str:
     """Return what a format is called now; refuse one that there is none of, with the list of those known."""
     name = EARLIER_NAMES.get(name, name)
     if name != AUTO and name not in FORMATS:
-        raise UserError(f"format {name} is unknown; choose one of {listing([AUTO, *FORMATS], 9)}")
+        raise UserError(f"format {name} is unknown; choose one of {listing([AUTO, *sorted(FORMATS)], 12)}")
     return name
 
 

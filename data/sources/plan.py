@@ -19,7 +19,7 @@ from data.sources.place import source_name
 
 REPEATS = ("drop", "keep")
 IDS = ("column", "row-number", "auto")
-_SOURCE_KEYS = ("path", "pin", *(entry.name for entry in fields(SourceOptions)))
+_SOURCE_KEYS = ("path", "pin", *(entry.name for entry in fields(SourceOptions) if entry.name != "sets"))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,17 @@ from data.errors import UserError
 from data.ids import refuse_repeated
 from data.labels import refuse_counting
 from data.schema import CLASSES_KEY, ID_KEY, Rows, read_rows
-from data.sources import chosen, lmarena, lmsys, pandalm, table, ultrafeedback, wsdm  # noqa: F401  they register
+from data.sources import (  # noqa: F401  they register
+    candidates,
+    chosen,
+    lmarena,
+    lmsys,
+    misconceptions,
+    pandalm,
+    table,
+    ultrafeedback,
+    wsdm,
+)
 from data.sources.clean import Cleaning, is_utf8
 from data.sources.formats import AUTO, FORMATS, Reader, SourceOptions, current_name, refuse_particular
 from data.sources.open import Table, open_table

@@ -35,7 +35,7 @@ def test_a_new_format_needs_no_line_elsewhere(tmp_path: Path, monkeypatch: pytes
 
 
 def test_unknown_names_are_refused_with_the_list_and_earlier_ones_understood(tmp_path: Path) -> None:
-    known = "auto, chosen, lmarena, lmsys, pandalm, table, ultrafeedback, wsdm"
+    known = "auto, candidates, chosen, lmarena, lmsys, map, pandalm, table, ultrafeedback, wsdm"
     with pytest.raises(UserError, match=f"format xml is unknown; choose one of {known}$"):
         current_name("xml")
     source = write_jsonl(tmp_path / "t.jsonl", [arena_100k(0, "tie")])
