@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from data.schema import Classes, Rows
+    from ensemble.methods.base import Blender
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,12 +28,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     import numpy as np
 
+    from data.candidates import CANDIDATES
     from data.files import locked
     from data.sources.plan import read_column_map
     from ensemble.reading.fresh import read_fresh
     from ensemble.reading.members import split_name
     from ensemble.records import refuse_overwriting
     from ensemble.saved import apply_stack, classes_of, interval_of, load_stack, maps_of
+    from ensemble.sets import pool  # noqa: F401 (a stack may hold any of its kinds)
 
     if args.out.suffix.lower() not in (".csv", ".parquet"):
         raise UserError(
@@ -41,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = [split_name(argument)[1] for argument in args.oof]
     refuse_overwriting(args.out, [*inputs, args.stack / "predictions.parquet", args.data or args.stack])
     content, method = load_stack(args.stack)
+    if content.get(CANDIDATES):
+        apply_to_sets(args, content, method)
+        return
     classes = classes_of(content)
     if args.interval and not content.get("draws"):
         raise UserError(f"{args.stack}: holds no draws for --interval, which stacks of judges have")
@@ -57,6 +63,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             probs = np.concatenate([probs, *ends], axis=1)
             names = (*names, *(f"{name}_{end}" for end in ("low", "high") for name in names))
         write_predictions(args.out, ids, probs, names)
+    told = f"{len(ids)} rows by {content['chosen']} of {listing(content['members'])}: {args.out}"
+    print(printable(told))
+
+
+def apply_to_sets(args: argparse.Namespace, content: dict, method: Blender) -> None:
+    """Run the command with a stack of rows with candidates of their own."""
+    from data.files import locked
+    from ensemble.saved import apply_stack
+    from ensemble.sets.fresh import fresh_sets
+    from ensemble.sets.long import write_sets
+
+    if args.interval or args.data is not None:
+        named = "--interval" if args.interval else "--data"
+        raise UserError(f"{named} has no meaning for a stack of rows with candidates; leave it out")
+    with locked(args.out.with_name(f".{args.out.name}.predicting")):
+        ids, candidates, P = fresh_sets(args.oof, content["members"], args.stack, args.average_folds)
+        write_sets(args.out, ids, candidates, apply_stack(args.stack, method, P, None))
     told = f"{len(ids)} rows by {content['chosen']} of {listing(content['members'])}: {args.out}"
     print(printable(told))
 
@@ -183,6 +206,16 @@ def write_predictions(
         return
     with atomic_write(path) as temporary:
         csv.write_csv(table, temporary)
+
+
+def write_for(path: Path, rows: Rows, probs: np.ndarray) -> None:
+    """Write predictions (n, K) of rows: a column a class, or of rows with candidates a line a candidate."""
+    from ensemble.sets.long import write_sets
+
+    if rows.classes.candidates:
+        write_sets(path, rows.row_ids, rows.candidates, probs)
+    else:
+        write_predictions(path, rows.row_ids, probs, rows.classes.names)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not 0 <= args.seed <= MOST_SEED:
         raise UserError(f"--seed {args.seed}: must be a whole number from 0 to {MOST_SEED}")
 
+    from ensemble.sets.problem import are_sets
+
+    if are_sets(oof):
+        stack_sets(args, oof, data, out, left_out)
+        return
     from ensemble.methods.catalogue import METHODS
 
     if args.method is not None and args.method not in METHODS:
@@ -61,6 +66,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     told += summary(problem, result).splitlines()
     told += [f"note: {note}" for note in (*problem.notes, *result.notes)]
     told += [f"page: {out / REPORT}", f"next: {commands[0]}", *(f"      {line}" for line in commands[1:])]
+    for line in told:
+        print(printable(line))
+
+
+def stack_sets(
+    args: argparse.Namespace, oof: list[str], data: Path | None, out: Path, left_out: list[str]
+) -> None:
+    """Run the command on rows with candidates of their own."""
+    from ensemble.lint.suspects import leave_out_suspects
+    from ensemble.output import hold
+    from ensemble.reading.members import split_name
+    from ensemble.set_output import write_stack
+    from ensemble.sets.fitting import all_methods, fit_sets, notes, summary
+    from ensemble.sets.pool import METHODS
+    from ensemble.sets.problem import load_set_problem
+
+    if args.swap:
+        raise UserError("--swap is of classes that rows share, and these rows have candidates; leave it out")
+    if args.method is not None and args.method not in METHODS:
+        raise UserError(
+            f"--method {args.method}: is no method of rows with candidates; there are {', '.join(METHODS)}"
+        )
+    sets = load_set_problem(oof, args.labels, data, args.folds, args.seed)
+    problem = leave_out_suspects(sets.problem, args.trust)
+    sets = replace(sets, problem=replace(problem, notes=(*problem.notes, *left_out)))
+    inputs = [split_name(argument)[1] for argument in oof]
+    with hold(out, [*inputs, *(path for path in (args.labels, args.folds) if path)]):
+        stack = fit_sets(sets, args.method, args.repeats, args.seed)
+        write_stack(out, stack)
+    told = [*all_methods(stack), ""] if args.all else []
+    told += [*summary(stack), *(f"note: {note}" for note in notes(stack))]
+    given = " ".join(f"{name}={name}_test.csv" for name in sets.problem.names)
+    told.append(f"next: python -m ensemble.predict --stack {out} --oof {given} --out blend.csv")
     for line in told:
         print(printable(line))
 

@@ -96,7 +96,9 @@ def in_sample_suspects(P: np.ndarray, y: np.ndarray, names: Sequence[str]) -> li
 
 
 def _partial(P: np.ndarray, y: np.ndarray, names: Sequence[str]) -> list[Suspect]:
-    """Members that know part of the labels, in words."""
+    """Members that know part of the labels, in words; not told where rows have candidates of their own."""
+    if (P.max(axis=1) == 0).any():
+        return []
     leaks, verdicts, _ = partly_learnt(P, y)
     return [
         Suspect(

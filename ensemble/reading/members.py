@@ -15,7 +15,7 @@ import numpy as np
 from data.errors import UserError, brief, listing
 from data.files import read_json, read_table, readable_parquet, refuse_impossible, sha256_text, table_columns
 from data.ids import id_column, places
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes
+from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, refuse_candidates
 from data.shards import KEY, key_of
 from ensemble.reading.arrays import read_array
 from ensemble.reading.columns import (
@@ -252,6 +252,7 @@ def _load_store(path: Path, classes: Classes | None, name: str) -> Member:
             f"{path}: is a directory without {MANIFEST}, so not a soft-label store; give a store or a file"
         )
     store = read_store(path)
+    refuse_candidates(store.classes, str(path))
     if classes is not None and store.classes.names != classes.names:
         raise UserError(
             f"{path}: its classes are {listing(store.classes.names, 12)}, "

@@ -1,0 +1,1 @@
+"""Blends over rows that bring candidates of their own: read in the long layout, scored, kept and applied."""
