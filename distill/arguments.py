@@ -12,6 +12,7 @@ from data.console.remote_code import add_remote_code_argument, allow_remote_code
 from data.errors import UserError, brief, listing, printable
 from data.ids import align
 from data.storage import address_of, fetch, local_path, shown
+from ensemble.scoring.ranking import METRICS, row_metrics
 from ensemble.solvers.numbers import cross_entropy
 
 if TYPE_CHECKING:
@@ -185,11 +186,17 @@ def check_tracker(name: str) -> None:
     )
 
 
+def score_names(rows: Rows) -> list[str]:
+    """What a store is scored by; of candidates also how high the right one stands."""
+    return ["rows", "log-loss", *(METRICS if rows.classes.candidates else METRICS[:1])]
+
+
 def score_line(name: str, store: SoftLabels, rows: Rows) -> list[str]:
-    """One table line: a store's out-of-fold log-loss and accuracy on the labelled rows."""
+    """One table line: a store's out-of-fold scores on the labelled rows; see :func:`score_names`."""
     at = align(store.row_ids, rows.row_ids, "the rows")  # rows pinned to training have no line
     known = rows.labelled[at]
     probs, targets = store.probs[known], rows.targets[at[known]]
     loss = cross_entropy(probs, targets).mean()
-    hits = (probs.argmax(axis=1) == targets.argmax(axis=1)).mean()
-    return [name, str(len(probs)), f"{loss:.4f}", f"{hits:.3f}", shown(store.path)]
+    ranked = [f"{mean:.3f}" for mean in row_metrics(probs, targets).mean(axis=0)]
+    shown_metrics = ranked[: len(score_names(rows)) - 2]
+    return [name, str(len(probs)), f"{loss:.4f}", *shown_metrics, shown(store.path)]

@@ -108,6 +108,7 @@ def export(
     from data.encoding.template import recorded_template
     from data.encoding.truncate import Truncation
     from data.files import write_json, write_text
+    from data.schema import refuse_candidates
     from data.softlabels import read_store
     from distill.model.files import writing
     from distill.prediction.card import model_card, scores, usage
@@ -118,6 +119,7 @@ def export(
     from distill.teaching.trust import check_made_from
 
     manifest, model = saved.manifest, saved.model
+    refuse_candidates(saved.classes, str(saved.path))
     home = data or Path(os.path.normpath(saved.path / manifest.get("data", ".")))
     rows, folds = load_prepared(home)
     check_made_from(rows, folds, str(home), manifest, saved.path)

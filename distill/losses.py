@@ -40,6 +40,9 @@ class NamedLoss:
         :class:`distill.config.DistillConfig`.
     source, hash : str
         Of a loss of the user's own: file and function, and the file's hash.
+    sets : bool
+        Whether it is right for rows with candidates of their own: it sees logits and targets through a
+        softmax alone, which gives nothing to the places that a row's set lacks.
     """
 
     formula: Formula
@@ -47,6 +50,7 @@ class NamedLoss:
     needs: tuple[str, ...]
     source: str = ""
     hash: str = ""
+    sets: bool = False
 
     @property
     def taught(self) -> bool:
@@ -59,11 +63,12 @@ LEAST_CORRECTED = 0.05
 """A label corrects no teacher by more than the inverse of this."""
 
 
-def loss(name: str, description: str) -> Callable[[F], F]:
+def loss(name: str, description: str, sets: bool = False) -> Callable[[F], F]:
     """Register the decorated formula; what it needs are its parameters after logits and targets."""
 
     def register(formula: F) -> F:
-        LOSSES[name] = NamedLoss(formula, description, tuple(inspect.signature(formula).parameters)[2:])
+        needs = tuple(inspect.signature(formula).parameters)[2:]
+        LOSSES[name] = NamedLoss(formula, description, needs, sets=sets)
         return formula
 
     return register
@@ -166,7 +171,7 @@ def mix_teachers(teacher_logits: Tensor, weights: Tensor, mixing: str) -> Tensor
     return (logs + shares.clamp_min(tiny).log()).logsumexp(dim=1, keepdim=True)
 
 
-@loss("kl", "(1 - weight) CE + weight T^2 KL (Hinton et al.)")
+@loss("kl", "(1 - weight) CE + weight T^2 KL (Hinton et al.)", sets=True)
 def soft_label_terms(
     logits: Tensor,
     targets: Tensor,
@@ -195,7 +200,9 @@ def soft_label_terms(
     }
 
 
-@loss("blackpearl", "mean of CE and each teacher's KL and cosine distance, T = 1 (LMSYS, 1st place)")
+@loss(
+    "blackpearl", "mean of CE and each teacher's KL and cosine distance, T = 1 (LMSYS, 1st place)", sets=True
+)
 def five_terms(logits: Tensor, targets: Tensor, teacher_logits: Tensor, teacher_weights: Tensor) -> Terms:
     """(CE + KL_1 + cos_1 + KL_2 + cos_2) / 5 for two equal teachers; the like mean for any number.
 
@@ -212,7 +219,7 @@ def five_terms(logits: Tensor, targets: Tensor, teacher_logits: Tensor, teacher_
     }
 
 
-@loss("wsdm1", "(0.5 CE + KL + cosine distance) / 2.5, T = 1 (WSDM Cup, 1st place)")
+@loss("wsdm1", "(0.5 CE + KL + cosine distance) / 2.5, T = 1 (WSDM Cup, 1st place)", sets=True)
 def kl_cosine_terms(
     logits: Tensor, targets: Tensor, teacher_logits: Tensor, teacher_weights: Tensor
 ) -> Terms:
@@ -222,7 +229,7 @@ def kl_cosine_terms(
     return {"ce": 0.5 * cross_entropy(logits, targets) / 2.5, "kl": kl / 2.5, "cosine": cosine / 2.5}
 
 
-@loss("wsdm3", "0.1 CE + 0.9 T^2 KL with T = 5 (WSDM Cup, 3rd place)")
+@loss("wsdm3", "0.1 CE + 0.9 T^2 KL with T = 5 (WSDM Cup, 3rd place)", sets=True)
 def sharp_teacher_terms(
     logits: Tensor, targets: Tensor, teacher_logits: Tensor, teacher_weights: Tensor
 ) -> Terms:
@@ -264,7 +271,7 @@ def smoothing_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     return cross_entropy(logits, (1 - smoothing) * targets + smoothing / targets.shape[-1])
 
 
-loss("hard", "CE against the labels; no teacher")(cross_entropy)
+loss("hard", "CE against the labels; no teacher", sets=True)(cross_entropy)
 
 
 def swap_consistency(logits: Tensor, permutation: list[int]) -> Tensor:

@@ -112,15 +112,20 @@ def main(argv: Sequence[str]) -> int:
     check_models(args.model or args.cascade)
     sharded = in_shards(args)
     targets = [] if sharded else output_files(args.out, args.model or args.cascade[:1])
+    from data.schema import refuse_candidates
     from data.sources.plan import read_column_map
     from distill.processes import held, join_others, on_first
     from distill.runs.loaded import check_finite, predict_rows, probabilities, rows_for
     from distill.runs.saved import read_saved
-    from ensemble.predict import write_predictions
+    from ensemble.predict import write_for, write_predictions
 
     join_others()
     access = replace(access_of(args), precision=args.precision or "")
     models = [read_saved(fetch(path), access) for path in args.model or args.cascade]
+    if sharded or args.cascade:
+        way = "in a cascade" if args.cascade else "shard by shard (give one source and a file as --out)"
+        for model in models:
+            refuse_candidates(model.classes, f"{model.path} {way}")
     if sharded:
         return label_shards(args, models)
     if args.cascade:
@@ -134,7 +139,7 @@ def main(argv: Sequence[str]) -> int:
             "--minutes is of a --cascade, which has a cheap model for the rows that time is too short for"
         )
     for model in models[1:]:
-        if model.classes != models[0].classes:
+        if not models[0].classes.suit(model.classes):
             raise UserError(
                 f"{model.path} and {models[0].path}: have other classes; predict with each in a command of "
                 "its own"
@@ -160,7 +165,7 @@ def main(argv: Sequence[str]) -> int:
         waiting = out.with_name(f".{out.name}.predicting")
         with held(waiting):
             probs = probabilities(model, rows, predict_rows(model, rows, waiting))
-            on_first(partial(write_predictions, out, rows.row_ids, probs, rows.classes.names))
+            on_first(partial(write_for, out, rows, probs))
             on_first(partial(publish, out))
             on_first(partial(shutil.rmtree, waiting, ignore_errors=True))
         print(f"{model.name}: {len(rows)} rows, {len(model.weights)} model(s) averaged: {shown(out)}")

@@ -24,6 +24,7 @@ from distill.arguments import (
     open_data,
     parse,
     score_line,
+    score_names,
     unread,
 )
 
@@ -109,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
     store, student = trained(model, units, (rows, folds))
     print(
         format_table(
-            ["student", "rows", "log-loss", "accuracy", "out-of-fold store", "soft labels"],
+            ["student", *score_names(rows), "out-of-fold store", "soft labels"],
             [[*score_line("student", store, rows), mode_of(recipe.student.distill, student.manifest)]],
         )
     )

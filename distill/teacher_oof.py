@@ -22,6 +22,7 @@ from distill.arguments import (
     open_data,
     parse,
     score_line,
+    score_names,
     unread,
 )
 
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
             return 1
     stores = trained(units, (rows, folds), labels, strict)
     lines = [[*score_line(name, store, rows), what] for name, store, what in stores]
-    print(format_table(["teacher", "rows", "log-loss", "accuracy", "store", "soft labels"], lines))
+    print(format_table(["teacher", *score_names(rows), "store", "soft labels"], lines))
     return 0
 
 

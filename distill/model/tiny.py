@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.console.progress import progress
+from data.encoding.encode import candidate_rows
 from data.encoding.template import Template
 from data.files import locked, sha256_text, write_text
 from data.schema import Rows
@@ -68,6 +69,7 @@ def tiny_backbone(tiny: TinyConfig, rows: Rows, template: Template, seed: int, c
 
 def _texts(rows: Rows, template: Template) -> list[str]:
     pair = rows.classes.swap is not None
+    rows = candidate_rows(rows) if rows.classes.candidates else rows
     columns = [rows.table.column(name).to_pylist() for name in ("prompt", "response_a", "response_b")]
     return [
         "".join(segment.text for segment in template.segments(p or [], a or [], b or [], pair=pair))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.candidates import ABSENT
 from data.encoding.encode import Encoded
 
 
@@ -43,6 +44,25 @@ class Examples:
     def labelled(self) -> np.ndarray:
         """Which rows have a target, shape (n,), bool."""
         return np.isfinite(self.targets).all(axis=1)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the model gives for one sequence: one a class, or one for a candidate."""
+        return len(self.permutation) if self.encoded.sizes is None else 1
+
+    def of_sets(self, logits: Tensor, rows: np.ndarray) -> Tensor:
+        """Lay the logits of rows' candidates (sequences, 1) a row a line, (rows, K); others as they are.
+
+        A softmax over a line is then the one over the row's own set: places that it lacks have ``ABSENT``.
+        """
+        if self.encoded.sizes is None:
+            return logits
+        sizes = self.encoded.sizes[rows]
+        line = np.repeat(np.arange(len(rows)), sizes)
+        place = np.arange(len(line)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        at = torch.from_numpy(np.stack([line, place])).to(logits.device, non_blocking=True)
+        empty = logits.new_full((len(rows), len(self.permutation)), ABSENT)
+        return empty.index_put((at[0], at[1]), logits[:, 0])
 
 
 def pad(encoded: Encoded, sequences: np.ndarray, pad_id: int, side: str = "right") -> dict[str, Tensor]:

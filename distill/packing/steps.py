@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.encoding.encode import Encoded
 from distill.packing.examples import Examples
 
 WINDOW_STEPS = 256
@@ -22,7 +23,7 @@ JITTER = 0.25
 
 @dataclass(frozen=True)
 class Step:
-    """Sequences of one optimiser step: rows, and the order of each."""
+    """Sequences of one optimiser step: rows, and the order of each; a row with candidates stands for all."""
 
     rows: np.ndarray
     swapped: np.ndarray
@@ -35,8 +36,18 @@ class Step:
         return Step(self.rows[chosen], self.swapped[chosen])
 
     def sequences(self, orders: int) -> np.ndarray:
-        """Numbers of the encoded sequences."""
+        """Numbers of the encoded sequences, one each."""
         return self.rows * orders + self.swapped
+
+    def documents(self, encoded: Encoded) -> np.ndarray:
+        """Numbers of the encoded sequences: one each, or all of a row's candidates, one behind another."""
+        return self.sequences(encoded.orders) if encoded.sizes is None else encoded.of_rows(self.rows)
+
+    def lengths(self, encoded: Encoded) -> np.ndarray:
+        """Tokens of each; of a row with candidates those of all, for they stay in one pack."""
+        if encoded.sizes is None:
+            return encoded.lengths[self.sequences(encoded.orders)]
+        return encoded.row_lengths[self.rows]
 
 
 def plan_steps(

@@ -68,6 +68,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
+    from data.schema import refuse_candidates
     from distill.processes import held, stand_alone
     from distill.recipe import load_recipe
 
@@ -80,6 +81,7 @@ def main(argv: Sequence[str]) -> None:
     if args.validation_rows < 0:
         raise UserError(f"--validation-rows is {args.validation_rows}; give 0 for all, or more")
     rows, folds, data_dir = open_data(args.data, recipe.data)
+    refuse_candidates(rows.classes, str(data_dir))
     if not 0 <= args.fold < folds.n_folds:
         raise UserError(f"--fold {args.fold}: the data have folds 0 to {folds.n_folds - 1}")
 

@@ -97,7 +97,7 @@ def trained(run: Run, part: Part, report_to: str) -> Classifier:
     if part.trained:
         on_first(lambda: check_weights(part.adapter))
         return load_trained(
-            model.backbone, run.backbone, part.adapter, model.lora.enabled, run.rows.classes.n
+            model.backbone, run.backbone, part.adapter, model.lora.enabled, run.rows.classes.outputs
         )
     number, what = part.number(run.folds.n_folds), f"{run.name}, {part.words}"
     examples = run.examples_for(number)

@@ -123,7 +123,7 @@ class Loaded:
         if self._weights != weights and not self.saved.exported:
             check_weights(weights, self.saved.access.accept_changed)
         if self._classifier is None or not (model.lora.enabled or self._weights == weights):
-            backbone, n = self.saved.backbone, self.saved.classes.n
+            backbone, n = self.saved.backbone, self.saved.classes.outputs
             wanted = self.saved.access.precision
             held = {"fp8": "bf16", "fp16": "fp16", "int8": "fp16"}.get(wanted, model.backbone.precision)
             config = replace(model.backbone, precision=held)
@@ -195,8 +195,9 @@ def rows_for(saved: SavedModel, source: str, columns: Mapping[str, str] | None =
     """
     plain = mistake = None
     try:
-        plain, _ = read_source(source, SourceOptions(columns=columns or {}))
-        if plain.classes == saved.classes:
+        sets = saved.manifest.get("sets") or {}
+        plain, _ = read_source(source, SourceOptions(columns=columns or {}, sets=sets))
+        if saved.classes.suit(plain.classes):
             return plain
     except UserError as error:
         mistake = error
@@ -214,7 +215,7 @@ def rows_for(saved: SavedModel, source: str, columns: Mapping[str, str] | None =
 
 def examples_of(saved: SavedModel, rows: Rows, tokenizer: Any = None) -> Examples:
     """Encode rows as the model was trained to read them; errors as in :func:`predict_rows`."""
-    if rows.classes != saved.classes:
+    if not saved.classes.suit(rows.classes):
         raise UserError(
             f"{saved.path}: was trained on classes {', '.join(saved.classes.names)}; "
             f"the rows have {', '.join(rows.classes.names)}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from data.candidates import CANDIDATES
 from data.encoding.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
 from data.encoding.template import Template, read_template
 from data.encoding.tokens import find_tokens
@@ -20,6 +21,7 @@ from data.folds import Folds
 from data.ids import align
 from data.schema import Rows
 from data.softlabels import read_logits, write_logits
+from data.sources.misconceptions import sets_of
 from distill.config import ModelConfig
 from distill.model.backbone import (
     add_adapters,
@@ -94,7 +96,7 @@ class Run:
 
     def untrained(self, seed: int) -> Classifier:
         """The loaded backbone with a fresh head and adapters, drawn by ``seed``."""
-        base = load_base(self.model.backbone, self.backbone, self.rows.classes.n)
+        base = load_base(self.model.backbone, self.backbone, self.rows.classes.outputs)
         return add_adapters(base, self.model.lora, seed, self.model.train.gradient_checkpointing)
 
     def claim(self) -> None:
@@ -119,8 +121,9 @@ class Run:
         manifest : mapping, optional
             Of the store that the file belongs to, where it is not this run's.
         """
-        ids = [self.rows.row_ids[i] for i in rows]
-        on_first(lambda: write_logits(path, ids, by, logits, self.rows.classes, manifest or self.manifest))
+        ids, classes = [self.rows.row_ids[i] for i in rows], self.rows.classes
+        sets = [self.rows.candidates[i] for i in rows] if classes.candidates else None
+        on_first(lambda: write_logits(path, ids, by, logits, classes, manifest or self.manifest, sets))
 
     def read(self, paths: Sequence[Path]) -> np.ndarray:
         """Join predictions by row id: (n, orders, K), NaN where no file has the row."""
@@ -178,13 +181,15 @@ def plan_run(
         "folds_hash": folds.content_hash,
         "n_rows": len(rows),
         "n_folds": folds.n_folds,
+        **candidate_details(rows),
     }
     on_first(lambda: RunDirectory(out).refuse_other({**described, "seed": model.train.seed}, model))
     template = read_template(model.template)
     backbone = resolve_backbone(model, rows, template, out.parent)
     tokenizer = load_tokenizer(model.backbone, backbone)
     encoder = Encoder(tokenizer, template, Truncation(**asdict(model.encode)))
-    encoded = encoder.encode(rows, find_tokens(rows, encoder, data_dir))
+    kept = None if rows.classes.candidates else find_tokens(rows, encoder, data_dir)
+    encoded = encoder.encode(rows, kept)
     check_vocabulary(model.backbone, backbone, int(encoded.ids.max()))
     examples = Examples(
         encoded,
@@ -220,6 +225,17 @@ def plan_run(
         "versions": versions(),
     }
     return Run(name, out, model, backbone, rows, folds, examples, loss, manifest, lessons)
+
+
+def candidate_details(rows: Rows) -> dict[str, Any]:
+    """Manifest fields of rows with candidates: how many there are and, of questions known by name, which.
+
+    So a file of new rows that names its questions alone can be predicted.
+    """
+    if rows.sizes is None:
+        return {}
+    sizes = {"least": int(rows.sizes.min()), "most": int(rows.sizes.max())}
+    return {CANDIDATES: sizes, "sets": {name: list(found) for name, found in sets_of(rows).items()}}
 
 
 def place_beside(backbone: str, out: Path) -> dict[str, str]:

@@ -17,11 +17,12 @@ from typing import Any
 from data import storage
 from data.console.progress import stage
 from data.dataset import load_prepared
+from data.errors import UserError, listing
 from data.folds import Folds
 from data.schema import Rows
 from data.softlabels import SoftLabels, derived_path
 from distill.config import ModelConfig, StudentConfig
-from distill.losses import label_loss
+from distill.losses import LOSSES, label_loss
 from distill.own_loss import use_own
 from distill.processes import on_first
 from distill.runs.crossfit import fit_part, join_folds, pretrained
@@ -88,11 +89,27 @@ class ModelSpec:
 
     def _planned(self, rows: Rows, folds: Folds, home: Path, details: dict[str, Any]) -> Run:
         where = (self.name, self.model, rows, folds, home, self.out)
+        if rows.classes.candidates and self.model.backbone.head != "score":
+            raise UserError(
+                f"recipe: backbone.head {self.model.backbone.head} reads the words of classes, and these "
+                "rows have candidates of their own, each of which gets one number; leave it at score"
+            )
         if not isinstance(self.model, StudentConfig):
             return plan_run("teacher", *where, loss=label_loss, details=details)
         config = self.model.distill
         if self.own_loss:
             use_own(config.loss, self.own_loss)
+        if rows.classes.candidates and config.consistency:
+            raise UserError(
+                "recipe: student.distill.consistency compares both orders of a pair, and these rows have "
+                "candidates, each read by itself; leave it at 0"
+            )
+        if rows.classes.candidates and not LOSSES[config.loss].sets:
+            known = [name for name, loss in LOSSES.items() if loss.sets]
+            raise UserError(
+                f"recipe: student.distill.loss {config.loss} counts every place alike, also those that a "
+                f"row's own candidates leave empty; for such rows there are {listing(known, 9)}"
+            )
         teachers = open_teachers(config, self.teachers, rows, folds, home, self.leakage)
         return plan_run(
             "student",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.candidates import ABSENT
 from data.errors import UserError, listing
 from data.files import sha256_files
 from data.folds import Folds
@@ -328,6 +329,9 @@ def human_labels(rows: Rows) -> Teachers:
     if bare:
         raise UserError(f"{len(bare)} labelled rows have no {name}: {listing(bare)}")
     k = rows.classes.n
-    probs = np.array([np.full(k, 1 / k) if p is None else np.asarray(p) / np.sum(p) for p in given])
-    logits = np.log((1 - HUMAN_FLOOR) * probs + HUMAN_FLOOR / k)
+    sizes = [k] * len(rows) if rows.sizes is None else rows.sizes.tolist()
+    logits = np.full((len(rows), k), ABSENT)
+    for line, p, n in zip(logits, given, sizes, strict=True):
+        probs = np.full(n, 1 / n) if p is None else np.asarray(p) / np.sum(p)
+        line[:n] = np.log((1 - HUMAN_FLOOR) * probs + HUMAN_FLOOR / n)
     return Teachers([HUMAN], logits[:, None], [rows.content_hash], HUMAN, "standard", {})

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import UserError
+from data.errors import UserError, listing
 from data.files import read_json, require_file, sha256_files, sha256_text, write_json
 from data.folds import Folds
 from data.ids import places
@@ -165,10 +165,25 @@ def check_store(store: SoftLabels, rows: Rows, folds: Folds) -> None:
         Rows in other folds; parts that are not what was joined; a model trained on rows of its own fold;
         orders or classes that contradict the labels.
     """
+    check_candidates(store, rows)
     if store.manifest["label_kind"] == "oof":
         check_folds(store, folds)
         check_training(store, rows, folds)
-    check_classes(store, rows)
+    if store.candidates is None:  # whose places are the same classes in every row
+        check_classes(store, rows)
+
+
+def check_candidates(store: SoftLabels, rows: Rows) -> None:
+    """Every row's logits are those of its own candidates, in their order."""
+    if store.candidates is None:
+        return
+    at = places(store.row_ids, rows.row_ids)
+    for row_id, found, i in zip(store.row_ids, store.candidates, at.tolist(), strict=True):
+        if i >= 0 and found != rows.candidates[i]:
+            raise UserError(
+                f"{store.path / OOF}: row {row_id} has the candidates {listing(found, 3)}, and the rows have "
+                f"{listing(rows.candidates[i], 3)}; both must come from the same prepared data"
+            )
 
 
 def check_folds(store: SoftLabels, folds: Folds) -> None:

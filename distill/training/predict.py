@@ -15,6 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
+from data.candidates import ABSENT, set_rows
 from data.console.progress import progress_of_tokens
 from data.errors import UserError
 from data.files import atomic_write, sha256_text
@@ -110,12 +111,12 @@ def predict_logits(
     Returns
     -------
     ndarray of shape (len(rows), orders, K), float32
-        Classes permuted back into each row's own order.
+        Classes permuted back into each row's own order; ``ABSENT`` behind the candidates of rows with some.
     """
     model.eval()
     orders = examples.encoded.orders
-    sequences = (rows[:, None] * orders + np.arange(orders)).ravel()
-    logits = np.full((len(sequences), len(examples.permutation)), np.nan, dtype=np.float32)
+    sequences = examples.encoded.of_rows(rows)
+    logits = np.full((len(sequences), examples.outputs), np.nan, dtype=np.float32)
     lengths = examples.encoded.lengths[sequences]
     kept = None
     missing = np.arange(len(sequences))
@@ -134,6 +135,10 @@ def predict_logits(
         if kept is not None:
             kept.write()
     logits = _joined(logits)
+    if examples.encoded.sizes is not None:
+        return set_rows(logits[:, 0], examples.encoded.sizes[rows], len(examples.permutation), ABSENT)[
+            :, None
+        ]
     shaped = logits.reshape(len(rows), orders, -1)
     if orders == 2:
         shaped[:, 1] = shaped[:, 1][:, examples.permutation]

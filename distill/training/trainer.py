@@ -91,6 +91,8 @@ class ClassifierTrainer(Trainer):
     ----------
     budget : int
         Tokens a pack may have; lowered when CUDA runs out of memory.
+    least : int
+        Tokens that a pack must have room for: those of the longest row, its candidates all together.
     static : Static or None
         The shape of every pack, for a compiled model.
     """
@@ -113,8 +115,10 @@ class ClassifierTrainer(Trainer):
         self.head_lr = config.head_lr or config.lr
         self.most = config.micro_rows * (2 if config.both_orders and examples.encoded.orders == 2 else 1)
         self.longest = int(examples.encoded.lengths.max())
+        sets = examples.encoded.sizes is not None
+        self.least = int(examples.encoded.row_lengths.max()) if sets else self.longest
         self.together = 2 if getattr(loss, "whole_pairs", False) else 1
-        self.budget = max(config.pack_tokens, self.longest)
+        self.budget = max(config.pack_tokens, self.least)
         self.static: Static | None = None
         self._resize()
         self._unchecked: list[tuple[int, np.ndarray, Tensor, Any]] = []
@@ -133,8 +137,12 @@ class ClassifierTrainer(Trainer):
     def _resize(self) -> None:
         if self.classifier.plan.static:
             encoded = self.examples.encoded
-            tokens = [encoded.lengths[step.sequences(encoded.orders)] for step in self.steps]
-            packs = (own[p] for own in tokens for share in self.cutter.packs(own) for p in share)
+            packs = (
+                encoded.lengths[step.take(chosen).documents(encoded)]
+                for step in self.steps
+                for share in self.cutter.packs(step.lengths(encoded))
+                for chosen in share
+            )
             self.static = static_shape(packs, self.longest)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -180,23 +188,23 @@ class ClassifierTrainer(Trainer):
         processes, which the Trainer logs, is the step's.
         """
         encoded, accelerator = self.examples.encoded, self.accelerator
-        sequences = step.sequences(encoded.orders)
         rank, world = process()
         device = accelerator.device
         total = torch.zeros((), device=device)
         terms: dict[str, Tensor] = {}
-        shares = self.cutter.packs(encoded.lengths[sequences])
+        shares = self.cutter.packs(step.lengths(encoded))
         mine = shares[rank]
         # A sharded base is gathered by all together: who has no pack left runs a row that counts for nothing.
         idle = max(map(len, shares)) - len(mine) if self.classifier.sharded else 0
         for number, chosen in enumerate([*mine, *[np.arange(self.together)] * idle]):
             part = step.take(chosen)
-            inputs = pack(encoded, sequences[chosen], self.examples.pad_id, self.static).to(device)
+            inputs = pack(encoded, part.documents(encoded), self.examples.pad_id, self.static).to(device)
             targets = {name: send(t, device) for name, t in targets_of(self.examples, part).items()}
             with self.compute_loss_context_manager():
                 # Not through DDP, which would cut compiled layers to overlap the exchange of gradients:
                 # adapters' gradients are exchanged in a thousandth of a step, once all packs are done.
-                losses = self.row_loss(self.classifier(pack=inputs), targets)
+                logits = self.examples.of_sets(self.classifier(pack=inputs), part.rows)
+                losses = self.row_loss(logits, targets)
                 loss = losses.sum() * (0.0 if number >= len(mine) else 1 / len(step))
             accelerator.backward(loss)
             self._remember(part.rows, losses.detach())
@@ -257,13 +265,13 @@ class ClassifierTrainer(Trainer):
         if plan.checkpoint == "auto":
             plan.checkpoint = "all"
             log.warning("CUDA is out of memory; from here on all layers recompute their activations")
-        elif self.budget > self.longest:
-            before, self.budget = self.budget, max(self.longest, self.budget // 2)
+        elif self.budget > self.least:
+            before, self.budget = self.budget, max(self.least, self.budget // 2)
             self._resize()
             log.warning("CUDA is out of memory; pack_tokens is lowered from %d to %d", before, self.budget)
         else:
             raise torch.OutOfMemoryError(
-                f"{failure}; packs are down to the longest row ({self.longest} tokens): lower "
+                f"{failure}; packs are down to the longest row ({self.least} tokens): lower "
                 "encode.max_length, or use precision nf4 and gradient_checkpointing true"
             )
 
@@ -373,7 +381,7 @@ def train(
     orders = examples.encoded.orders
     planned = plan_steps(
         train_rows,
-        examples.encoded.lengths[::orders],
+        examples.encoded.row_lengths,
         epochs=config.epochs,
         rows_per_step=config.rows_per_step,
         orders=orders,
