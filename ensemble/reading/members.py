@@ -15,7 +15,7 @@ import numpy as np
 from data.errors import UserError, brief, listing
 from data.files import read_json, read_table, readable_parquet, refuse_impossible, sha256_text, table_columns
 from data.ids import id_column, places
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, refuse_candidates
+from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, place_classes, refuse_candidates
 from data.shards import KEY, key_of
 from ensemble.reading.arrays import read_array
 from ensemble.reading.columns import (
@@ -143,6 +143,8 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
 
 def member_of(table: pa.Table, path: Path, classes: Classes | None, name: str) -> Member:
     """Read the table of a prediction set, which messages call by ``path``; as :func:`load_member`."""
+    if {"candidate", "probability"} <= set(table.column_names):
+        refuse_candidates(place_classes(2), str(path))
     ids = read_ids(table, path)
     said = judge_columns(table.column_names, classes)
     if said:
