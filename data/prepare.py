@@ -303,7 +303,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default=[],
         metavar="MAP",
         help="for a table: pairs such as prompt=question, or a YAML file of them; fields are row_id, prompt, "
-        "response_a, response_b, label, label_probs, model_a, model_b",
+        "response_a, response_b, label, label_probs, model_a, model_b; of rows with options of their own "
+        "row_id, prompt, candidates, label, label_probs",
     )
     add("--classes", help="for a table: class names in order, e.g. A,B,TIE")
     add("--swap", help="for a table: what each class becomes when the responses change places, e.g. 1,0,2")

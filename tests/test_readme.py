@@ -121,6 +121,7 @@ def home(tmp_path: Path) -> Path:
         ("lmsys", ("llama31-8b", "gemma2-9b")),
         ("seed-thread", ("llama31-8b", "gemma2-9b")),
         ("qwen3-4b", ("qwen3-14b", "gemma3-12b")),
+        ("map", ("qwen3-8b", "gemma2-9b")),
     ):
         text = TINY_RECIPE.replace("  llama: &teacher", f"  {teachers[0]}: &teacher").replace(
             "  gemma2:\n", f"  {teachers[1]}:\n"

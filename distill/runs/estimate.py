@@ -21,7 +21,7 @@ import numpy as np
 from data.console.progress import in_words
 from data.console.remote_code import remote_code_allowed
 from data.dataset import load_prepared
-from data.encoding.encode import Encoder, Truncation
+from data.encoding.encode import Encoder, Truncation, candidate_rows
 from data.encoding.template import read_template
 from data.errors import UserError
 from data.folds import Folds
@@ -262,10 +262,12 @@ def _linear(layers: int, hidden: int, inner: int, heads: int, kv: int, head: int
 
 
 def mean_tokens(model: ModelConfig, rows: Rows) -> float:
-    """Mean tokens of a row in all its orders, on a sample, by the tokenizer if it is on this machine."""
+    """Mean tokens of a row in all its orders, on a sample, by the tokenizer if it is on this machine.
+
+    A row with candidates is read once for each.
+    """
     chosen = np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64)
     sample = rows.take(chosen)
-    orders = len(rows.classes.orders)
     if model.backbone.tiny is None:
         from transformers import AutoTokenizer
 
@@ -280,12 +282,14 @@ def mean_tokens(model: ModelConfig, rows: Rows) -> float:
             pass
         else:
             encoder = Encoder(tokenizer, read_template(model.template), Truncation(**asdict(model.encode)))
-            return float(encoder.encode(sample).lengths.mean()) * orders
+            return float(encoder.encode(sample).lengths.sum()) / len(sample)
     per_token = CHARS_PER_TOKEN if model.backbone.tiny is None else CHARS_PER_TINY_TOKEN
-    chars = np.zeros(len(sample))
+    texts = candidate_rows(sample) if sample.classes.candidates else sample
+    chars = np.zeros(len(texts))
     for name in ("prompt", "response_a", "response_b"):
-        chars += [sum(map(len, turns or ())) for turns in sample.table.column(name).to_pylist()]
-    return float(np.minimum(chars / per_token + 10, model.encode.max_length).mean()) * orders
+        chars += [sum(map(len, turns or ())) for turns in texts.table.column(name).to_pylist()]
+    tokens = np.minimum(chars / per_token + 10, model.encode.max_length)
+    return float(tokens.sum()) / len(sample) * len(sample.classes.orders)
 
 
 def table_of(found: Sequence[Estimate], device: Device) -> tuple[list[list[str]], list[str]]:

@@ -215,6 +215,12 @@ def rows_for(saved: SavedModel, source: str, columns: Mapping[str, str] | None =
 
 def examples_of(saved: SavedModel, rows: Rows, tokenizer: Any = None) -> Examples:
     """Encode rows as the model was trained to read them; errors as in :func:`predict_rows`."""
+    if saved.classes.candidates != rows.classes.candidates:
+        has, lacks = ("model", "rows") if saved.classes.candidates else ("rows", "model")
+        raise UserError(
+            f"{saved.path}: the {has}'s classes are the places of candidates of each row's own, and the "
+            f"{lacks}'s are not; a table of such rows has a column candidates, a list of texts a row"
+        )
     if not saved.classes.suit(rows.classes):
         raise UserError(
             f"{saved.path}: was trained on classes {', '.join(saved.classes.names)}; "

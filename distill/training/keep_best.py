@@ -23,7 +23,10 @@ from distill.model.classifier import Classifier
 from distill.packing.examples import Examples
 from distill.processes import gathered, on_first
 from distill.training.predict import predict_logits
+from ensemble.methods.base import Training
+from ensemble.methods.blend import EqualMean
 from ensemble.methods.calibrate import TemperatureScaling
+from ensemble.sets.pool import SetTemperature
 from ensemble.solvers.numbers import log_loss
 
 CHECKS = 10
@@ -37,9 +40,15 @@ def held_back(group_ids: Sequence[str], share: float, seed: int) -> np.ndarray:
     return np.array([int.from_bytes(drawn[g], "big") / 2**64 < share for g in group_ids])
 
 
-def scaled_log_loss(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Log-loss of logits (n, orders, K), orders averaged, at the temperature that suits them best."""
+def scaled_log_loss(logits: np.ndarray, targets: np.ndarray, sets: bool = False) -> float:
+    """Log-loss of logits (n, orders, K), orders averaged, at the temperature that suits them best.
+
+    Of ``sets``, rows with candidates of their own, over the places that each row has.
+    """
     probs = softmax(logits.mean(axis=1))
+    if sets:
+        scaling = SetTemperature(EqualMean()).fit_on(Training.of(probs[:, None], targets))
+        return float(log_loss(scaling.predict_on(probs[:, None]), targets).mean())
     return float(log_loss(TemperatureScaling().fit(probs, targets).predict_on(probs), targets).mean())
 
 
@@ -86,7 +95,8 @@ class KeepBest(TrainerCallback):
         if state.global_step % every and state.global_step != state.max_steps:
             return
         logits = predict_logits(self.classifier, self.examples, self.rows, 0, "rows held back")
-        loss = scaled_log_loss(logits, self.examples.targets[self.rows])
+        sets = self.examples.encoded.sizes is not None
+        loss = scaled_log_loss(logits, self.examples.targets[self.rows], sets)
         better = loss < min((look["loss"] for look in self.looks), default=np.inf)
         self.looks.append({"step": state.global_step, "loss": loss})
         on_first(lambda: self._record(better))

@@ -34,6 +34,7 @@ from distill.packing.examples import Examples
 from distill.packing.steps import plan_steps
 from distill.race.__main__ import main as race
 from distill.teaching.trust import check_store
+from distill.training.keep_best import scaled_log_loss
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
 from ensemble import predict as blend
@@ -283,6 +284,46 @@ def test_commands_that_do_not_serve_sets_say_so(taught, tmp_path):
     words = ["--data", str(taught / "test.csv"), "--out", str(tmp_path / "x.csv")]
     with pytest.raises(UserError, match=message):
         predict.main(["--cascade", llama, str(taught / "data" / "gemma2"), *words])
+
+
+@pytest.mark.parametrize("recipe", ["map", "recipe.yaml"])
+def test_a_plan_counts_every_candidate(taught, tmp_path, capsys, recipe):
+    """Also of the shipped recipe, whose checkpoints are not here."""
+    named = recipe if recipe == "map" else str(taught / recipe)
+    words = [
+        "--recipe",
+        named,
+        "--data",
+        str(taught / "data"),
+        "--out",
+        str(tmp_path / "planned"),
+        "--dry-run",
+    ]
+    teacher_oof.main(words)
+    first = next(line for line in capsys.readouterr().out.splitlines() if "/fold-0" in line)
+    rows, folds = load_prepared(taught / "data")
+    predicted = int(re.findall(r"\S+", first)[2].replace(",", ""))
+    assert predicted > 25 * rows.sizes[folds.fold == 0].sum()
+
+
+def test_the_moment_to_keep_is_told_by_the_sets_alone(setting):
+    """Wider lines make no difference to the temperature that suits best."""
+    _, rows, _ = setting
+    generator = np.random.default_rng(0)
+    there = np.arange(rows.classes.n) < rows.sizes[:, None]
+    logits = np.where(there, 3 * generator.normal(size=there.shape), ABSENT)[:, None]
+    wide = np.concatenate([logits, np.full((14, 1, 40), ABSENT)], axis=2)
+    targets = np.concatenate([rows.targets, np.zeros((14, 40))], axis=1)
+    found = scaled_log_loss(logits, rows.targets, sets=True)
+    assert found == pytest.approx(scaled_log_loss(wide, targets, sets=True), abs=1e-9)
+    assert found < np.log(rows.sizes).mean()
+
+
+def test_a_model_of_sets_refuses_rows_without(taught, tmp_path):
+    (tmp_path / "plain.csv").write_text("id,text,label\n1,one,a\n2,two,b\n")
+    words = ["--data", str(tmp_path / "plain.csv"), "--out", str(tmp_path / "x.csv")]
+    with pytest.raises(UserError, match="the model's classes are the places of candidates"):
+        predict.main(["--model", str(taught / "data" / "llama"), *words])
 
 
 def test_human_labels_teach_within_the_set(taught, tmp_path):
