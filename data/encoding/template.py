@@ -167,7 +167,7 @@ class Template:
             for turn in range(shape[0]):
                 pieces += ["\n", (0, turn)] if turn else [(0, turn)]
             return pieces
-        return _split(self.name, self._render(shape, chat), shape)
+        return _split(self.name, self._render(shape, chat, candidate), shape)
 
     def segments(
         self,
@@ -198,7 +198,7 @@ class Template:
             for piece in self.layout((len(prompt), len(first), len(second)), pair)
         ]
 
-    def _render(self, shape: Shape, chat: Callable[[str], str] | None) -> str:
+    def _render(self, shape: Shape, chat: Callable[[str], str] | None, candidate: bool) -> str:
         from jinja2 import TemplateError
 
         def need_tokenizer(text: str) -> str:
@@ -214,6 +214,7 @@ class Template:
         marks = [
             [f" {_OPEN}{part}:{turn}{_BAIT}{_CLOSE} " for turn in range(n)] for part, n in enumerate(shape)
         ]
+        own = marks[1].pop() if candidate else None
         turns = [
             {name: part[turn] if turn < len(part) else None for name, part in zip(PARTS, marks, strict=True)}
             for turn in range(max(shape))
@@ -222,7 +223,7 @@ class Template:
         try:
             rendered = compiled.render(
                 turns=turns, prompts=marks[0], responses_a=marks[1], responses_b=marks[2], chat=wrap,
-                candidate=marks[1][0] if shape[1:] == (1, 0) else None, range=_counted_range(self.name),
+                candidate=own, range=_counted_range(self.name),
             )  # fmt: skip
             rendered.encode()  # a lone surrogate is no text
         except UserError:

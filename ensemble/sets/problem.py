@@ -208,6 +208,10 @@ def _read_labels(path: Path) -> tuple[list[str], list[str | None]]:
         raise UserError(
             f"{path}: no column label, the right candidate's text, among {listing(table.column_names, 12)}"
         )
+    if "weight" in table.column_names:
+        raise UserError(
+            f"{path}: has a column weight, and rows with candidates all count alike; leave the column out"
+        )
     texts = [cell_text(cell) for cell in table.column("label").to_pylist()]
     return ids, [None if is_missing(text) else text for text in texts]
 

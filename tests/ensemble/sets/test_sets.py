@@ -215,5 +215,8 @@ def test_other_candidates_rows_or_labels_are_refused(files, tmp_path):
     wrong.write_text((files / "labels.csv").read_text().replace("r003,option", "r003,opinion"))
     with pytest.raises(UserError, match=r"row r003 has label opinion .*, none of its"):
         stack.main(["--oof", str(one), "--labels", str(wrong), "--out", str(tmp_path / "s")])
+    wrong.write_text("id,label,weight\n1,x,2\n")
+    with pytest.raises(UserError, match="has a column weight, and rows with candidates all count alike"):
+        stack.main(["--oof", str(one), "--labels", str(wrong), "--out", str(tmp_path / "s")])
     with pytest.raises(UserError, match="no labels to score against"):
         stack.main(["--oof", str(one), "--out", str(tmp_path / "s")])
