@@ -167,7 +167,7 @@ class Template:
             for turn in range(shape[0]):
                 pieces += ["\n", (0, turn)] if turn else [(0, turn)]
             return pieces
-        return _split(self.name, self._render(shape, chat, candidate), shape)
+        return _split(self.name, self._render(shape, chat, candidate), shape, candidate)
 
     def segments(
         self,
@@ -253,7 +253,7 @@ def _counted_range(name: str) -> Callable[..., range]:
     return counted
 
 
-def _split(name: str, rendered: str, shape: Shape) -> list[str | tuple[int, int]]:
+def _split(name: str, rendered: str, shape: Shape, candidate: bool) -> list[str | tuple[int, int]]:
     """Split rendered text at its marks, and see that every turn is there exactly once."""
     pieces: list[str | tuple[int, int]] = []
     at = 0
@@ -275,9 +275,11 @@ def _split(name: str, rendered: str, shape: Shape) -> list[str | tuple[int, int]
     for wrong, what in ((sorted(twice), "more than once"), (absent, "nowhere")):
         if wrong:
             part, turn = wrong[0]
+            own = candidate and part == 1
+            named = CANDIDATE if own else f"turn {turn + 1} of {PARTS[part]}"
+            every = f"prompts and {CANDIDATE}" if candidate else "prompt, response_a and response_b"
             raise UserError(
-                f"template {name}: puts turn {turn + 1} of {PARTS[part]} {what}; every turn of prompt, "
-                "response_a and response_b stands in it exactly once"
+                f"template {name}: puts {named} {what}; every turn of {every} stands in it exactly once"
             )
     return pieces
 

@@ -25,11 +25,12 @@ FIELDS = ("row_id", "prompt", CANDIDATES, "label", "label_probs")
 
 
 def has_candidates(table: Table) -> bool:
-    """Whether a table has a column ``candidates`` of lists of texts, and no pair of responses beside it."""
+    """Whether a table has a column ``candidates`` that begins with a list, and no responses beside it."""
     if CANDIDATES not in table.names or "response_a" in table.names:
         return False
-    cells = (as_list(cell) for batch in table.batches() for cell in batch[CANDIDATES])
-    return all(isinstance(cell, list) for cell in cells)
+    cells = (cell for batch in table.batches() for cell in batch[CANDIDATES])
+    first = next((cell for cell in cells if cell not in (None, "")), None)
+    return isinstance(first, list) or (isinstance(first, str) and first.lstrip().startswith("["))
 
 
 @source_format(CANDIDATES, has_candidates, takes=("columns", "ids"))
@@ -140,7 +141,7 @@ def _choose_columns(table: Table, where: str, columns: Mapping[str, str]) -> dic
 def _texts(cell: object, where: str, place: Place) -> list[str]:
     found = as_list(cell)
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-        raise UserError(f"{where} holds {brief(repr(cell), 60)} where a list of texts was expected")
+        raise UserError(f"{where} holds {brief(repr(cell), 60)} where a list of texts, in JSON, was expected")
     return [clean_text(text, place.cleaning, where) for text in found]
 
 

@@ -143,6 +143,16 @@ def test_a_label_that_is_no_candidate_is_refused(tmp_path, label, message):
         read_source(str(path))
 
 
+def test_a_list_that_is_none_is_refused_and_other_columns_of_that_name_are_left_alone(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("""id,prompt,candidates,label\na,p,"['u', 'v']",u\n""")
+    with pytest.raises(UserError, match=r"row a, column candidates holds .* where a list of texts, in JSON"):
+        read_source(str(path))
+    path.write_text("id,prompt,candidates,label\na,p,3,yes\nb,q,4,no\n")
+    rows, _ = read_source(str(path))
+    assert rows.classes == Classes(("no", "yes"))
+
+
 def test_soft_labels_of_a_table_are_as_long_as_each_set(tmp_path):
     path = tmp_path / "t.json"
     lines = [
@@ -247,6 +257,11 @@ def test_templates_of_pairs_are_refused_and_own_ones_have_the_candidate():
     tokenizer = small_tokenizer("byte_bpe")
     encoded = Encoder(tokenizer, own, Truncation(64)).encode(rows_of())
     assert tokenizer.decode(encoded[0], skip_special_tokens=True) == "one => x?"
+    without = Encoder(tokenizer, Template("own", "{{ prompts | join(' ') }}"), Truncation(64))
+    with pytest.raises(
+        UserError, match="template own: puts candidate nowhere; every turn of prompts and cand"
+    ):
+        without.encode(rows_of())
     wide = candidate_rows(rows_of())
     assert wide.table.column("response_a").to_pylist()[1] == ["y"]
 
