@@ -21,8 +21,9 @@ from data.dataset import load_prepared, prepare
 from data.schema import Rows
 from data.softlabels import read_store
 from distill import average_runs, cross_fit, train_student
-from distill.average import losses_of
+from distill.average import mean_of
 from ensemble.scoring.bootstrap import Bootstrap, bootstrap
+from ensemble.solvers.numbers import cross_entropy
 
 
 def main() -> None:
@@ -60,10 +61,10 @@ def compared(students: list[Path], size: int, rows: Rows, groups: Bootstrap) -> 
     of_predictions, of_weights = [], []
     for chosen in combinations(students, size):
         stores = [read_store(path) for path in chosen]
-        of_predictions.append(losses_of(stores, rows)[0])
+        of_predictions.append(cross_entropy(*mean_of(stores, rows)))
         place = chosen[0].parent / "-".join(path.name for path in chosen)
         mean = average_runs(chosen, place) if size > 1 else stores[0]
-        of_weights.append(losses_of([mean], rows)[0])
+        of_weights.append(cross_entropy(*mean_of([mean], rows)))
     ensemble, average = np.mean(of_predictions, axis=0), np.mean(of_weights, axis=0)
     low, high = groups.interval(average - ensemble).as_list()
     difference = f"{(average - ensemble).mean():+.4f} ({low:+.4f} to {high:+.4f})" if size > 1 else ""

@@ -16,6 +16,8 @@ from ensemble.scoring.ranking import METRICS, row_metrics
 from ensemble.solvers.numbers import cross_entropy
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from data.folds import Folds
     from data.schema import Rows
     from data.softlabels import SoftLabels
@@ -195,8 +197,11 @@ def score_line(name: str, store: SoftLabels, rows: Rows) -> list[str]:
     """One table line: a store's out-of-fold scores on the labelled rows; see :func:`score_names`."""
     at = align(store.row_ids, rows.row_ids, "the rows")  # rows pinned to training have no line
     known = rows.labelled[at]
-    probs, targets = store.probs[known], rows.targets[at[known]]
+    return [name, *score_cells(store.probs[known], rows.targets[at[known]], rows), shown(store.path)]
+
+
+def score_cells(probs: np.ndarray, targets: np.ndarray, rows: Rows) -> list[str]:
+    """Scores of probabilities (n, K) of some labelled rows, under :func:`score_names`."""
     loss = cross_entropy(probs, targets).mean()
     ranked = [f"{mean:.3f}" for mean in row_metrics(probs, targets).mean(axis=0)]
-    shown_metrics = ranked[: len(score_names(rows)) - 2]
-    return [name, str(len(probs)), f"{loss:.4f}", *shown_metrics, shown(store.path)]
+    return [str(len(probs)), f"{loss:.4f}", *ranked[: len(score_names(rows)) - 2]]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from data.console.command import format_table, parser_of, run
 from data.errors import UserError
-from distill.arguments import access_of, add_access_arguments, score_line
+from distill.arguments import access_of, add_access_arguments, score_cells, score_line, score_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     lines = [score_line(store.name, store, rows) for store in stores]
     lines.append(mean_of_predictions(stores, rows))
     lines.append(score_line("average of the weights", mean, rows))
-    print(format_table(["run", "rows", "log-loss", "accuracy", "store"], lines))
+    print(format_table(["run", *score_names(rows), "store"], lines))
     print(against_the_mean(stores, mean, rows, folds))
 
 
@@ -102,22 +102,19 @@ def averaged(
 
 def mean_of_predictions(stores: Sequence[SoftLabels], rows: Rows) -> list[str]:
     """The table's line of the ensemble: the equal-weight mean of the runs' probabilities."""
-    losses, hits = losses_of(stores, rows)
-    return ["mean of the predictions", str(len(losses)), f"{losses.mean():.4f}", f"{hits.mean():.3f}", ""]
+    return ["mean of the predictions", *score_cells(*mean_of(stores, rows), rows), ""]
 
 
-def losses_of(stores: Sequence[SoftLabels], rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Log-loss and hit a labelled row of the mean of several stores' probabilities, in the rows' order."""
+def mean_of(stores: Sequence[SoftLabels], rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Mean probabilities of several stores and targets, both (n, K), of the labelled rows in their order."""
     import numpy as np
 
     from data.ids import places
-    from ensemble.solvers.numbers import cross_entropy
 
     at = [places(rows.row_ids, store.row_ids) for store in stores]
     known = rows.labelled & (at[0] >= 0)  # rows pinned to training have no line
     probs = np.mean([store.probs[own[known]] for store, own in zip(stores, at, strict=True)], axis=0)
-    targets = rows.targets[known]
-    return cross_entropy(probs, targets), probs.argmax(axis=1) == targets.argmax(axis=1)
+    return probs, rows.targets[known]
 
 
 def against_the_mean(stores: Sequence[SoftLabels], mean: SoftLabels, rows: Rows, folds: Folds) -> str:
@@ -125,8 +122,9 @@ def against_the_mean(stores: Sequence[SoftLabels], mean: SoftLabels, rows: Rows,
     import numpy as np
 
     from ensemble.scoring.bootstrap import bootstrap
+    from ensemble.solvers.numbers import cross_entropy
 
-    difference = losses_of([mean], rows)[0] - losses_of(stores, rows)[0]
+    difference = cross_entropy(*mean_of([mean], rows)) - cross_entropy(*mean_of(stores, rows))
     scored = rows.labelled & ~folds.pinned
     interval = bootstrap(np.array(folds.group_ids)[scored]).interval(difference)
     hint = (

@@ -14,6 +14,7 @@ import numpy as np
 
 from data.errors import UserError
 from data.files import read_parquet, require_columns
+from data.schema import place_classes, refuse_candidates
 from data.softlabels import SoftLabels
 from ensemble.saved import BOUND, STACK, classes_of, load_stack
 
@@ -39,6 +40,8 @@ def read_stacked(path: Path) -> SoftLabels:
         not known.
     """
     content, _ = load_stack(path)
+    if content.get("candidates"):
+        refuse_candidates(place_classes(2), str(path))
     hashes = content.get("rows", {}).get("hashes", {})
     missing = [name for name in ("rows_hash", "folds_hash") if name not in hashes]
     if missing or PREDICTIONS not in content.get("files", {}):

@@ -22,7 +22,7 @@ from data.errors import UserError
 from data.prepare import prepare_rows
 from data.schema import make_rows, place_classes
 from data.softlabels import MANIFEST, OOF, read_store
-from distill import cross_fit, load_run, predict, student, teacher_oof
+from distill import average, cross_fit, load_run, predict, student, teacher_oof
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
 from distill.doctor.examine import diagnose
 from distill.export import main as export
@@ -227,6 +227,26 @@ def test_the_table_says_how_high_the_right_candidate_stands(taught, capsys):
     teacher_oof.main([*common, "--only", "llama"])
     header = capsys.readouterr().out.splitlines()[0]
     assert re.findall(r"\S+", header)[:6] == ["teacher", "rows", "log-loss", "accuracy", "MAP@3", "MRR"]
+
+
+def test_runs_of_sets_are_averaged(taught, tmp_path, capsys):
+    shutil.copytree(taught / "data" / "backbones", tmp_path / "backbones")
+    common = ["--recipe", str(taught / "recipe.yaml"), "--data", str(taught / "data"), "--only", "llama"]
+    teacher_oof.main([*common, "--out", str(tmp_path), "teachers.llama.train.lr=5e-3"])
+    runs = [taught / "data" / "llama", tmp_path / "llama"]
+    capsys.readouterr()
+    average.main(["--model", *map(str, runs), "--out", str(tmp_path / "mean")])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["run", "rows", "log-loss", "accuracy", "MAP@3", "MRR", "store"]
+    assert [line.split()[0] for line in printed[2:6]] == ["llama", "llama", "mean", "average"]
+    assert read_store(tmp_path / "mean").candidates == read_store(runs[0]).candidates
+
+
+def test_a_stack_of_sets_teaches_nobody(taught, tmp_path):
+    stack.main(["--data", str(taught / "data"), "--out", str(tmp_path / "stack")])
+    common = ["--recipe", str(taught / "recipe.yaml"), "--data", str(taught / "data")]
+    with pytest.raises(UserError, match="have candidates of their own"):
+        student.main([*common, "--teachers", str(tmp_path / "stack"), "--out", str(tmp_path / "out")])
 
 
 def test_a_store_of_other_candidates_teaches_nobody(taught, tmp_path):
