@@ -45,6 +45,7 @@ BASE = [
     "distill.predict --model data/llama data/student --data new.csv --columns columns.yaml --out fresh",
     "ensemble.stack --oof m1.csv m2.csv --labels labels.csv --method lightgbm --out stack",
     f"ensemble.route --cheap m1.csv --dear m2.csv --labels labels.csv {COSTS} --budget 0.5 --out router",
+    "ensemble.stack --oof c1.csv c2.csv --labels chosen.csv --out sets",
     "data.prepare --source votes.csv --folds 2 --out first",
     "distill.teacher_oof --recipe recipe.yaml --data data --only llama --out other "
     "teachers.llama.train.lr=2.0e-3",
@@ -119,6 +120,12 @@ CASES = [
         "data.prepare --source sources.yaml --folds 2 --out out",
         ("sources.yaml", "votes.csv", "votes.jsonl", "votes.parquet"),
         free=("sources.yaml", "votes.csv", "votes.jsonl", "votes.parquet"),
+    ),
+    Case(
+        "prepare candidates",
+        "data.prepare --source map.csv --folds 2 --out out",
+        ("map.csv",),
+        free=("map.csv",),
     ),
     Case("check", "data.prepare --check data", PREPARED, bound=PREPARED, kills=False, full=False),
     Case(
@@ -248,6 +255,19 @@ CASES = [
         bound=(*PREPARED, "data/llama/*", "data/student/*"),
     ),
     Case(
+        "stack of candidates",
+        "ensemble.stack --oof c1.csv c2.csv --labels chosen.csv --out out",
+        ("c1.csv", "c2.csv", "chosen.csv"),
+        free=("c1.csv", "c2.csv", "chosen.csv"),
+    ),
+    Case(
+        "blend of candidates",
+        "ensemble.predict --stack sets --oof c1.csv c2.csv --out out.csv",
+        ("sets", "c1.csv", "c2.csv"),
+        free=("c1.csv", "c2.csv"),
+        bound=("sets/*",),
+    ),
+    Case(
         "blend",
         "ensemble.predict --stack stack --oof m1=fresh/llama.csv m2=fresh/student.csv --out out.csv",
         ("stack", "fresh"),
@@ -312,6 +332,27 @@ def write_sources(base: Path) -> None:
     (base / "sources.yaml").write_text("sources: [votes.csv, votes.jsonl, votes.parquet]\nfolds: 2\n")
     small_tokenizer("byte_bpe").save_pretrained(base / "tokenizer")
     write_sets(base, n=60)
+    write_candidates(base)
+
+
+def write_candidates(base: Path, n: int = 40) -> None:
+    """Write a classroom's rows, and predictions of rows with two to four candidates by two models."""
+    from pyarrow import csv as arrow_csv
+
+    from data.classroom import simulate_classroom
+
+    arrow_csv.write_csv(simulate_classroom(n, 3), base / "map.csv")
+    rng = random.Random(1)
+    sets = [[f"option {k}" for k in range(rng.randint(2, 4))] for _ in range(n)]
+    right = [rng.choice(own) for own in sets]
+    for name in ("c1.csv", "c2.csv"):
+        lines = ["row_id,candidate,probability"]
+        for i, own in enumerate(sets):
+            scores = [rng.uniform(0.1, 1) + (option == right[i]) for option in own]
+            lines += [f"r{i},{o},{x / sum(scores):.6f}" for o, x in zip(own, scores, strict=True)]
+        (base / name).write_text("\n".join(lines) + "\n")
+    labels = [f"r{i},{option}" for i, option in enumerate(right)]
+    (base / "chosen.csv").write_text("\n".join(["id,label", *labels]) + "\n")
 
 
 def make_world(case: Case, base: Path, world: Path) -> None:
