@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
 from typing import ClassVar, Self
 
@@ -19,8 +19,8 @@ from ensemble.solvers.numbers import as_weights, cross_entropy, log_probs, usefu
 
 ODDS = 3.0
 """So many times as likely as a simple pool must the rows be under others for these to count."""
-ODDS_FEW = 10.0
-"""So many times as likely for the equal pool of some members to be the simple one instead of that of all."""
+ODDS_FEW = (5.0, 50.0)
+"""So many times as likely as the equal pool of all for pools of the best few to count, and to count alone."""
 SPREADS = (300.0, 100.0, 30.0, 10.0, 3.0)
 """Penalties of departures from equal weights, in units of rows, strong to weak."""
 BIASES = (300.0, 30.0, 3.0, 0.3)
@@ -32,7 +32,7 @@ MOST_BIASES = 100
 SURE_SCALE = 4.0
 """What draws the sum of the weights to 1: as if it were known to within a half."""
 LEAST_SHARE = 1e-3
-"""Penalties whose fits count for less are not fitted again."""
+"""Fits and simple pools that count for less are left out."""
 LEAST_STRENGTH = 1e-9
 """No penalty at all has no evidence: a strength of 0 is taken as this."""
 
@@ -42,11 +42,15 @@ class LogPool(Blender):
     r"""Weights on log-probabilities and a bias a class, :math:`p_k \propto e^{b_k} \prod_m p_{mk}^{w_m}`.
 
     Two penalties draw it to equal weights at one temperature: of departures from these, and of biases. Every
-    pair of penalties is fitted, once more around equal weights of the best few members, and all are averaged
-    by their evidence: no deal of folds decides, and few rows leave little more than the temperature. Unless
-    all together make the rows :data:`ODDS` times as likely as the simple pool does (the geometric mean at one
-    temperature, of all members or of few that are far better), it stays alone; from there on the others count
-    for more the more likely they are. Weights need not sum to one.
+    pair of penalties is fitted, once more around the best few members, and all are averaged by their
+    evidence: no deal of folds decides, and few rows leave little more than the temperature. Unless all
+    together make the rows :data:`ODDS` times as likely as the simple pool does, it stays alone; from there on
+    the others count for more the more likely they are. Weights need not sum to one.
+
+    The simple pool is the geometric mean of all members at one temperature. As far as the rows are more
+    likely under pools of the best few (:data:`ODDS_FEW`), these stand in its place, averaged over how many
+    by their evidence: of members each at its own temperature first, which gives a weak or over-confident one
+    the weight that it would deserve by itself.
 
     Parameters
     ----------
@@ -113,15 +117,16 @@ class LogPool(Blender):
             least = max(self.strength, LEAST_STRENGTH)
             penalties = np.full((1, n_members + _biases(n_classes)), least)
             evidence = float(weigh(rows.problem(equal), penalties).evidence[0])
-            return _Choice(equal, True, 1.0, evidence, ((equal, penalties, np.ones(1)),))
+            return _Choice((_Simple(1.0, equal, True),), 1.0, evidence, ((equal, penalties, np.ones(1)),))
         penalties = _penalties(n, n_members, n_classes)
         starts = [(equal, penalties[1:], 0.0)]  # the first is the simple pool
-        simple, tempered, alone = equal, True, rows.evidence_of_temperature(equal)
+        simple: tuple[_Simple, ...] = (_Simple(1.0, equal, True),)
+        alone = rows.evidence_of_temperature(equal)
         if n_members > 1 and n * n_members * n_classes <= MANY_NUMBERS:
-            few, warm, evidence = rows.best_few()
-            starts.append((few, penalties, evidence - rows.evidence_of_temperature(few)))
-            if evidence - float(np.log(ODDS_FEW)) > alone:
-                simple, tempered, alone = few, warm, evidence
+            few, likely = rows.best_few()
+            best = few[int(np.argmax(likely))].pool
+            starts.append((best, penalties, float(likely.max()) - rows.evidence_of_temperature(best)))
+            simple, alone = _with_few(simple[0], alone, few, likely)
         evidences = [
             weigh(rows.problem(centre), tried).evidence + min(before, 0.0) for centre, tried, before in starts
         ]
@@ -134,14 +139,17 @@ class LogPool(Blender):
             much = own > LEAST_SHARE
             if much.any():
                 kept.append((centre, tried[much], own[much]))
-        return _Choice(simple, tempered, departure, max(alone, together), tuple(kept))
+        return _Choice(simple, departure, max(alone, together), tuple(kept))
 
     def _take(self, P: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
         """Fit what was chosen on these rows."""
         rows, choice = _Rows(P, targets, weights, self.floor_), self._choice
         n_members, n_classes = P.shape[1:]
-        scale = 1 / rows.temperature(choice.simple) if choice.tempered else 1.0
-        self.weights_ = (1 - choice.departure) * scale * choice.simple
+        scaled = [
+            one.share * one.pool / (rows.temperature(one.pool) if one.tempered else 1.0)
+            for one in choice.simple
+        ]
+        self.weights_ = (1 - choice.departure) * np.sum(scaled, axis=0)
         self.bias_ = np.zeros(n_classes)
         if choice.departure == 0:
             return
@@ -158,23 +166,39 @@ class LogPool(Blender):
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """What is fitted: a simple pool, and others around it.
+class _Simple:
+    """A pool of nothing but a temperature.
 
     Attributes
     ----------
-    simple : ndarray of shape (members,)
+    share : float
+        What it counts for.
+    pool : ndarray of shape (members,)
         Weights, before the temperature.
     tempered : bool
-        Whether it has one.
+        Whether it has one, which one member alone may do without.
+    """
+
+    share: float
+    pool: np.ndarray
+    tempered: bool
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What is fitted: simple pools, and others around them.
+
+    Attributes
+    ----------
+    simple : tuple of _Simple
+        Their shares sum to 1.
     departure : float
     evidence : float
     kept : tuple of (ndarray, ndarray, ndarray)
         For each centre (members,): penalties (fits, p), and what each fit counts for.
     """
 
-    simple: np.ndarray
-    tempered: bool
+    simple: tuple[_Simple, ...]
     departure: float
     evidence: float
     kept: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]
@@ -188,30 +212,30 @@ class _Rows:
         self.logs, self.targets, self.weights = logs - logs.mean(axis=1, keepdims=True), targets, weights
         self.count = 1 / float(weights @ weights)
 
-    def best_few(self) -> tuple[np.ndarray, bool, float]:
-        """The equal pool of the best members, how many being told by the evidence.
+    def best_few(self) -> tuple[list[_Simple], np.ndarray]:
+        """Pools of the best members for each number of them, each member at its own temperature first.
 
         Returns
         -------
-        pool : ndarray of shape (members,)
-        tempered : bool
-            Whether it has a temperature, which one member alone may do without.
-        evidence : float
-            Less what it takes to say which of so many members these are.
+        pools : list of _Simple
+        evidence : ndarray of shape (pools,)
+            Less what it takes to say which of so many members these are. Own temperatures cost nothing: they
+            are fitted to the members, not to the pool.
         """
         n_members = self.logs.shape[2]
+        alone = np.eye(n_members)
+        own = np.array([1 / self.temperature(pool) for pool in alone])
         losses = [self._loss(softmax(self.logs[:, :, m])) for m in range(n_members)]
-        order = np.argsort(losses, kind="stable")
-        found = []
-        for size in range(1, n_members):
+        best = int(np.argmin(losses))
+        pools, evidence = [_Simple(1.0, alone[best], False)], [-self.count * losses[best] - np.log(n_members)]
+        order = np.argsort([self._loss(softmax(self.logs[:, :, m] * own[m])) for m in range(n_members)])
+        for size in range(1, n_members + 1):
             pool = np.zeros(n_members)
-            pool[order[:size]] = 1 / size
-            ways = float(np.log(comb(n_members, size)))
-            found.append((self.evidence_of_temperature(pool) - ways, True, pool))
-            if size == 1:
-                found.append((-self.count * losses[order[0]] - ways, False, pool))
-        evidence, tempered, pool = max(found, key=lambda item: item[0])
-        return pool, tempered, evidence
+            pool[order[:size]] = own[order[:size]]
+            pool /= pool.sum()
+            pools.append(_Simple(1.0, pool, True))
+            evidence.append(self.evidence_of_temperature(pool) - float(np.log(comb(n_members, size))))
+        return pools, np.array(evidence)
 
     def temperature(self, pool: np.ndarray) -> float:
         """The temperature of least loss of a pool of these weights."""
@@ -246,6 +270,24 @@ def turned(centre: np.ndarray) -> np.ndarray:
     rest = np.delete(np.eye(size), first, axis=1)
     basis = np.linalg.qr(np.concatenate([centre[:, None], rest], axis=1))[0]
     return basis * np.sign(basis[:, 0] @ centre)
+
+
+def _with_few(
+    equal: _Simple, alone: float, few: list[_Simple], likely: np.ndarray
+) -> tuple[tuple[_Simple, ...], float]:
+    """What stands for the equal pool, of evidence ``alone``, as far as the rows say so, and its evidence."""
+    shares, mean = averaged(likely)
+    shares = np.where(shares > LEAST_SHARE, shares, 0.0)
+    together = mean + float(np.log(len(few)))  # all numbers of members together, against all members
+    least, most = np.log(ODDS_FEW)
+    taken = float(np.clip((together - alone - least) / (most - least), 0, 1))
+    if taken == 0:
+        return (equal,), alone
+    shares *= taken / shares.sum()
+    parts = [replace(one, share=float(share)) for one, share in zip(few, shares, strict=True)]
+    return tuple(one for one in (replace(equal, share=1 - taken), *parts) if one.share > 0), max(
+        alone, together
+    )
 
 
 def _biases(n_classes: int) -> int:

@@ -7,6 +7,7 @@ import pytest
 
 from data.softmax import softmax
 from ensemble.methods.pool import LogPool
+from ensemble.methods.temperature import TemperatureScaling
 from ensemble.solvers.numbers import cross_entropy
 
 
@@ -34,3 +35,20 @@ def test_members_alike_keep_equal_weights(seed: int) -> None:
     P, y = unequal(200, np.full(6, 1.0), seed)
     weights = LogPool().fit(P, y).weights_
     assert weights.std() < 0.15 * weights.mean()
+
+
+def test_unequal_members_one_of_them_too_sure_beat_the_mean_of_all_and_the_best_alone() -> None:
+    noise = np.array([0.5, 0.7, 1.0, 1.5, 2.5, 4.0])
+    gains = []
+    for seed in range(12):
+        P, y = unequal(4150, noise, seed)
+        P[:, 4] = softmax(4 * np.log(P[:, 4]))
+        part, rest = slice(0, 150), slice(150, None)
+        losses = [cross_entropy(P[part, m], y[part]).mean() for m in range(len(noise))]
+        logs = np.log(P).mean(axis=1)
+        warm = TemperatureScaling().fit(softmax(logs[part]), y[part])
+        others = warm.predict_proba(softmax(logs[rest])), P[rest, int(np.argmin(losses))]
+        own = cross_entropy(LogPool().fit(P[part], y[part]).predict_proba(P[rest]), y[rest])
+        gains.append([(cross_entropy(other, y[rest]) - own).mean() for other in others])
+    assert np.mean(gains, axis=0).min() > 0.02
+    assert np.min(gains) > -0.01
