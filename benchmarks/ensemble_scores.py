@@ -2,8 +2,8 @@
 
 A set is a directory of members' predictions with labels, or ``table=SEED``: ten scikit-learn models on a
 simulated table of 2,000 rows. Everything is fitted on the same folds, and with ``--fresh`` on one half of the
-rows, drawn by groups, and scored on the other, which no choice saw. Markdown, to be kept in
-``benchmarks/ensemble.md``.
+rows, drawn by groups, and scored on the other, which no choice saw. With ``--deals`` ours alone is scored on
+several deals of the folds. Markdown, to be kept in ``benchmarks/ensemble.md``.
 """
 
 from __future__ import annotations
@@ -87,6 +87,20 @@ def peers(
         yield name, found, busy() - begun
 
 
+def deals(problem: Problem, number: int) -> None:
+    """Print each method's nested log-loss over so many deals of the folds, the first as given."""
+    found: dict[str, list[float]] = {}
+    for deal in range(number):
+        fold = group_folds(problem.y, problem.groups, len(np.unique(problem.fold)), deal)
+        for name, probs in ours_nested(replace(problem, fold=fold) if deal else problem).items():
+            loss = float(problem.weighted(cross_entropy(probs, problem.y)).mean())
+            found.setdefault(name, []).append(loss)
+    print(f"| method | mean of {number} deals | standard deviation | each |\n|---|---|---|---|")
+    for name, losses in found.items():
+        each = ", ".join(f"{loss:.5f}" for loss in losses)
+        print(f"| {name} | {np.mean(losses):.5f} | {np.std(losses, ddof=1):.5f} | {each} |", flush=True)
+
+
 def busy() -> float:
     """Seconds of CPU that this process and its children have taken."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -99,6 +113,7 @@ def table(
     splits: list[tuple[Problem, Problem, np.ndarray]],
     autogluon: Path | None,
     times: float,
+    limit: float | None,
 ) -> None:
     """Print a line for each method: its log-loss, how far above ours, seconds of CPU."""
     begun = busy()
@@ -120,7 +135,7 @@ def table(
     line(OURS, found.pop(OURS), f"{seconds:.0f}, all kinds of ours")
     for name, probs in found.items():
         line(name, probs, "")
-    each = max(30.0, times * seconds / len(splits) / (os.cpu_count() or 1))
+    each = limit or max(30.0, times * seconds / len(splits) / (os.cpu_count() or 1))
     missing = []
     for name, probs, took in peers(fits(autogluon, each), splits, problem.y.shape):
         if isinstance(probs, str):
@@ -131,24 +146,29 @@ def table(
         print(f"\nLeft out: {left_out}.", flush=True)
 
 
-def score(name: str, fresh: bool, autogluon: Path | None, times: float) -> None:
-    """Print a set's tables."""
+def read(name: str) -> tuple[str, Problem]:
+    """A set's title and its problem."""
     simulated = name.startswith("table=")
     problem = tabular(int(name.removeprefix("table="))) if simulated else problem_of(Path(name))
-    title = f"Ten scikit-learn models, {name}" if simulated else Path(name).name
+    return f"Ten scikit-learn models, {name}" if simulated else Path(name).name, problem
+
+
+def score(name: str, fresh: bool, autogluon: Path | None, times: float, limit: float | None) -> None:
+    """Print a set's tables."""
+    title, problem = read(name)
     rows, members, classes = problem.P.shape
     print(f"\n### {title}: {rows:,} rows, {members} members, {classes} classes, nested\n")
     splits = []
     for number in np.unique(problem.fold):
         test, rest = np.flatnonzero(problem.fold == number), np.flatnonzero(problem.fold != number)
         splits.append((of(problem, rest), of(problem, test), test))
-    table(problem, lambda: ours_nested(problem), splits, autogluon, times)
+    table(problem, lambda: ours_nested(problem), splits, autogluon, times, limit)
     if fresh:
         half = group_folds(problem.y, problem.groups, 2, 1) == 0
         known, later = of(problem, np.flatnonzero(half)), of(problem, np.flatnonzero(~half))
         print(f"\n### {title}: fitted on {len(known):,} rows, scored on {len(later):,} others\n")
         split = (known, later, np.arange(len(later)))
-        table(later, lambda: ours_fresh(known, later), [split], autogluon, times)
+        table(later, lambda: ours_fresh(known, later), [split], autogluon, times, limit)
 
 
 def main() -> None:
@@ -156,13 +176,20 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", metavar="SET", help="a directory, or table=SEED")
     parser.add_argument("--fresh", action="store_true", help="score on a half held out, too")
     parser.add_argument("--autogluon", type=Path, metavar="PYTHON", help="of an environment with AutoGluon")
+    parser.add_argument("--deals", type=int, metavar="N", help="ours alone, on so many deals of the folds")
     parser.add_argument("--times", type=float, default=10, help="our seconds of CPU that AutoGluon is given")
+    parser.add_argument("--seconds", type=float, help="of the clock for a fit of AutoGluon's, instead")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     print(f"On {os.cpu_count()} cores; it is {time.strftime('%Y-%m-%d %H:%M')}.")
     with one_blas_thread():
         for name in args.sets:
-            score(name, args.fresh, args.autogluon, args.times)
+            if args.deals:
+                title, problem = read(name)
+                print(f"\n### {title}: {len(problem):,} rows, nested\n")
+                deals(problem, args.deals)
+            else:
+                score(name, args.fresh, args.autogluon, args.times, args.seconds)
 
 
 if __name__ == "__main__":
