@@ -87,8 +87,10 @@ def judge(folder: Path, n: int, seed: int) -> list[float]:
     at = places(fresh.ids, later.row_ids)
     maps = {name: fit_map(said, problem.y, None) for name, said in problem.judges.items()}
     probs = pool.predict_proba(later.seen(maps)[at])
-    draws = drawn_pools(problem, pool, seed)
-    low, high = interval(probs, draws, [later.seen(maps_of(draw))[at] for draw in draws])
+    draws, drawn_from = drawn_pools(problem, pool, seed)
+    assert drawn_from is not None
+    known_from = drawn_from.predict_proba(later.seen(maps)[at])
+    low, high = interval(probs, known_from, draws, [later.seen(maps_of(draw))[at] for draw in draws])
     held, chances = (low <= fresh.chances) & (fresh.chances <= high), fresh.chances
     apart = (chances * np.log(chances / probs)).sum(axis=1).mean()
     inner = (chances > 0.05) & (chances < 0.95)
@@ -98,12 +100,14 @@ def judge(folder: Path, n: int, seed: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--panels", type=int, default=4)
+    parser.add_argument("--first", type=int, default=0, help="number of the first panel")
     args = parser.parse_args()
+    numbers = range(args.first, args.first + args.panels)
     print("| labelled rows | panels | divergence, nats | held | of those from .05 to .95 | width |")
     print("|---|---|---|---|---|---|", flush=True)
     with one_blas_thread(), tempfile.TemporaryDirectory() as scratch:
         for n in ROWS:
-            found = [judge(Path(scratch) / f"{n}-{seed}", n, seed) for seed in range(args.panels)]
+            found = [judge(Path(scratch) / f"{n}-{seed}", n, seed) for seed in numbers]
             apart, held, inner, width = np.mean(found, axis=0)
             print(
                 f"| {n:,} | {args.panels} | {apart:.4f} | {held:.0%} | {inner:.0%} | {width:.3f} |",

@@ -57,6 +57,7 @@ def stack_content(problem: Problem, result: Result) -> dict[str, Any]:
     """What ``stack.json`` says, all but the fitted method."""
     weights_of, weights = shown_weights(result)
     method = result.fitted[result.chosen]
+    draws, drawn_from = drawn_pools(problem, result.fitted[SIMPLEST], result.seed)
     return {
         "kind": "stack",
         "format": FORMAT,
@@ -76,7 +77,8 @@ def stack_content(problem: Problem, result: Result) -> dict[str, Any]:
             for name, judge in problem.judges.items()
             if name in problem.names
         },
-        "draws": drawn_pools(problem, result.fitted[SIMPLEST], result.seed),
+        "draws": draws,
+        "drawn_from": None if drawn_from is None else drawn_from.to_dict(),
         "weights": dict(zip(problem.names, weights.tolist(), strict=True)),
         "weights_of": weights_of,
         "row_features": list(NAMES) if method.needs_rows else [],

@@ -121,8 +121,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--interval",
         action="store_true",
-        help="write for each class CLASS_low and CLASS_high too: where 95 %% of the probabilities lie that "
-        "other labelled rows would have given; of a stack of judges",
+        help="write for each class CLASS_low and CLASS_high too: the ends of an interval of 95 %% for its "
+        "chance, by fits to labels drawn anew; of a stack of judges",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a .csv or .parquet to write")
     return parser

@@ -187,8 +187,9 @@ def interval_of(
         The stack's draws are damaged.
     """
     try:
-        draws = content["draws"]
-        return interval(probs, draws, [fresh.seen(draw_maps(draw))[at] for draw in draws])
+        draws, drawn_from = content["draws"], from_dict(content["drawn_from"])
+        known = drawn_from.predict_proba(fresh.seen(maps_of(path, content))[at])
+        return interval(probs, known, draws, [fresh.seen(draw_maps(draw))[at] for draw in draws])
     except (ArithmeticError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{path / STACK}: holds no draws that can be rebuilt ({brief(repr(error))}); make the stack again"

@@ -45,14 +45,15 @@ def test_intervals_hold_most_true_probabilities(made: tuple[Path, Panel, np.ndar
     _, fresh, found = made
     probs, low, high = found.transpose(1, 0, 2)
     assert ((low <= probs) & (probs <= high)).all()
-    assert (high - low).mean() < 0.15
-    assert ((low <= fresh.chances) & (fresh.chances <= high)).mean() > 0.7  # what they say of few rows alone
+    assert (high - low).mean() < 0.2
+    assert ((low <= fresh.chances) & (fresh.chances <= high)).mean() > 0.9
 
 
 def test_the_stack_carries_its_maps(made: tuple[Path, Panel, np.ndarray]) -> None:
     folder, fresh, _ = made
     content = json.loads((folder / "stack" / "stack.json").read_text(encoding="utf-8"))
     assert set(content["maps"]) == {"once", "both", "sides"}
+    assert content["drawn_from"]["kind"] == "LogPool"
     assert "both is a judge that gives verdicts, both sides alike" in " ".join(content["rows"]["notes"])
     once = fresh.files[0]
     command = ["--stack", str(folder / "stack"), "--oof", once, f"both={once}", fresh.files[2]]
