@@ -198,10 +198,10 @@ def run_fit(job: Job) -> dict[str, Any]:
     """Train a model as its job says, predict, keep the logits; return a line of the results."""
     import torch
 
-    from benchmarks.study_tricks import adapter_of, put_average
     from data.softmax import softmax
     from distill.model.backbone import load_trained
     from distill.model.shallow import shallow_copy
+    from distill.runs.averaged import write_mean
     from distill.training.trainer import predict_logits
     from ensemble.solvers.numbers import cross_entropy
 
@@ -240,13 +240,13 @@ def run_fit(job: Job) -> dict[str, Any]:
         return fitted(spec, seed, str(path), (examples, np.flatnonzero(learning), loss), place, found)
 
     if spec.get("average"):
-        adapters = []
-        for seed in range(spec["average"]):
+        parts = [place / f"adapter-{seed}" for seed in range(spec["average"])]
+        for seed, part in enumerate(parts):
             model = fit(seed)
             score(model, f"seed {seed}", f"{job.key} seed {seed}", held)
-            adapters.append(adapter_of(model))
-        model = bare(spec, str(path), job.seed, times=len(adapters))
-        put_average(model, adapters)
+            model.save(part)
+        write_mean(parts, place / "mean")
+        model = load_trained(backbone(path, spec["precision"]), str(path), place / "mean", True, 3)
     else:
         model = fit(job.seed)
     score(model, "log_loss", job.key, np.flatnonzero(inside) if spec.get("everywhere") else held)
@@ -260,20 +260,6 @@ def run_fit(job: Job) -> dict[str, Any]:
     return {**asdict(job), **found, "memory": memory, "seconds": round(time.monotonic() - begun, 2)}
 
 
-def bare(spec: dict[str, Any], path: str, seed: int, times: int = 1) -> Any:
-    """A model before its training, of so many times the rank."""
-    from benchmarks.study_tricks import adapters_by
-    from distill.config import LoraConfig
-    from distill.model.backbone import add_adapters, load_base
-    from distill.quiet import quiet_transformers
-
-    lora = {"r": 32, "alpha": 64.0} | spec.get("lora", {})
-    lora |= {"r": times * lora["r"], "alpha": times * lora["alpha"]}
-    base = backbone(path, f"{spec['precision']} {spec.get('compute', '')}")
-    with quiet_transformers(), adapters_by(spec.get("peft", {})):
-        return add_adapters(load_base(base, path, 3), LoraConfig(**lora), seed)
-
-
 def fitted(
     spec: dict[str, Any],
     seed: int,
@@ -283,8 +269,9 @@ def fitted(
     found: dict[str, Any],
 ) -> Any:
     """A trained model; adds its seconds to what was found."""
-    from benchmarks.study_tricks import Adversarial, Averaged, noisy_embeddings
-    from distill.config import TrainConfig
+    from benchmarks.study_tricks import Adversarial, Averaged, adapters_by, noisy_embeddings
+    from distill.config import LoraConfig, TrainConfig
+    from distill.model.backbone import add_adapters, load_base
     from distill.quiet import quiet_transformers
     from distill.training.trainer import train
 
@@ -293,7 +280,10 @@ def fitted(
     settings |= {"gradient_checkpointing": "false", "log_steps": 100000, "pack_tokens": PACKS, "seed": seed}
     settings |= {"head_lr": spec["head"] * spec["lr"]} if "head" in spec else {}
     config = TrainConfig(**(settings | spec.get("train", {})))
-    model = bare(spec, path, seed)
+    lora = LoraConfig(**({"r": 32, "alpha": 64.0} | spec.get("lora", {})))
+    base = backbone(path, f"{spec['precision']} {spec.get('compute', '')}")
+    with quiet_transformers(), adapters_by(spec.get("peft", {})):
+        model = add_adapters(load_base(base, path, 3), lora, seed)
     ready = time.monotonic()
     tricks: list[Any] = [Averaged(model.trained, spec["ema"])] if spec.get("ema") else []
     tricks += [Adversarial(model.trained, spec["adversarial"])] if spec.get("adversarial") else []

@@ -83,29 +83,6 @@ class Adversarial(TrainerCallback):
             p.copy_(kept)
 
 
-def adapter_of(model: Any) -> dict[str, torch.Tensor]:
-    """A copy of what was trained, by name."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
-@torch.no_grad()
-def put_average(model: Any, adapters: list[dict[str, torch.Tensor]]) -> None:
-    """Put the mean of the changes of weights of several trainings into a model of as many times the rank.
-
-    The mean of products is a product of factors side by side, the second divided by their number; what is
-    trained as a whole is averaged as it is.
-    """
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            parts = [adapter[name] for adapter in adapters]
-            if "lora_A" in name:
-                p.copy_(torch.cat(parts, dim=0))
-            elif "lora_B" in name:
-                p.copy_(torch.cat(parts, dim=1) / len(parts))
-            else:
-                p.copy_(torch.stack(parts).mean(dim=0))
-
-
 @contextmanager
 def adapters_by(options: dict[str, Any]) -> Iterator[None]:
     """Have PEFT make its adapters with further options, such as ``use_dora``."""

@@ -6,7 +6,6 @@ row has candidates. In a CSV a list is written in JSON.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from data.schema import Rows, make_rows, place_classes
 from data.sources.clean import TEXT_TURNS, clean_text
 from data.sources.formats import SourceOptions, source_format
 from data.sources.open import Columns, Table
-from data.sources.place import Place, are_unique, require
+from data.sources.place import Place, are_unique, json_list, require
 from data.sources.table import USUAL, holds_turns
 
 FIELDS = ("row_id", "prompt", CANDIDATES, "label", "label_probs")
@@ -63,7 +62,7 @@ class CandidatesReader:
         self.turns = holds_turns(table, self.chosen["prompt"])
         most, self.places = 0, set[int]()
         for batch in table.batches():
-            lists = [as_list(cell) for cell in batch[self.chosen[CANDIDATES]]]
+            lists = [json_list(cell) for cell in batch[self.chosen[CANDIDATES]]]
             most = max(most, *(len(found) for found in lists if isinstance(found, list)), 0)
             if "label" in self.chosen:
                 pairs = zip(batch[self.chosen["label"]], lists, strict=True)
@@ -86,7 +85,7 @@ class CandidatesReader:
         ids = place.ids(columns[chosen["row_id"]]) if "row_id" in chosen else numbered
         out = place.begin(ids)
         if self.turns:
-            columns[chosen["prompt"]] = [as_list(cell) for cell in columns[chosen["prompt"]]]
+            columns[chosen["prompt"]] = [json_list(cell) for cell in columns[chosen["prompt"]]]
             place.cleaning.note(TEXT_TURNS, n)
         out["prompt"] = place.turns(columns, ids, chosen["prompt"])
         cells = zip(ids, columns[chosen[CANDIDATES]], strict=True)
@@ -100,17 +99,6 @@ class CandidatesReader:
             cells = zip(columns[chosen["label_probs"]], ids, strict=True)
             out["label_probs"] = [_shares(cell, key, where) for cell, key in cells]
         return make_rows(out, self.classes, where)
-
-
-def as_list(cell: object) -> object:
-    """The list that a text is in JSON; other cells as they are."""
-    if not isinstance(cell, str) or not cell.lstrip().startswith("["):
-        return cell
-    try:
-        found = json.loads(cell)
-    except (ValueError, RecursionError):
-        return cell
-    return found if isinstance(found, list) else cell
 
 
 def _choose_columns(table: Table, where: str, columns: Mapping[str, str]) -> dict[str, str]:
@@ -139,7 +127,7 @@ def _choose_columns(table: Table, where: str, columns: Mapping[str, str]) -> dic
 
 
 def _texts(cell: object, where: str, place: Place) -> list[str]:
-    found = as_list(cell)
+    found = json_list(cell)
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         raise UserError(f"{where} holds {brief(repr(cell), 60)} where a list of texts, in JSON, was expected")
     return [clean_text(text, place.cleaning, where) for text in found]
@@ -173,7 +161,7 @@ def _label(cell: Any, candidates: list[str], row_id: str, where: str) -> int | N
 
 
 def _shares(cell: object, row_id: str, where: str) -> list[float] | None:
-    found = as_list(cell)
+    found = json_list(cell)
     if found is None or found == "":
         return None
     if not isinstance(found, list) or not all(

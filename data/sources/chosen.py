@@ -8,7 +8,6 @@ learn; which of the two becomes response A follows from a hash of the row's id.
 from __future__ import annotations
 
 import itertools
-import json
 from typing import Any
 
 from data.errors import UserError, brief, listing
@@ -18,7 +17,7 @@ from data.sources.clean import DEALT, clean_text
 from data.sources.formats import SourceOptions, source_format
 from data.sources.messages import read_turns
 from data.sources.open import Columns, Table
-from data.sources.place import Place, are_unique, is_turned
+from data.sources.place import Place, are_unique, is_turned, json_list
 
 SIDES = ("chosen", "rejected")
 SPEAKERS = ("\n\nAssistant:", "\n\nassistant:", "<|assistant|>", "<|im_start|>assistant")
@@ -104,11 +103,6 @@ class ChosenReader:
 
 def _messages(cell: Any) -> Any:
     """A list of messages, also where it is written as JSON; other cells as they are."""
-    if not isinstance(cell, str) or not cell.lstrip().startswith("["):
-        return cell
-    try:
-        found = json.loads(cell)
-    except (ValueError, RecursionError):
-        return cell
+    found = json_list(cell)
     sound = isinstance(found, list) and found and all(isinstance(m, dict) and "role" in m for m in found)
     return found if sound else cell

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,17 @@ class Place:
         if not isinstance(value, (str, int, float)):
             raise UserError(f"{where} holds {brief(value, 40)} where a model's name was expected")
         return clean_text(str(value), self.cleaning, where)
+
+
+def json_list(cell: object) -> object:
+    """The list that a text is in JSON; other cells as they are."""
+    if not isinstance(cell, str) or not cell.lstrip().startswith("["):
+        return cell
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+    return found if isinstance(found, list) else cell
 
 
 def is_turned(key: str) -> bool:

@@ -7,7 +7,6 @@ texts: a column of unique ids is known by its name's ending, turns by cells that
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 
@@ -18,7 +17,7 @@ from data.schema import MAX_CLASSES, PREFERENCE, PREFERENCE_NO_TIE, Classes, Row
 from data.sources.clean import TEXT_TURNS
 from data.sources.formats import SourceOptions, source_format
 from data.sources.open import Columns, Table
-from data.sources.place import MODELS, TEXTS, Place, are_unique, require
+from data.sources.place import MODELS, TEXTS, Place, are_unique, json_list, require
 from data.sources.votes import copy_labels, label_cells, soft_label_cells
 
 FIELDS = ("row_id", "prompt", "response_a", "response_b", "label", "label_probs", "model_a", "model_b")
@@ -135,12 +134,7 @@ def holds_turns(table: Table, column: str) -> bool:
 
 def _turns(cell: object) -> object:
     """The list of turns that a text is in JSON; other cells as they are."""
-    if not isinstance(cell, str) or not cell.lstrip().startswith("["):
-        return cell
-    try:
-        turns = json.loads(cell)
-    except (ValueError, RecursionError):
-        return cell
+    turns = json_list(cell)
     sound = isinstance(turns, list) and turns and all(turn is None or isinstance(turn, str) for turn in turns)
     return turns if sound else cell
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,21 @@ def read_fresh(
     return joined(members, wanted, str(stack))
 
 
+def refuse_other_names(
+    names: Collection[str], wanted: Sequence[str], stack: str | Path, spare: Collection[str] = ()
+) -> None:
+    """Refuse sets that are not those of a stack's members; names in ``spare`` may be there nonetheless."""
+    missing = [name for name in wanted if name not in names]
+    unknown = [name for name in names if name not in {*wanted, *spare}]
+    if missing or unknown:
+        parts = [f"no predictions of {listing(missing)}"] if missing else []
+        parts += [f"{listing(unknown)} is no member"] if unknown else []
+        raise UserError(
+            f"{stack}: {'; '.join(parts)}; its members are {listing(wanted, 12)}, and a set of another name "
+            "is matched with --oof NAME=PATH"
+        )
+
+
 def joined(
     members: Mapping[str, Sequence[Member]], wanted: Sequence[str], stack: str, spare: Sequence[str] = ()
 ) -> Fresh:
@@ -115,15 +130,7 @@ def joined(
     UserError
         A member is missing or unknown, or the sets predict different rows.
     """
-    missing = [name for name in wanted if name not in members]
-    unknown = [name for name in members if name not in {*wanted, *spare}]
-    if missing or unknown:
-        parts = [f"no predictions of {listing(missing)}"] if missing else []
-        parts += [f"{listing(unknown)} is no member"] if unknown else []
-        raise UserError(
-            f"{stack}: {'; '.join(parts)}; its members are {listing(wanted, 12)}, and a set of another name "
-            "is matched with --oof NAME=PATH"
-        )
+    refuse_other_names(members, wanted, stack, spare)
     common = onto_common([member for name in wanted for member in members[name]])
     first = common[0]
     for member in common:

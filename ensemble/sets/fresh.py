@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import UserError, listing
+from ensemble.reading.fresh import refuse_other_names
 from ensemble.reading.members import split_name
 from ensemble.sets.long import SetMember, read_member
 
@@ -43,14 +44,7 @@ def fresh_sets(
                 "models of several folds with --average-folds"
             )
         members.setdefault(member.name, []).append(member)
-    missing, unknown = [n for n in wanted if n not in members], [n for n in members if n not in wanted]
-    if missing or unknown:
-        parts = [f"no predictions of {listing(missing)}"] if missing else []
-        parts += [f"{listing(unknown)} is no member"] if unknown else []
-        raise UserError(
-            f"{stack}: {'; '.join(parts)}; its members are {listing(wanted, 12)}, and a set of another name "
-            "is matched with --oof NAME=PATH"
-        )
+    refuse_other_names(members, wanted, stack)
     first = members[wanted[0]][0]
     width = first.probs.shape[1]
     P = np.zeros((len(first.row_ids), len(wanted), width))
