@@ -68,6 +68,7 @@ def language_model(subject: Subject) -> Any:
     with quiet_transformers():
         with init_empty_weights():
             empty = AutoModelForCausalLM.from_config(subject.config, trust_remote_code=remote)
+        empty.tie_weights()  # a head that is the embedding counts once
         if not subject.deep and sum(p.numel() for p in empty.parameters()) > LARGEST:
             return None
         model = AutoModelForCausalLM.from_pretrained(

@@ -150,6 +150,22 @@ def test_a_model_is_read_best_at_the_rope_base_that_it_learnt_with(tiny, tmp_pat
     assert "next-token loss" in finding.seen
 
 
+def test_a_large_model_is_read_whole_only_deep_and_a_tied_head_counts_once(tiny, tmp_path, monkeypatch):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(tiny("gemma3_text"))
+    assert config.tie_word_embeddings
+    model = AutoModelForCausalLM.from_config(config)
+    path = copied(tiny("gemma3_text"), tmp_path)
+    model.save_pretrained(path)
+    size = sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr("distill.doctor.language.LARGEST", size)
+    assert found(path, tmp_path, "rope_base")["rope_base"].status == "pass"
+    monkeypatch.setattr("distill.doctor.language.LARGEST", size - 1)
+    assert not found(path, tmp_path, "rope_base")
+    assert found(path, tmp_path, "rope_base", deep=True)["rope_base"].status == "pass"
+
+
 def test_a_llama_of_another_rope_base_needs_no_scaling(tiny, tmp_path):
     path = copied(tiny("llama"), tmp_path)
     edited(path / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 1e6})
