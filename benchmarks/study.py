@@ -27,7 +27,9 @@ from benchmarks.study_plan import (
     FOLDS,
     LABELLERS,
     LAYERS,
+    LLAMA,
     MODELS,
+    OPTIONS,
     PARTS,
     RATES,
     Size,
@@ -59,7 +61,7 @@ class Bench:
         self.fold, self.groups = folds.fold, np.array(folds.group_ids)
 
     @cache  # noqa: B019
-    def examples(self, model: str) -> tuple[Any, int]:
+    def examples(self, model: str, template: str = "pair") -> tuple[Any, int]:
         """All rows, encoded for a model, and its start token."""
         from data.encoding.encode import Encoded, Encoder, Truncation, pad_token_id
         from data.encoding.template import Template
@@ -67,10 +69,10 @@ class Bench:
         from distill.packing.examples import Examples
 
         tokenizer = load_tokenizer(str(self.models / model))
-        file = self.out / "scratch" / f"{model}.npz"
+        file = self.out / "scratch" / f"{model}-{template}.npz"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            made = Encoder(tokenizer, Template(), Truncation(TOKENS)).encode(self.rows)
+            made = Encoder(tokenizer, Template(template), Truncation(TOKENS)).encode(self.rows)
             np.savez(file, ids=made.ids, offsets=made.offsets)
         with np.load(file) as found:
             encoded = Encoded(found["ids"], found["offsets"], 2, 0)
@@ -116,7 +118,7 @@ def start_worker(*options: Any) -> None:
     _bench = Bench(*options)
 
 
-def backbone(path: str | Path, named: str) -> Any:
+def backbone(path: str | Path, named: str, head: str = "score") -> Any:
     """A base in a precision, ``nf4 fp8`` being NF4 with FP8 products."""
     import torch
 
@@ -125,7 +127,11 @@ def backbone(path: str | Path, named: str) -> Any:
     compiled = "true" if torch.cuda.is_available() else "false"
     precision, *compute = named.split()
     return BackboneConfig(
-        path=str(path), precision=precision, compute=compute[0] if compute else "auto", compile=compiled
+        path=str(path),
+        precision=precision,
+        compute=compute[0] if compute else "auto",
+        compile=compiled,
+        head=head,
     )
 
 
@@ -212,7 +218,7 @@ def run_fit(job: Job) -> dict[str, Any]:
     inside = bench.subset(spec["rows"])
     learning = inside & ~np.isin(bench.fold, spec["without"])
     held = np.flatnonzero(inside & np.isin(bench.fold, spec.get("scored", spec["without"])))
-    examples, bos = bench.examples(spec["model"])
+    examples, bos = bench.examples(spec["model"], spec.get("template", "pair"))
     shown = examples
     if "third" in spec:
         examples, sure = pseudo_labelled(bench, spec, examples)
@@ -269,7 +275,13 @@ def fitted(
     found: dict[str, Any],
 ) -> Any:
     """A trained model; adds its seconds to what was found."""
-    from benchmarks.study_tricks import Adversarial, Averaged, adapters_by, noisy_embeddings
+    from benchmarks.study_tricks import (
+        Adversarial,
+        Averaged,
+        adapters_by,
+        noisy_embeddings,
+        start_as_words,
+    )
     from distill.config import LoraConfig, TrainConfig
     from distill.model.backbone import add_adapters, load_base
     from distill.quiet import quiet_transformers
@@ -281,9 +293,11 @@ def fitted(
     settings |= {"head_lr": spec["head"] * spec["lr"]} if "head" in spec else {}
     config = TrainConfig(**(settings | spec.get("train", {})))
     lora = LoraConfig(**({"r": 32, "alpha": 64.0} | spec.get("lora", {})))
-    base = backbone(path, f"{spec['precision']} {spec.get('compute', '')}")
+    base = backbone(path, f"{spec['precision']} {spec.get('compute', '')}", spec.get("head_of", "score"))
     with quiet_transformers(), adapters_by(spec.get("peft", {})):
         model = add_adapters(load_base(base, path, 3), lora, seed)
+        if spec.get("start") == "words":
+            start_as_words(model, path)
     ready = time.monotonic()
     tricks: list[Any] = [Averaged(model.trained, spec["ema"])] if spec.get("ema") else []
     tricks += [Adversarial(model.trained, spec["adversarial"])] if spec.get("adversarial") else []
@@ -335,6 +349,8 @@ def main() -> None:
     bench = Bench(args.shared, args.models, args.out, size, args.rows)
     for model in MODELS:
         bench.examples(model)
+    for spec in OPTIONS.values():
+        bench.examples(LLAMA, spec.get("template", "pair"))
     np.savez(
         args.out / "rows.npz",
         fold=bench.fold,

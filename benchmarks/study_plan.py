@@ -20,12 +20,12 @@ STUDENT = "student"
 LAYERS = 10
 """Of the first model, which its student keeps."""
 RATES = {
-    LLAMA: (3e-4, 6e-4, 1.5e-4),
-    GEMMA: (3e-4, 6e-4, 1.5e-4, 7.5e-5),
-    QWEN: (2e-4, 4e-4, 1e-4),
-    STUDENT: (5e-4, 1e-3, 2e-3),
+    LLAMA: (3e-4, 1.5e-4),
+    GEMMA: (7.5e-5, 1.5e-4, 3.75e-5),
+    QWEN: (1e-4, 2e-4, 5e-5),
+    STUDENT: (1e-3, 5e-4, 2e-3),
 }
-"""Learning rates that are tried, one epoch each, scored on the first fold."""
+"""Learning rates that are tried, one epoch each, scored on the first fold; the first is the usual one."""
 FEW = 4000
 """Rows of the questions that need many trainings of a whole model."""
 
@@ -65,10 +65,11 @@ def teacher(
     return fit(key, f"teacher {model}", seed, **spec, everywhere=True, precision="nf4")
 
 
-def teachers(size: Size, model: str, rows: int = 0) -> dict[tuple[int, ...], Job]:
+def teachers(size: Size, model: str, rows: int = 0, seed: int = 0) -> dict[tuple[int, ...], Job]:
     """A model's teachers by the folds that they did not see: each fold, and each two."""
     folds = [*((i,) for i in range(FOLDS)), *combinations(range(FOLDS), 2)]
-    return {without: teacher(model, without, size.chosen[model], size.epochs, rows) for without in folds}
+    rate = size.chosen[model]
+    return {without: teacher(model, without, rate, size.epochs, rows, seed) for without in folds}
 
 
 def tried(size: Size, who: str) -> dict[float, Job]:
@@ -91,6 +92,12 @@ def teacher_jobs(size: Size) -> list[Job]:
     return sorted(known, key=lambda job: (len(job.spec["without"]), -MODELS.index(job.spec["model"])))
 
 
+def again_jobs(size: Size) -> list[Job]:
+    """The models' teachers without a fold once more, from another seed."""
+    every = [job for model in reversed(MODELS) for job in teachers(size, model, seed=1).values()]
+    return [job for job in every if len(job.spec["without"]) == 1]
+
+
 LABELS: dict[str, dict[str, Any]] = {
     "hard": {},
     "strict, one teacher": {"teachers": [LLAMA], "labels": "strict"},
@@ -105,6 +112,8 @@ LABELS: dict[str, dict[str, Any]] = {
     "standard": {"teachers": [LLAMA], "labels": "standard"},
 }
 """Whom a student learns from. Teachers of all but ``standard`` never saw the debates that it is scored on."""
+KINDS = ("votes", "apart", "corrected", "smoothing .1", "standard")
+"""Of these, the ones that are asked by themselves, after who teaches and how many."""
 
 
 def students(size: Size, question: str, name: str, seeds: int, rows: int = 0, **spec: Any) -> Iterator[Job]:
@@ -132,13 +141,19 @@ def uses(labels: str, held: int, without: tuple[int, ...]) -> bool:
 
 
 def label_jobs(size: Size) -> list[Job]:
-    """Students on each kind of labels, seed by seed."""
+    """Students of no, one and two teachers, seed by seed."""
     jobs = [
         job
         for name, spec in LABELS.items()
-        if QWEN not in spec.get("teachers", ())
+        if QWEN not in spec.get("teachers", ()) and name not in KINDS
         for job in students(size, "labels", name, size.seeds, **spec)
     ]
+    return sorted(jobs, key=lambda job: job.seed)
+
+
+def kind_jobs(size: Size) -> list[Job]:
+    """Students on the other kinds of labels."""
+    jobs = [job for name in KINDS for job in students(size, "labels", name, size.seeds, **LABELS[name])]
     return sorted(jobs, key=lambda job: job.seed)
 
 
@@ -294,11 +309,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rates falling by .95 a layer": {
         "peft": {"alpha_pattern": {rf"layers\.{i}\..*": 64 * 0.95 ** (29 - i) for i in range(30)}}
     },
+    "another template, winner": {"template": "winner"},
+    "winner, the words' own logits": {"template": "winner", "head_of": "tokens"},
+    "winner, a head that starts as the words": {"template": "winner", "start": "words"},
     "bf16 base": {"precision": "bf16"},
     "bf16 base, DoRA": {"precision": "bf16", "peft": {"use_dora": True}},
     "bf16 base, PiSSA": {"precision": "bf16", "peft": {"init_lora_weights": "pissa_niter_4"}},
 }
-"""One change each. DoRA and PiSSA stand on an unquantised base, which stands beside them."""
+"""One change each. DoRA and PiSSA stand on an unquantised base, which stands beside them, heads of words on
+a template that ends in a question."""
 
 
 def option_jobs(size: Size) -> list[Job]:
@@ -311,6 +330,8 @@ PARTS = {
     "teachers": teacher_jobs,
     "labels": label_jobs,
     "third": third_jobs,
+    "again": again_jobs,
+    "kinds": kind_jobs,
     "precision": precision_jobs,
     "faults": fault_jobs,
     "curve": curve_jobs,

@@ -83,10 +83,11 @@ class Study:
         """A training's logits (n, K), of the average over orders; NaN where it did not predict."""
         return np.load(self.home / "logits" / f"{key}.npy").astype(np.float64)
 
-    def teacher(self, model: str) -> np.ndarray:
+    def teacher(self, model: str, seed: int = 0) -> np.ndarray:
         """A teacher's out-of-fold probabilities, (n, K)."""
         found = np.full(self.rows.targets.shape, np.nan)
-        for (fold,), job in ((w, j) for w, j in teachers(self.size, model).items() if len(w) == 1):
+        jobs = teachers(self.size, model, seed=seed)
+        for (fold,), job in ((w, j) for w, j in jobs.items() if len(w) == 1):
             found[self.fold == fold] = self.logits(job.key)[self.fold == fold]
         return softmax(found)
 
@@ -156,6 +157,23 @@ def teacher_table(study: Study) -> str:
     ]
     told = "\n\n".join(["; ".join(kept), included])
     return f"{table}\n\n{markdown(['log-loss', 'difference', '95 %', 'debates'], cells)}\n\n{told}"
+
+
+def seeds_table(study: Study) -> str:
+    """Teachers of two seeds: each model's loss, their differences, and what another seed's mean adds."""
+    seeds, targets = (0, 1), study.rows.targets
+    probs = {SHORT[model]: {seed: study.teacher(model, seed) for seed in seeds} for model in MODELS}
+    probs["mean of the three"] = {s: np.mean([probs[SHORT[m]][s] for m in MODELS], axis=0) for s in seeds}
+    losses = {name: {s: log_loss(p, targets) for s, p in found.items()} for name, found in probs.items()}
+    names = list(losses)
+    lines = [[name, *(f"{loss.mean():.4f}" for loss in found.values()), ""] for name, found in losses.items()]
+    every = np.mean([p for name in names[:-1] for p in probs[name].values()], axis=0)
+    both = log_loss(every, targets)
+    lines.append(["mean of all six", f"{both.mean():.4f}", "", ""])
+    gaps = [(a, b, losses[a], losses[b]) for i, a in enumerate(names) for b in names[i + 1 :]]
+    gaps.append(("mean of all six", names[-1], dict.fromkeys(seeds, both), losses[names[-1]]))
+    lines += [[f"{a} - {b}", *against(x, y, study.groups)] for a, b, x, y in gaps]
+    return markdown(["log-loss", "first seed, or difference", "second seed, or 95 %", "debates"], lines)
 
 
 def tempered(probs: np.ndarray, study: Study) -> np.ndarray:
@@ -291,6 +309,8 @@ def main() -> None:
     asked = {key.split("/")[0] for key in study.results}
     made: dict[str, Any] = {"Learning rates": tune_table(study), "Teachers": teacher_table(study)}
     made["Labels"] = label_table(study)
+    if all(job.key in study.results for job in PARTS["again"](study.size)):
+        made["Teachers of two seeds"] = seeds_table(study)
     if "grid" in asked:
         made["Temperature and weight"] = label_table(study, "grid", "T=1 w=0.7")
     if "pseudo" in asked:

@@ -116,3 +116,14 @@ def noisy_embeddings(model: Any, alpha: float) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+@torch.no_grad()
+def start_as_words(model: Any, path: str) -> None:
+    """Let a fresh head begin as the language model's rows of the verdicts A, B and C (tied embeddings)."""
+    from data.encoding.tokenizer import load_tokenizer
+    from distill.model.verdict import verdict_ids
+
+    head = next(p for name, p in model.named_parameters() if p.requires_grad and "score" in name)
+    embeddings = model.model.get_input_embeddings().weight
+    head.copy_(embeddings[verdict_ids(load_tokenizer(path), [], len(head))])

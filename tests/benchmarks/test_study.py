@@ -47,7 +47,7 @@ def test_every_training_waits_only_for_those_before_it() -> None:
             (held,) = job.spec["without"]
             assert job.needs
             assert all(str(held) in need.split("-without-")[1].split("-") for need in job.needs), job.key
-    asked = [job.key.split("/")[1] for part in ("labels", "third") for job in PARTS[part](SIZE)]
+    asked = [job.key.split("/")[1] for part in ("labels", "third", "kinds") for job in PARTS[part](SIZE)]
     assert LABELS.keys() <= set(asked)
 
 
