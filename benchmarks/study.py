@@ -91,9 +91,9 @@ class Bench:
         """What a training left, averaged over the two orders, (n, K); NaN where it did not predict."""
         return np.load(self.out / "logits" / f"{key}.npy")
 
-    def labels(self, model: str, kind: str, held: int, rows: int) -> np.ndarray:
+    def labels(self, model: str, kind: str, held: int, rows: int, epochs: float) -> np.ndarray:
         """A teacher's logits for the student scored on a fold, (n, K); zeros on the fold itself."""
-        found = teachers(self.size, model, rows)
+        found = teachers(replace(self.size, epochs=epochs), model, rows)
         used = {w: self.logits(job.key) for w, job in found.items() if uses(kind, held, w)}
         if kind in {"apart", "fold_mean"}:
             return np.nan_to_num(np.mean(list(used.values()), axis=0))
@@ -149,7 +149,8 @@ def taught(bench: Bench, spec: dict[str, Any], examples: Any) -> tuple[Any, Any]
     config = DistillConfig(**spec.get("distill", {}))
     if names:
         (held,) = spec["without"]
-        labels = [bench.labels(name, spec["labels"], held, spec["rows"]) for name in names]
+        kind, rows, epochs = spec["labels"], spec["rows"], spec["epochs"]
+        labels = [bench.labels(name, kind, held, rows, epochs) for name in names]
         logits = np.stack(labels, axis=1).astype(np.float32)
         if spec.get("calibrated"):
             names, logits = ["mean"], calibrated_mean(bench, logits, held)[:, None]

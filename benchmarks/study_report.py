@@ -307,8 +307,12 @@ def main() -> None:
     args = parser.parse_args()
     study = Study(args.home, args.shared)
     asked = {key.split("/")[0] for key in study.results}
-    made: dict[str, Any] = {"Learning rates": tune_table(study), "Teachers": teacher_table(study)}
-    made["Labels"] = label_table(study)
+    made: dict[str, Any] = {"Learning rates": tune_table(study)}
+    mission = [job.key for job in PARTS["teachers"](study.size)]
+    if set(mission) <= study.results.keys():
+        made |= {"Teachers": teacher_table(study), "Scores as printed": honesty_table(study)}
+    if "labels" in asked:
+        made["Labels"] = label_table(study)
     if all(job.key in study.results for job in PARTS["again"](study.size)):
         made["Teachers of two seeds"] = seeds_table(study)
     if "grid" in asked:
@@ -325,7 +329,6 @@ def main() -> None:
                     study, question, model, base
                 )
     made["Learning curve"] = curve_table(study)
-    made["Scores as printed"] = honesty_table(study)
     for title, table in made.items():
         if table:
             print(f"## {title}\n\n{table}\n", flush=True)

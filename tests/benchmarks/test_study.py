@@ -28,7 +28,7 @@ class Stub:
 @pytest.mark.parametrize("held", range(FOLDS))
 @pytest.mark.parametrize("kind", ["strict", "apart", "fold_mean", "standard"])
 def test_labels_come_from_teachers_that_saw_what_their_kind_says(kind: str, held: int) -> None:
-    labels = study.Bench.labels(Stub(), LLAMA, kind, held, 0)
+    labels = study.Bench.labels(Stub(), LLAMA, kind, held, 0, 1.0)
     learning = Stub.fold != held
     saw_scored = labels[learning, held] == 0
     own = labels[np.arange(N), Stub.fold][learning]
@@ -49,6 +49,25 @@ def test_every_training_waits_only_for_those_before_it() -> None:
             assert all(str(held) in need.split("-without-")[1].split("-") for need in job.needs), job.key
     asked = [job.key.split("/")[1] for part in ("labels", "third", "kinds") for job in PARTS[part](SIZE)]
     assert LABELS.keys() <= set(asked)
+
+
+def test_the_teachers_that_label_are_those_that_a_student_waits_for() -> None:
+    asked = []
+
+    class Listening(Stub):
+        def logits(self, key: str) -> np.ndarray:
+            asked.append(key)
+            return super().logits(key)
+
+    jobs = [job for part in PARTS.values() for job in part(SIZE) if job.spec.get("labels")]
+    assert any(job.spec["rows"] for job in jobs)
+    for job in jobs:
+        spec, bench = job.spec, Listening()
+        (held,) = spec["without"]
+        asked.clear()
+        for name in spec["teachers"]:
+            study.Bench.labels(bench, name, spec["labels"], held, spec["rows"], spec["epochs"])
+        assert sorted(asked) == sorted(job.needs), job.key
 
 
 def test_a_difference_is_paired_and_its_interval_widens_with_seeds_that_disagree() -> None:
