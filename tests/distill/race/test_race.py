@@ -10,7 +10,7 @@ from data.errors import UserError
 from data.files import read_json
 from distill.race import __main__ as race
 from distill.race.race import Race, row_losses
-from distill.race.tuning import lowest_of_the_best
+from distill.race.tuning import SHARE, best_rate
 
 BACKBONES = ["--backbones", "llama", "gemma2"]
 
@@ -234,18 +234,32 @@ def test_tuning_picks_a_rate_by_another_fold(recipe, arena, tmp_path):
         sum("loss" in json.loads(line) for line in (at / "metrics.jsonl").open()) for at in kept.values()
     ]
     assert min(steps) == max(steps) > 0  # each to its end
-    assert found["lr"] == lowest_of_the_best(losses)
+    means = {lr: float(loss.mean()) for lr, loss in losses.items()}
+    assert found["lr"] == pytest.approx(best_rate(means, np.log(3)) * SHARE**0.5, rel=0.05)
 
 
-def test_of_rates_that_cannot_be_told_apart_the_lowest_is_taken():
-    rng = np.random.default_rng(0)
-    row = rng.normal(1, 0.5, 400)
-    noise = rng.normal(0, 0.1, (3, 400))
-    noise -= noise.mean(axis=1, keepdims=True)
-    near = {1e-4: row + 0.05 + noise[0], 2e-4: row + 0.004 + noise[1], 4e-4: row, 8e-4: row + 0.02 + noise[2]}
-    assert lowest_of_the_best(near) == 2e-4
-    assert lowest_of_the_best({1e-4: row + 0.05, 8e-4: row}) == 8e-4
-    assert lowest_of_the_best({}) is None
+RATES = (7.5e-5, 1.5e-4, 3e-4, 6e-4, 1.2e-3)
+
+
+def test_two_sweeps_of_one_backbone_tell_one_rate():
+    # The same trainings of a Gemma-3-270M, twice on one kind of card (benchmarks/study.md).
+    first = best_rate(dict(zip(RATES, (0.9446, 0.9788, 0.8974, 0.9383, 1.0494), strict=True)), np.log(3))
+    second = best_rate(dict(zip(RATES, (0.9428, 0.9318, 0.9159, 0.9370, 0.9718), strict=True)), np.log(3))
+    assert first == pytest.approx(second, rel=0.05)
+
+
+@pytest.mark.parametrize("best", [1.5e-4, 4e-4])
+def test_the_lowest_point_of_a_parabola_is_found_between_the_rates(best):
+    losses = {lr: 0.8 + 0.02 * np.log(lr / best) ** 2 for lr in RATES}
+    assert best_rate(losses, np.log(3)) == pytest.approx(best)
+    assert best_rate(losses | {2.4e-3: 7.0}, np.log(3)) == pytest.approx(best)  # it diverged and says nothing
+
+
+def test_where_no_parabola_fits_the_rate_of_the_least_loss_is_taken():
+    assert best_rate({1e-4: 0.9, 2e-4: 0.8}, 1.1) == 2e-4
+    assert best_rate({1e-4: 0.8, 2e-4: 0.95, 4e-4: 0.9}, 1.1) == 1e-4  # bent the other way
+    assert best_rate({1e-4: 1.2, 2e-4: 1.3, 4e-4: 1.5}, 1.1) == 1e-4
+    assert best_rate({1e-4: 1.0, 2e-4: 0.9, 4e-4: 0.85}, 1.1) == 4e-4  # still falling: none beyond the tried
 
 
 @pytest.mark.parametrize(
