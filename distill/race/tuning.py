@@ -88,8 +88,7 @@ def best_rate(losses: dict[float, float], nothing: float) -> float:
     rates, found = np.array(list(losses)), np.array(list(losses.values()))
     learnt = (nothing - found).clip(0)
     if (learnt > 0).sum() >= 3:
-        at = np.log(rates)
-        _, slope, bend = np.polynomial.Polynomial.fit(at, found, 2, w=learnt, domain=[-1, 1]).coef
+        _, slope, bend = map(float, np.polynomial.polynomial.polyfit(np.log(rates), found, 2, w=learnt))
         if bend > 0:
             return float(np.exp(-slope / 2 / bend).clip(rates.min(), rates.max()))
     return float(rates[found.argmin()])
