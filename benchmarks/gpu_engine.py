@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_model import CUDA, DEVICE, make_classifier, make_examples, repeat, say
+from benchmarks.gpu_stock import SMALL, measure_stock
 from benchmarks.gpu_training import measure_prediction, measure_training, profile
 from distill.kernels.linear import _FusedGate
 from distill.packing.cutting import static_shape
@@ -110,7 +111,7 @@ def agreement(args: argparse.Namespace, tell: Callable[..., None]) -> None:
 
 
 def small(args: argparse.Namespace, tell: Callable[..., None], family: str = "smol") -> None:
-    """A small model's training and prediction, layer by layer and recorded.
+    """A small model's training and prediction, layer by layer and recorded, beside the stock libraries.
 
     Expected: SmolLM2's shape from some 20,000 tokens a second to over 200,000 in training: what remains is
     the GPU's own time for some 2,500 kernels of 4 to 15 us, about 20 ms a step of 5,400 tokens.
@@ -132,6 +133,8 @@ def small(args: argparse.Namespace, tell: Callable[..., None], family: str = "sm
         tell(measure="predict", recorded=recorded, still=classifier.plan.graphs, **found)
         del classifier
         _freed()
+    if family in SMALL:
+        tell(measure="train", library="stock", **measure_stock(family, lengths, False, 12))
 
 
 def student(args: argparse.Namespace, tell: Callable[..., None]) -> None:

@@ -2,8 +2,9 @@
 
 Llama-3.1-8B and Gemma-2-9B as 3-class LoRA classifiers (r = 16, all linear layers) on a real length mix
 capped at 2,048 tokens, both orders of a pair (:mod:`benchmarks.gpu_model`). Only real tokens count.
-``*-padded`` and ``*-grouped`` are the stock libraries (:mod:`benchmarks.gpu_stock`). ``unmeasured`` stands
-for the phases that were measured last, with their peers and a baseline; it takes about nine minutes.
+``*-padded`` and ``*-grouped`` are the stock libraries (:mod:`benchmarks.gpu_stock`), ``llama-unsloth`` the
+fastest of the others (:mod:`benchmarks.gpu_unsloth`); ``peers`` stands for ours and theirs on one card. A
+training may name the tokens of its packs, as ``checkpoint@12288``.
 
 Every phase is a process of its own and every line is written as it is measured, so a crash loses one. On a
 CPU the same script runs tiny models, to check itself.
@@ -44,7 +45,7 @@ from benchmarks.gpu_model import (
     say,
     speed,
 )
-from benchmarks.gpu_stock import measure_padded
+from benchmarks.gpu_stock import measure_stock
 from data.console.command import format_table
 from distill.config import TrainConfig
 from distill.kernels.linear import merge_adapters
@@ -67,22 +68,29 @@ PHASES = {
     "llama-fp8": ["train", "predict"],
     "gemma-bf16": ["train", "predict"],
     "gemma-nf4": ["train", "checkpoint"],
+    "gemma-nf4fp8": ["train", "checkpoint"],
     "gemma-fp8": ["train", "predict"],
+    "llama-unsloth": ["train", "checkpoint", "predict"],
     "llama-padded": ["train"],
-    "llama-grouped": ["train"],
+    "llama-grouped": ["train", "predict"],
     "gemma-padded": ["train"],
+    "smol-padded": ["train"],
+    "llama1b-nf4fp8": ["train"],
+    "llama1b-fp8": ["train", "predict"],
     "llama1b-bf16": ["train", "predict"],
     "gemma2b-bf16": ["predict"],
 }
-UNMEASURED = [
+PEERS = [
+    "ceiling",
+    "llama-nf4fp8:train,checkpoint@16384,checkpoint@14336,checkpoint@12288,checkpoint@8192",
+    "llama-unsloth",
+    "gemma-nf4fp8",
+    "llama1b-nf4fp8",
+    "llama1b-fp8",
+    "llama1b-bf16",
     "llama-fp8:predict",
-    "gemma-nf4:train,checkpoint",
-    "gemma-bf16:predict",
-    "llama-nf4:train",
-    "llama-bf16:train,predict",
-    "llama-padded:train",
-    "gemma-padded:train",
-    "llama-grouped:train",
+    "llama-bf16:predict",
+    "llama-grouped",
 ]
 MEASURES = ("train", "checkpoint", "row", "predict", "unmerged", "eager", "matmul")
 FLEX: dict[str, list[int]] = {
@@ -119,7 +127,8 @@ def measure_training(
 ) -> dict[str, Any]:
     """Train some steps through the engine's own ``train``; time all but the first few."""
     config = config_of(family)
-    tokens = MAX_LENGTH if measure == "row" else pack_tokens
+    measure, _, asked = measure.partition("@")
+    tokens = MAX_LENGTH if measure == "row" else int(asked or pack_tokens)
     rows = 1 if measure == "row" else rows_per_step
     n_steps = WARM + n_timed
     examples = make_examples(n_steps * rows, lengths, config.vocab_size)
@@ -269,8 +278,9 @@ def run_phase(phase: str, measures: list[str], args: argparse.Namespace) -> None
         return
     family, precision = phase.split("-")
     if precision in {"padded", "grouped"}:
-        found = measure_padded(family, args.lengths, precision == "grouped", args.steps)
-        say(args.out, phase=phase, measure="train", **found)
+        for measure in measures:
+            found = measure_stock(family, args.lengths, precision == "grouped", args.steps, measure)
+            say(args.out, phase=phase, measure=measure, **found)
         return
     started = time.perf_counter()
     classifier = make_classifier(family, precision, "eager" not in measures)
@@ -307,10 +317,10 @@ def table(out: Path) -> str:
     ceilings: dict[str, Any] = next((line for line in lines if "llama_bf16_tflops" in line), {})
     body = []
     for line in lines:
-        if "tok_s" not in line and "error" not in line:
+        if "phase" not in line or ("tok_s" not in line and "error" not in line):
             continue
         family, precision = line["phase"].split("-")
-        kind = "fp8" if precision == "fp8" else "bf16"
+        kind = "fp8" if precision.endswith("fp8") else "bf16"
         ceiling = ceilings.get(f"{family}_{kind}_tflops")
         share = "" if not ceiling or "tflops" not in line else f"{line['tflops'] / ceiling:.0%}"
         of_field = "" if "tflops" not in line else f"{line['tflops'] * 1e12 / FIELD_CEILING:.0%}"
@@ -325,10 +335,11 @@ def main() -> None:
     """Run the asked phases, each in a process of its own, within the asked minutes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "phases", nargs="*", help=f"unmeasured, or of {', '.join(PHASES)}; measures: {', '.join(MEASURES)}"
+        "phases", nargs="*", help=f"peers, or of {', '.join(PHASES)}; measures: {', '.join(MEASURES)}"
     )
     parser.add_argument("--lengths", type=Path, help="JSON list of real row lengths in tokens")
     parser.add_argument("--out", type=Path, default=Path("gpu_training.jsonl"))
+    parser.add_argument("--checkpoint", type=Path, help="what unsloth loads; made there if there is none")
     parser.add_argument("--minutes", type=float, default=8.0, help="stop starting phases after this long")
     parser.add_argument("--steps", type=int, default=TIMED, help="timed training steps")
     parser.add_argument("--pack-tokens", type=int, default=PACK_TOKENS, help="tokens of a pack in training")
@@ -338,7 +349,7 @@ def main() -> None:
     args = parser.parse_args()
     wanted = {}
     asked = args.phases or list(PHASES)
-    for phase in UNMEASURED if asked == ["unmeasured"] else asked:
+    for phase in PEERS if asked == ["peers"] else asked:
         name, _, measures = phase.partition(":")
         wanted[name] = measures.split(",") if measures else PHASES[name]
     if args.flex:
@@ -357,13 +368,14 @@ def main() -> None:
         command = [
             sys.executable,
             "-m",
-            "benchmarks.gpu_training",
+            f"benchmarks.{'gpu_unsloth' if name.endswith('-unsloth') else 'gpu_training'}",
             f"{name}:{','.join(measures)}",
             "--out",
             str(args.out),
             "--inside",
         ]
         command += ["--lengths", str(args.lengths)] if args.lengths else []
+        command += ["--checkpoint", str(args.checkpoint)] if args.checkpoint else []
         command += ["--profile"] if args.profile else []
         command += ["--pack-tokens", str(args.pack_tokens)]
         command += ["--steps", str(args.steps), *(["--flex", args.flex] if args.flex else [])]
