@@ -283,7 +283,7 @@ def run_phase(phase: str, measures: list[str], args: argparse.Namespace) -> None
             say(args.out, phase=phase, measure=measure, **found)
         return
     started = time.perf_counter()
-    classifier = make_classifier(family, precision, "eager" not in measures)
+    classifier = make_classifier(family, precision, "eager" not in measures, attention=args.attention)
     if CUDA:
         torch.cuda.synchronize()
     loaded = torch.cuda.memory_allocated() / GIB if CUDA else 0.0
@@ -344,6 +344,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=TIMED, help="timed training steps")
     parser.add_argument("--pack-tokens", type=int, default=PACK_TOKENS, help="tokens of a pack in training")
     parser.add_argument("--flex", choices=FLEX, help="tiles of flex attention, instead of the engine's")
+    parser.add_argument("--attention", default="auto", help="as in a recipe")
     parser.add_argument("--profile", action="store_true", help="also list the kernels of one pack")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -377,7 +378,7 @@ def main() -> None:
         command += ["--lengths", str(args.lengths)] if args.lengths else []
         command += ["--checkpoint", str(args.checkpoint)] if args.checkpoint else []
         command += ["--profile"] if args.profile else []
-        command += ["--pack-tokens", str(args.pack_tokens)]
+        command += ["--pack-tokens", str(args.pack_tokens), "--attention", args.attention]
         command += ["--steps", str(args.steps), *(["--flex", args.flex] if args.flex else [])]
         try:
             done = subprocess.run(command, timeout=left, check=False)

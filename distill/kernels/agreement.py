@@ -19,23 +19,25 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import import_utils
 
 from distill.kernels.attention import eager, sdpa, varlen
+from distill.kernels.flash4 import flash4
 from distill.kernels.flex import block_masks, flex, flex_tiles
 
 log = logging.getLogger(__name__)
 
 PACKAGES = {
     "flash_attention_3": "is_flash_attn_3_available",
-    "flash_attention_4": "is_flash_attn_4_available",
+    "fa4": "is_flash_attn_4_available",
 }
-"""The library's names of the implementations, the preferred first, and how it tells that they are there."""
+"""The implementations, the preferred first, and how the library tells that their packages are there."""
 LENGTHS = (70, 1, 129)
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "varlen": varlen,
+    "fa4": flash4,
     "flex": flex,
     "sdpa": sdpa,
     "eager": eager,
 }
-"""Ours, by the names that recipes use."""
+"""Ours, by our names; none holds the word flash, by which the library takes an implementation for its own."""
 
 
 @cache
@@ -61,7 +63,7 @@ class _Probe(nn.Module):
 
 
 def agrees(name: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether an implementation of the library gives the formula's outputs and gradients on packs."""
+    """Whether an implementation gives the formula's outputs and gradients on packs."""
     try:
         return max(gaps_to_formula(name, device, dtype)) < 0.02
     except Exception as error:  # whatever a build may raise that was made for another device or torch
@@ -98,7 +100,8 @@ def gaps_to_formula(
     """
     generator = torch.Generator(device).manual_seed(0)
     total = sum(LENGTHS)
-    bounds = torch.tensor([0, *LENGTHS], device=device).cumsum(0).to(torch.int32)
+    # The end is repeated, as in a static pack with fewer documents than it has room for.
+    bounds = torch.tensor([0, *LENGTHS, 0], device=device).cumsum(0).to(torch.int32)
     positions = torch.cat([torch.arange(n, device=device) for n in LENGTHS])
 
     def drawn(*shape: int, size: float = 1.0) -> Tensor:
@@ -118,7 +121,7 @@ def gaps_to_formula(
         "position_ids": positions[None],
     }
     if name == "flex":
-        documents = torch.repeat_interleave(torch.arange(len(LENGTHS), device=device), bounds.diff())
+        documents = torch.repeat_interleave(torch.arange(len(bounds) - 1, device=device), bounds.diff())
         masks = block_masks(positions, documents, window, max(LENGTHS))
         options |= {"block_mask": masks[window is not None], "kernel_options": flex_tiles(head_dim, dtype)}
     results: list[list[Tensor]] = []

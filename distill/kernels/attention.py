@@ -21,12 +21,13 @@ eager      any      one by one            the formula, in full: what all others 
 sdpa       any      one by one            speed on the CPU; a window that cuts goes to eager; no cap
 varlen     CUDA     all at once           speed: torch's FlashAttention-2, 16 bits only; no cap
 flex       CUDA     all, by block masks   soft caps: compiled, wants packs of one shape
+fa4        CUDA     all at once           speed from Hopper on, caps too, where its package is installed
 =========  =======  ====================  ==========================================================
 
-``flex`` has a file of its own; FlashAttention packages of versions 3 and 4 are taken where they agree with
-the formula (:mod:`distill.kernels.agreement`). None makes a mask of all tokens by all tokens, and none drops
-soft-capping: what cannot cap refuses to. The last layer has one query a document, and is attended to
-by :func:`last_token_attention`, in memory linear in the tokens.
+``flex`` and ``fa4``, FlashAttention-4, have files of their own; FlashAttention packages of versions 3 and 4
+are taken where they agree with the formula (:mod:`distill.kernels.agreement`). None makes a mask of all
+tokens by all tokens, and none drops soft-capping: what cannot cap refuses to. The last layer has one query a
+document, and is attended to by :func:`last_token_attention`, in memory linear in the tokens.
 
 Without ``cu_seq_lens_q`` in the call, as in a padded batch, they fall back to plain masked attention.
 """

@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
+from transformers.utils.import_utils import is_flash_attn_4_available
 
 from data.errors import UserError, listing
 from distill.architectures import architecture
 from distill.kernels.agreement import IMPLEMENTATIONS, flash_package
 
 REGISTERED = {name: f"packed_{name}" for name in IMPLEMENTATIONS}
-LIBRARY = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+LIBRARY = ("flash_attention_2", "flash_attention_3")
 """The library's own bindings to FlashAttention packages; they read packed lengths by themselves."""
-ALIASES = {"flex_attention": "flex"}
+ALIASES = {"flex_attention": "flex", "flash_attention_4": "fa4"}
 CANNOT_CAP = {"varlen", "sdpa"}
 
 
@@ -32,12 +33,17 @@ def attention_for(model_type: str, wanted: str) -> str:
             chosen = (flash_package() or "varlen") if cuda else "sdpa"
     if chosen not in REGISTERED and chosen not in LIBRARY:
         raise UserError(
-            f"recipe: attention is {wanted!r}; it is auto or one of {listing([*REGISTERED, *LIBRARY], 9)}"
+            f"recipe: attention is {wanted!r}; it is auto or one of "
+            f"{listing([*REGISTERED, *LIBRARY, *ALIASES], 12)}"
         )
     if chosen in CANNOT_CAP and capped:
         raise UserError(
             f"recipe: attention {wanted} drops the soft-capping of {model_type}; use eager, flex_attention "
             "or flash_attention_2"
+        )
+    if chosen == "fa4" and not is_flash_attn_4_available():
+        raise UserError(
+            f"recipe: attention {wanted} needs the package flash-attn-4 and a CUDA device; use auto"
         )
     if chosen in {"varlen", "flex"} and not cuda:
         raise UserError(f"recipe: attention {wanted} needs a CUDA device; use auto, eager or sdpa")

@@ -66,7 +66,7 @@ class Classifier(nn.Module):
     @property
     def _replayable(self) -> bool:
         """Whether passes over packs are worth recording, and can be."""
-        if self.plan.attention != "varlen" or self.base_dtype != torch.bfloat16 or self.sharded:
+        if self.plan.attention not in {"varlen", "fa4"} or self.base_dtype != torch.bfloat16 or self.sharded:
             return False
         return is_small(self.inner.get_decoder())
 

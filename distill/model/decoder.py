@@ -230,7 +230,7 @@ def _last_layer(
     softcap = attention.attn_logit_softcapping if family.capped else None
     window = window_of(layer, family)
     window = None if window is None or pack.max_length <= window else window
-    if plan.attention == "varlen":
+    if plan.attention in {"varlen", "fa4"} and softcap is None:
         n = len(pack.last)
         one_each = torch.arange(n + 1, dtype=torch.int32, device=hidden.device)
         bounds = pack.cu_seqlens[: n + 1]

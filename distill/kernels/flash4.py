@@ -1,0 +1,143 @@
+"""FlashAttention-4 over packs, as one operator that the compiler does not look into.
+
+The package is written in Python and compiles its kernels as they are called; traced by the compiler of the
+layers it would come apart, as the library's own binding does. Here its two passes are an operator each, whose
+shapes alone the compiler sees.
+
+Layout. (T, heads, d) in 16 bits, documents one behind another, their bounds int32 (documents + 1,); keys and
+values have their own number of heads. The forward pass also leaves the logarithm of each softmax's sum,
+float32 (heads, T), which the backward pass reads instead of the scores.
+
+The passes are the package's own functions behind its public one, which hides that logarithm; they may change
+with a version. What no longer fits fails :func:`distill.kernels.agreement.agrees`, and is left out.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.kernels.attention import masked
+
+
+def flash4(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """FlashAttention-4 over packed documents, windowed and soft-capped where asked."""
+    bounds = options.get("cu_seq_lens_q")
+    if bounds is None:
+        return masked(query, key, value, attention_mask, options)
+    longest, window = options["max_length_q"], options.get("sliding_window")
+    left = -1 if window is None or window >= longest else window - 1
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    cap = options.get("softcap") or 0.0
+    return flash4_forward(q, k, v, bounds, longest, options["scaling"], left, cap)[0][None], None
+
+
+@cache
+def _package() -> Any:
+    """The module of the package that has its passes; compiled for the card at their first call."""
+    from flash_attn.cute import interface
+
+    return interface
+
+
+def _told(bounds: Tensor, longest: int, scaling: float, left: int, cap: float) -> dict[str, Any]:
+    """What both passes are told alike."""
+    return {
+        "softmax_scale": scaling,
+        "causal": True,
+        "softcap": cap,
+        "window_size_left": None if left < 0 else left,
+        "cu_seqlens_q": bounds,
+        "cu_seqlens_k": bounds,
+        "max_seqlen_q": longest,
+        "max_seqlen_k": longest,
+    }
+
+
+@torch.library.custom_op("distillstack::flash4", mutates_args=())
+def flash4_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    longest: int,
+    scaling: float,
+    left: int,
+    cap: float,
+) -> tuple[Tensor, Tensor]:
+    """Attention and the logarithm of each softmax's sum.
+
+    Parameters
+    ----------
+    query : Tensor of shape (T, heads, d)
+    key, value : Tensor of shape (T, kv_heads, d)
+    bounds : int32 Tensor of shape (documents + 1,)
+    longest : int
+        Tokens of the longest document, or more.
+    left : int
+        Earlier tokens that a token sees, or -1 for all.
+    cap : float
+        Of the scores, or 0.
+
+    Returns
+    -------
+    tuple of Tensor
+        (T, heads, d), and (heads, T) float32.
+    """
+    told = _told(bounds, longest, scaling, left, cap)
+    out, lse = _package()._flash_attn_fwd(query, key, value, return_lse=True, **told)[:2]
+    return out, lse
+
+
+@flash4_forward.register_fake
+def _(query, key, value, bounds, longest, scaling, left, cap):  # type: ignore[no-untyped-def]
+    tokens, heads = query.shape[:2]
+    return torch.empty_like(query), query.new_empty((heads, tokens), dtype=torch.float32)
+
+
+@torch.library.custom_op("distillstack::flash4_backward", mutates_args=())
+def flash4_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    bounds: Tensor,
+    longest: int,
+    scaling: float,
+    left: int,
+    cap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value; ``grad`` is that of the output."""
+    told = _told(bounds, longest, scaling, left, cap)
+    found = _package()._flash_attn_bwd(query, key, value, out, grad.contiguous(), lse, **told)
+    return found[0], found[1], found[2]
+
+
+@flash4_backward.register_fake
+def _(grad, query, key, value, *rest):  # type: ignore[no-untyped-def]
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, bounds, *ctx.rest = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(query, key, value, *output, bounds)
+
+
+def _gradients(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    return (*flash4_backward(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None, None)
+
+
+flash4_forward.register_autograd(_gradients, setup_context=_remember)
