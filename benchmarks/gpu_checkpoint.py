@@ -1,11 +1,13 @@
-"""A checkpoint of true shape and random weights on disk, for what will only load one from there.
+"""A checkpoint of true shape and random weights on disk: ``python -m benchmarks.gpu_checkpoint llama DIR``.
 
-The weights are really random and really written: a card multiplies zeros a tenth faster.
+For what will only load one from there. The weights are really random and really written: a card multiplies
+zeros a tenth faster.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -100,3 +102,7 @@ def tokenizer(config: Any) -> Any:
         padding_side="right",
         model_max_length=config.max_position_embeddings,
     )
+
+
+if __name__ == "__main__":
+    random_checkpoint(sys.argv[1], Path(sys.argv[2]))

@@ -12,9 +12,13 @@ A process of its own, as unsloth wants to be imported before what it changes.
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.update(
-    HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", UNSLOTH_DISABLE_STATISTICS="1", WANDB_MODE="disabled"
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    UNSLOTH_DISABLE_STATISTICS="1",
+    UNSLOTH_COMPILE_LOCATION=os.path.join(tempfile.gettempdir(), "unsloth_compiled"),
 )
 try:
     import unsloth
@@ -22,7 +26,6 @@ except (ImportError, NotImplementedError) as failure:  # the latter where it fin
     unsloth, missing = None, f"{type(failure).__name__}: {failure}"
 
 import argparse
-import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -88,6 +91,9 @@ class Peer:
             max_seq_length=MAX_LENGTH,
             random_state=1,
         )
+        kind = type(self.model.get_base_model()).__name__
+        if not kind.endswith("ForSequenceClassification"):
+            raise RuntimeError(f"unsloth made a {kind} of the classifier, as it does without a GPU")
         self.model.config.pad_token_id = pad_id
         marked = [m for m in self.model.modules() if hasattr(m, "gradient_checkpointing")]
         self.recomputing = [(m, m.gradient_checkpointing) for m in marked]
@@ -99,14 +105,18 @@ class Peer:
         """Which of its own functions run, so that a fall back to the stock ones shows."""
         layer = self.model.get_base_model().model.layers[0]
         attention, gate = layer.self_attn, layer.mlp.gate_proj
+        trained = [p for p in self.model.parameters() if p.requires_grad]
         return {
             "unsloth": unsloth.__version__,
+            "class": type(self.model.get_base_model()).__name__,
             "attention": attention.forward.__qualname__,
             "qkv": getattr(getattr(attention, "apply_qkv", None), "__name__", "stock"),
             "mlp": layer.mlp.forward.__qualname__,
             "linear": type(getattr(gate, "base_layer", gate)).__name__,
-            "adapters": str(gate.lora_A["default"].weight.dtype),
-            "trained": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            "trained": {
+                str(kind): sum(p.numel() for p in trained if p.dtype == kind)
+                for kind in {p.dtype for p in trained}
+            },
         }
 
     def logits(self, batch: dict[str, torch.Tensor], masked: bool) -> torch.Tensor:
@@ -202,7 +212,12 @@ def main() -> int:
         started = time.perf_counter()
         checkpoint = random_checkpoint(family, args.checkpoint or Path(directory))
         written = time.perf_counter()
-        peer = Peer(checkpoint, config_of(family).pad_token_id)
+        try:
+            peer = Peer(checkpoint, config_of(family).pad_token_id)
+        except Exception as error:
+            traceback.print_exc()
+            say(args.out, phase=phase, error=f"{type(error).__name__}: {str(error)[:400]}")
+            return 1
         if CUDA:
             torch.cuda.synchronize()
         say(
