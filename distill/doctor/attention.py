@@ -45,7 +45,7 @@ def attention_backend(subject: Subject) -> Finding | None:
     with torch.no_grad():
         exact = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     name = wanted or "the library's default"
-    if (wanted or "").startswith(("flex", "flash", "varlen")):
+    if (wanted or "").startswith(("flex", "flash", "fa4", "varlen")):
         if not torch.cuda.is_available():
             return passed(f"{wanted}: runs on CUDA only, not compared here")
         return kernel_in_packs(subject, str(wanted))

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers.utils.import_utils import is_flash_attn_4_available
 
 from data.arena import ArenaConfig, simulate_arena
 from data.dataset import prepare
@@ -75,10 +76,19 @@ def assert_near(found, wanted, share=0.05):
 
 
 @pytest.mark.parametrize(
-    ("family", "attention"), [("llama", "varlen"), ("llama", "flex"), ("gemma2", "flex")]
+    ("family", "attention"),
+    [
+        ("llama", "varlen"),
+        ("llama", "flex"),
+        ("gemma2", "flex"),
+        ("llama", "flash_attention_4"),
+        ("gemma2", "flash_attention_4"),
+    ],
 )
 def test_the_kernels_are_the_formula(make, family, attention):
     """As near to attention written out in float32 as the formula itself is in bf16; so is a padded batch."""
+    if attention == "flash_attention_4" and not is_flash_attn_4_available():
+        pytest.skip("flash-attn-4 is not installed")
     encoded = documents(LENGTHS)
     exact = run(make(family, precision="fp32", attention="eager"), encoded, static=False)
     assert exact[0].abs().max() > 0.1
