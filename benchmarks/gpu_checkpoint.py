@@ -77,7 +77,8 @@ def tokenizer(config: Any) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    special = {config.bos_token_id: "<s>", config.eos_token_id: "</s>", config.pad_token_id: "<pad>"}
+    start, end, padding = "<|begin_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"
+    special = {config.bos_token_id: start, config.eos_token_id: end, config.pad_token_id: padding}
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -92,13 +93,15 @@ def tokenizer(config: Any) -> Any:
         ),
     )
     backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+        single=f"{start} $A",
+        pair=f"{start} $A {start} $B",
+        special_tokens=[(start, backend.token_to_id(start))],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
+        bos_token=start,
+        eos_token=end,
+        pad_token=padding,
         padding_side="right",
         model_max_length=config.max_position_embeddings,
     )
