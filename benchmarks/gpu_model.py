@@ -19,7 +19,7 @@ from transformers import Gemma2Config, LlamaConfig, TrainerCallback
 from data.encoding.encode import Encoded
 from distill.config import BackboneConfig, LoraConfig
 from distill.kernels.choice import attention_for, registered
-from distill.model.backbone import add_adapters, compute_dtype, prepared
+from distill.model.backbone import add_adapters, compute_dtype, held_in, prepared
 from distill.model.quantised import build
 from distill.packing.examples import Examples
 
@@ -187,10 +187,10 @@ def work(config: Any, lengths: np.ndarray, training: bool) -> float:
 def make_classifier(
     family: str, precision: str, compiled: bool = True, shard: bool = False, attention: str = "auto"
 ) -> Any:
-    """Build the classifier as the commands do, from random weights; ``nf4fp8`` multiplies NF4 in FP8."""
+    """Build the classifier as the commands do, from random weights; ``nf4fp8`` is NF4 times FP8."""
     config = config_of(family)
-    compute = "fp8" if precision == "nf4fp8" else "auto"
-    precision = precision.removesuffix("fp8") or precision
+    compute = {"nf4fp8": "fp8", "nf4int8": "int8", "int8int8": "int8"}.get(precision, "auto")
+    precision = precision if compute == "auto" else precision.removesuffix(compute)
     if precision == "bf16" and not CUDA:
         precision = "fp32"
     backbone = BackboneConfig(
@@ -199,7 +199,7 @@ def make_classifier(
     )  # fmt: skip
     chosen = registered(attention_for(config.model_type, attention))
     weights, dtype = RandomWeights(family), compute_dtype(backbone)
-    base = build(config, weights, precision, dtype, chosen, DEVICE, backbone.double_quant, shard)
+    base = build(config, weights, held_in(backbone), dtype, chosen, DEVICE, backbone.double_quant, shard)
     classifier = add_adapters(prepared(base, backbone), LoraConfig(r=16, alpha=32), 0)
     for name, parameter in classifier.named_parameters():
         if parameter.requires_grad and ("lora_B" in name or "score" in name):

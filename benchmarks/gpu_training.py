@@ -239,7 +239,7 @@ def profile(classifier: Any, family: str, lengths: Path | None, training: bool) 
 
 def measure_ceiling() -> dict[str, Any]:
     """Matrix products of the true shapes in bf16 and FP8: what no step can exceed."""
-    from distill.kernels.products import quantise_rows, scaled_mm
+    from distill.kernels.scaled import quantise_rows, scaled_mm
 
     m = PACK_TOKENS
     found: dict[str, Any] = {}

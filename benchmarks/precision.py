@@ -5,6 +5,8 @@ same adapter on the base in every precision, and by every shortcut, and compared
 float32; the log-loss is that expected under the arena's true class probabilities. Below, models trained on
 the base in each precision, for that is how one is used. ``--full`` compares the shape of Llama-3.1-8B with
 random weights instead, on a GPU, where there is no log-loss to speak of: mean KL stands in for it.
+``--pretrained MODEL --source ROWS`` compares a real model's next-token loss on real text, its hidden states
+and the gradient at its embeddings, which has come through every layer.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import torch
 
 from benchmarks import gpu_model as one
 from data.arena import ArenaConfig, simulate_arena
@@ -26,8 +30,10 @@ from data.encoding.encode import Encoder, Truncation, pad_token_id
 from data.encoding.template import Template
 from data.folds import make_folds
 from data.softmax import softmax
+from data.sources.read import read_source
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
-from distill.kernels.linear import merge_adapters
+from distill.kernels import rotation
+from distill.kernels.linear import fuse, merge_adapters
 from distill.losses import label_loss
 from distill.model.backbone import add_adapters, load_base, load_tokenizer, load_trained
 from distill.model.tiny import tiny_backbone
@@ -37,6 +43,11 @@ from distill.training.trainer import train
 from ensemble.solvers.numbers import log_loss
 
 PRECISIONS = ("bf16", "int8", "fp8", "nf4")
+HELD = ("fp32", "bf16", "int8", "fp8", "int8 int8", "int8 int8 unrotated", "nf4", "nf4 fp8", "nf4 int8")
+"""Precision, and what it computes in where that is not told by it; unrotated on a CPU alone."""
+UNROTATED = " unrotated"
+KL_EVERY = 4
+"""Tokens of which one has its whole distribution compared."""
 ALLOWED = 0.0005
 TRAINING = TrainConfig(epochs=5, lr=2e-3, rows_per_step=16)
 
@@ -140,14 +151,71 @@ def full(lengths: Path | None) -> list[dict[str, Any]]:
     return lines
 
 
+def documents(path: str, source: str, n: int, length: int) -> torch.Tensor:
+    """The first tokens of conversations that are long enough, (n, length)."""
+    rows, _ = read_source(source)
+    tokenizer = load_tokenizer(BackboneConfig(path=path), path)
+    found, columns = [], (rows.table.column(name).to_pylist() for name in ("prompt", "response_a"))
+    for prompt, response in zip(*columns, strict=True):
+        turns = [turn for pair in zip(prompt, response, strict=False) for turn in pair if turn]
+        ids = tokenizer("\n".join(turns))["input_ids"][:length]
+        found += [ids] if len(ids) == length else []
+        if len(found) == n:
+            return torch.tensor(found)
+    raise SystemExit(f"{source}: has {len(found)} texts of {length} tokens, not {n}")
+
+
+def pretrained(path: str, source: str, n: int, length: int) -> list[dict[str, Any]]:
+    """Compare what the frozen base is held and multiplied in, on a real model's own task."""
+    ids = documents(path, source, n, length).to(one.DEVICE)
+
+    def seen(held: str) -> dict[str, torch.Tensor]:
+        precision, *compute = held.removesuffix(UNROTATED).split()
+        config = BackboneConfig(
+            path=path, precision=precision, compute=compute[0] if compute else "auto", head="tokens"
+        )
+        model = load_base(config, path, 3)
+        fuse(model)
+        parts: dict[str, list[torch.Tensor]] = {}
+        for document in ids.split(1):
+            embedded = model.get_input_embeddings()(document).detach().requires_grad_()
+            out = model(inputs_embeds=embedded, output_hidden_states=True, use_cache=False)
+            logs = out.logits[0, :-1].float().log_softmax(-1)
+            losses = -logs.gather(-1, document[0, 1:, None])[:, 0]
+            (gradient,) = torch.autograd.grad(losses.mean(), embedded)
+            noted = {"losses": losses, "logs": logs[::KL_EVERY], "hidden": out.hidden_states[-1][0]}
+            for name, value in {**noted, "gradient": gradient[0]}.items():
+                parts.setdefault(name, []).append(value.detach().float().cpu())
+        return {name: torch.stack(values) for name, values in parts.items()}
+
+    wanted = seen("fp32")
+    lines: list[dict[str, Any]] = []
+    for held in HELD:
+        if one.CUDA and held.endswith(UNROTATED):
+            continue
+        # Blocks of one input are not rotated.
+        with patch.object(rotation, "BLOCK", 1 if held.endswith(UNROTATED) else rotation.BLOCK):
+            found = wanted if held == "fp32" else seen(held)
+        gaps = (found["losses"] - wanted["losses"]).mean(1)
+        line: dict[str, Any] = {"what": held, "itself": float(found["losses"].mean())}
+        line |= {"log_loss": float(gaps.mean()), "error": float(gaps.std() / n**0.5)}
+        line["kl"] = float((wanted["logs"].exp() * (wanted["logs"] - found["logs"])).sum(-1).mean())
+        for name in ("hidden", "gradient"):
+            line[name] = float((found[name] - wanted[name]).norm() / wanted[name].norm())
+        lines.append(line)
+        print(json.dumps(line), flush=True)
+    return lines
+
+
 def table(lines: list[dict[str, Any]]) -> str:
     """Lay out the comparisons."""
+    further = [name for name in ("hidden", "gradient") if name in lines[-1]]
     body = []
     for line in lines[1:]:
         loss = f"{line['log_loss']:+.5f} ± {line['error']:.5f}" if "log_loss" in line else ""
-        gaps = [f"{line[name]:.1e}" if name in line else "" for name in ("max", "mean", "kl")]
+        gaps = [f"{line[name]:.1e}" if name in line else "" for name in ("max", "mean", "kl", *further)]
         body.append([line["what"], *gaps, loss])
-    return format_table(["", "largest", "mean", "mean KL", "log-loss"], body)
+    return format_table(["", "largest", "mean", "mean KL", *further, "log-loss"], body)
 
 
 def main() -> None:
@@ -158,14 +226,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=6, help="trainings in each precision")
     parser.add_argument("--full", action="store_true", help="the shape of Llama-3.1-8B, on a GPU")
     parser.add_argument("--lengths", type=Path, help="JSON list of real row lengths in tokens")
+    parser.add_argument("--pretrained", help="a real decoder's directory")
+    parser.add_argument("--source", help="rows whose conversations it reads, as data.prepare takes them")
+    parser.add_argument("--documents", type=int, default=12)
+    parser.add_argument("--length", type=int, default=256, help="tokens of a document")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.full:
+    kind = "_full" if args.full else ""
+    if args.pretrained:
+        lines = pretrained(args.pretrained, args.source, args.documents, args.length)
+        kind = f"_{Path(args.pretrained).name}"
+    elif args.full:
         lines = full(args.lengths)
     else:
         with tempfile.TemporaryDirectory() as scratch:
             lines = small(Path(scratch), args.rows, args.seeds)
-    (args.out / f"precision{'_full' if args.full else ''}.json").write_text(json.dumps(lines, indent=1))
+    (args.out / f"precision{kind}.json").write_text(json.dumps(lines, indent=1))
     print(json.dumps(lines[0]))
     print(table(lines))
 

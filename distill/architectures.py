@@ -89,7 +89,7 @@ class Architecture:
     head_keys : tuple of str
         Keys of the configuration that repeat the width of a head.
     measured : mapping of str to Measured
-        Rates by precision; ``nf4+fp8`` is NF4 with ``compute: fp8``.
+        Rates by precision; ``nf4+fp8`` is NF4 with ``compute: fp8``, and so on.
     """
 
     name: str

@@ -101,8 +101,9 @@ class BackboneConfig:
         "auto",
         "matmul dtype of a quantised base; auto is bfloat16 on cards that have it, float16 on those that do "
         "not, float32 on the CPU; fp8, with nf4 only, unpacks the base to FP8 and multiplies so "
-        "(distill.kernels.unpack)",
-        choices=("auto", "bf16", "fp16", "fp32", "fp8"),
+        "(distill.kernels.unpack); int8, with int8 and nf4, does the same in int8, for cards "
+        "without FP8 (distill.kernels.scaled)",
+        choices=("auto", "bf16", "fp16", "fp32", "fp8", "int8"),
     )
     attention: str = setting(
         "auto",

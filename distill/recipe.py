@@ -285,10 +285,11 @@ def _check_model(name: str, model: ModelConfig) -> None:
         raise UserError(f"recipe: {name}.backbone needs either a path or tiny, and not both")
     if backbone.tiny is not None:
         _check_tiny(f"{name}.backbone.tiny", backbone.tiny, backbone.precision)
-    if backbone.compute == "fp8" and (backbone.precision != "nf4" or not backbone.packed or backbone.shard):
+    eight_bits = {"fp8": ("nf4",), "int8": ("nf4", "int8")}.get(backbone.compute)
+    if eight_bits and (backbone.precision not in eight_bits or not backbone.packed or backbone.shard):
         raise UserError(
-            f"recipe: {name}.backbone.compute fp8 is for precision nf4 in packs, and not for a sharded base; "
-            "precision fp8 computes in FP8 by itself"
+            f"recipe: {name}.backbone.compute {backbone.compute} is for precision {' or '.join(eight_bits)} "
+            "in packs, and not for a sharded base; precision fp8 computes in FP8 by itself"
         )
     if not lora.enabled and backbone.precision in {*QUANTISED, "fp16"}:
         raise UserError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.kernels.products import quantise_rows
+from distill.kernels.scaled import quantise_rows
 
 ACTIVATIONS = {"SiLUActivation": "silu", "SiLU": "silu", "GELUTanh": "gelu"}
 """The library's classes of activations that the kernel knows."""

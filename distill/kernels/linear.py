@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.kernels.gated import ACTIVATIONS, WIDEST, gated_fp8
-from distill.kernels.products import FrozenProduct, LoraProduct, dense, quantise_int8, quantise_rows
-from distill.kernels.unpack import FP8, row_scales
+from distill.kernels.products import FrozenProduct, LoraProduct, dense
+from distill.kernels.rotation import rotated
+from distill.kernels.scaled import FP8, quantise_rows
+from distill.kernels.unpack import row_scales
 
 LAST = ("o_proj", "down_proj")
 """The linear layers that end a decoder layer's two halves."""
@@ -30,7 +32,8 @@ class QuantisedLinear(nn.Linear):
     ----------
     weight : Tensor of shape (out, in)
         The full-precision weight.
-    kind : {"int8", "fp8"}
+    kind : {"int8", "int8_int8", "fp8"}
+        Of :mod:`distill.kernels.products`.
     bias : Tensor, optional
     """
 
@@ -40,7 +43,9 @@ class QuantisedLinear(nn.Linear):
     def __init__(self, weight: Tensor, kind: str, bias: Tensor | None = None) -> None:
         super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
         self.kind = kind
-        stored, scale = quantise_int8(weight) if kind == "int8" else quantise_rows(weight)
+        if kind == "int8_int8":
+            weight = rotated(weight.float())
+        stored, scale = quantise_rows(weight, FP8 if kind == "fp8" else torch.int8)
         # Held as bytes: PEFT gives adapters the dtype of a floating-point weight, and FP8 is one.
         self.weight = nn.Parameter(stored.view(torch.int8), requires_grad=False)
         self.register_buffer("scale", scale, persistent=False)
@@ -72,15 +77,22 @@ def parts(layer: Any) -> Parts:
     scale = getattr(layer, "row_scale", None)
     if scale is None:
         return "nf4", shape, tuple(tensors)
-    return "nf4_fp8", shape, (tensors[0], scale, *tensors[1:])
+    return f"nf4_{layer.multiplied}", shape, (tensors[0], scale, *tensors[1:])
 
 
-def multiply_in_fp8(model: nn.Module) -> None:
-    """Have every NF4 layer's products done in FP8 (:mod:`distill.kernels.unpack`); before :func:`fuse`."""
+def multiply_in(model: nn.Module, name: str) -> None:
+    """Have every NF4 layer's products done in 8 bits (:mod:`distill.kernels.unpack`); before :func:`fuse`.
+
+    Parameters
+    ----------
+    name : {"fp8", "int8"}
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state"):
             _, shape, (packed, absmax, *nested) = parts(module)
-            object.__setattr__(module, "row_scale", row_scales(packed, absmax, nested, list(shape)))
+            scale = row_scales(packed, absmax, nested, list(shape), FP8 if name == "fp8" else torch.int8)
+            object.__setattr__(module, "row_scale", scale)
+            object.__setattr__(module, "multiplied", name)
 
 
 def is_frozen_linear(module: nn.Module) -> bool:
@@ -225,7 +237,7 @@ def merge_adapters(model: nn.Module) -> None:
             if not isinstance(module, LoraLayer) or not isinstance(module.base_layer, nn.Linear):
                 continue
             kind, shape, stored = parts(module.base_layer)
-            if kind in ("nf4", "nf4_fp8"):
+            if kind.startswith("nf4"):
                 raise ValueError("adapters cannot be merged into an NF4 base without changing the model")
             if kind == "fp8":
                 weight = stored[0].float() * stored[1]

@@ -5,32 +5,38 @@ A frozen weight has an input gradient and none of its own, whatever it is stored
 Layout. ``x`` is (tokens, in), a weight (out, in), adapters ``a`` (r, in) and ``b`` (out, r). A stored weight
 is a kind and a list of tensors:
 
-=======  ==========================================================================================
-kind     tensors
-=======  ==========================================================================================
-dense    the weight
-nf4      two values a byte, one scale for 64 of them; doubly quantised scales: their code book, outer
-         scales (one for 256) and offset beside them
-nf4_fp8  as nf4, with float32 scales (out, 1) for its rows in FP8 behind the values
-int8     int8 (out, in) and float32 scales (out, 1)
-fp8      e4m3 (out, in), float32 scales (out, 1) and, on a GPU, the same values laid out (in, out)
-=======  ==========================================================================================
+=========  ==========================================================================================
+kind       tensors
+=========  ==========================================================================================
+dense      the weight
+nf4        two values a byte, one scale for 64 of them; doubly quantised scales: their code book, outer
+           scales (one for 256) and offset beside them
+nf4_fp8    as nf4, with float32 scales (out, 1) for its rows in FP8 behind the values
+nf4_int8   the same with scales for its rows rotated and in int8
+int8       int8 (out, in) and float32 scales (out, 1)
+int8_int8  the same of the rotated weight, multiplied as it is
+fp8        e4m3 (out, in), float32 scales (out, 1) and, on a GPU, the same values laid out (in, out)
+=========  ==========================================================================================
 
 Dtype. NF4 and int8 are written out in the activations' dtype before each product, forward and backward, so
-that nothing of full size is kept between; nf4_fp8 is unpacked to FP8 (:mod:`distill.kernels.unpack`). FP8
-multiplies as it is: each row of activations is rounded under a scale of its own, hardware multiplies the e4m3
-values, and both scales are applied to the sum. In the backward pass the weight's row scales are multiplied
-into the gradient before that is rounded, so the very values of the forward pass serve again. The adapter is
+that nothing of full size is kept between; nf4_fp8 and nf4_int8 are unpacked to 8 bits
+(:mod:`distill.kernels.unpack`). FP8 and int8_int8 multiply as they are: each row of activations is rounded
+under a scale of its own, hardware multiplies the 8-bit values, and both scales are applied to the sum
+(:mod:`distill.kernels.scaled`). In the backward pass the weight's row scales are multiplied into the gradient
+before that is rounded, so the very values of the forward pass serve again. What is multiplied in int8 is
+rotated before it is rounded, and the input gradient back (:mod:`distill.kernels.rotation`). The adapter is
 computed in the activations' dtype; its factors may be kept in float32.
 
-Trade-offs. FP8's second layout costs a byte a weight, since hardware reads only one of the two; e4m3 has
-three bits of mantissa, so a rounded value is off by up to 6 %. The adapter is added into the product in
-place: a product written out, read back and added costs some 3 % of a step. The inner product ``x @ a.T`` is
-kept for the backward pass, for it is r wide; the written-out weight is not. Without FP8 hardware the
-product is written out in float32: right, and slow.
+Trade-offs. FP8's second layout costs a byte a weight, since hardware reads only one of the two; int8's is
+made anew for each backward pass, in a tenth of the product's time, because int8 is for cards with little
+memory. e4m3 has three bits of mantissa, so a rounded value is off by up to 6 %, however small it is; int8
+has 254 even steps, so a value is off by up to half a step, and a row whose largest is far above the others
+leaves these few. The adapter is added into the product in place: a product written out, read back and added
+costs some 3 % of a step. The inner product ``x @ a.T`` is kept for the backward pass, for it is r wide; the
+written-out weight is not.
 
-The products are opaque operators, so that a compiled layer keeps the in-place addition; the FP8 rounding
-of activations is ordinary code, which the compiler fuses with what comes before it. Stored tensors are
+The products are opaque operators, so that a compiled layer keeps the in-place addition; the rounding of
+activations is ordinary code, which the compiler fuses with what comes before it. Stored tensors are
 handed over one by one, because the compiler misreads ``*args``.
 """
 
@@ -41,41 +47,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.kernels.unpack import FP8, FP8_MAX, NF4_BLOCK, block_scales, unpack
+from distill.kernels.rotation import rotated, rotated_mm
+from distill.kernels.scaled import FP8, quantise_rows, scaled_mm, turned
+from distill.kernels.unpack import NF4_BLOCK, block_scales, unpack
 
-ROUNDED = ("fp8", "nf4_fp8")
-"""Kinds of weights whose products are in FP8: what they multiply is rounded too."""
-
-
-def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Round each row to FP8 under a scale of its own: (m, k) FP8 and (m, 1) float32."""
-    scale = (x.abs().amax(-1, keepdim=True).float() / FP8_MAX).clamp_min(1e-12)
-    return (x.float() / scale).to(FP8), scale
-
-
-def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round each row to int8 under a scale of its own."""
-    scale = (weight.abs().amax(-1, keepdim=True).float() / 127).clamp_min(1e-12)
-    return (weight.float() / scale).round().to(torch.int8), scale
-
-
-def scaled_mm(x: Tensor, x_scale: Tensor, weight: Tensor, w_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """FP8 product ``x @ weight.T`` under row scales of both; written out where there is no FP8 hardware."""
-    if not x.is_cuda:
-        return ((x.float() * x_scale) @ (weight.float() * w_scale).t()).to(dtype)
-    if dtype == torch.float32:
-        return scaled_mm(x, x_scale, weight, w_scale, torch.bfloat16).float()
-    return torch._scaled_mm(
-        x, weight.t(), scale_a=x_scale, scale_b=w_scale.t(), out_dtype=dtype, use_fast_accum=True
-    )
+ROUNDED = {"fp8": FP8, "nf4_fp8": FP8, "nf4_int8": torch.int8, "int8_int8": torch.int8}
+"""Kinds of weights whose products are in 8 bits, and in which: what they multiply is rounded too."""
 
 
 def dense(kind: str, stored: list[Tensor], shape: list[int], dtype: torch.dtype) -> Tensor:
     """Return a stored weight as an ordinary matrix (out, in)."""
     if kind == "dense":
         return stored[0] if stored[0].dtype == dtype else stored[0].to(dtype)
-    if kind == "int8":
-        return (stored[0].to(torch.float32) * stored[1]).to(dtype)
+    if kind in ("int8", "int8_int8"):
+        weight = stored[0].to(torch.float32) * stored[1]
+        return (weight if kind == "int8" else rotated(weight)).to(dtype)
     packed, scales, *nested = stored if kind == "nf4" else (stored[0], *stored[2:])
     scales = block_scales(scales, nested)
     return torch.ops.bitsandbytes.dequantize_4bit(packed, scales, NF4_BLOCK, "nf4", shape, dtype)
@@ -85,7 +71,7 @@ def _product(
     x: Tensor, x_scale: Tensor | None, kind: str, stored: list[Tensor], shape: list[int], dtype: torch.dtype
 ) -> Tensor:
     if x_scale is not None:
-        weight = stored[0] if kind == "fp8" else unpack(stored, shape)
+        weight = unpack(stored, shape, ROUNDED[kind]) if kind.startswith("nf4") else stored[0]
         return scaled_mm(x, x_scale, weight, stored[1], dtype)
     return x @ dense(kind, stored, shape, dtype).t()
 
@@ -94,13 +80,14 @@ def _transposed_product(
     dy: Tensor, dy_scale: Tensor | None, kind: str, stored: list[Tensor], shape: list[int], dtype: torch.dtype
 ) -> Tensor:
     if dy_scale is not None:
-        # The weight's own row scales were multiplied into dy, so the very FP8 values of the forward pass
+        # The weight's own row scales were multiplied into dy, so the very 8-bit values of the forward pass
         # serve again, and the scale of the transposed weight is one.
-        if kind == "nf4_fp8":
-            turned = unpack(stored, shape, turned=True)
+        if kind.startswith("nf4"):
+            weight = unpack(stored, shape, ROUNDED[kind], turned=True)
         else:
-            turned = stored[2] if len(stored) > 2 else stored[0].t().contiguous()
-        return scaled_mm(dy, dy_scale, turned, dy_scale.new_ones(len(turned), 1), dtype)
+            weight = stored[2] if len(stored) > 2 else turned(stored[0])
+        product = rotated_mm if ROUNDED[kind] == torch.int8 else scaled_mm
+        return product(dy, dy_scale, weight, dy_scale.new_ones(len(weight), 1), dtype)
     return dy @ dense(kind, stored, shape, dtype)
 
 
@@ -183,7 +170,11 @@ def _(dy, rounded, dy_scale, x, inner, kind, stored, shape, a, b, scaling, needs
 def _rounded(kind: str, x: Tensor, factors: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
     if kind not in ROUNDED:
         return None, None
-    return quantise_rows(x if factors is None else x.float() * factors)
+    if factors is not None:
+        return quantise_rows(x.float() * factors, ROUNDED[kind])
+    if ROUNDED[kind] == torch.int8:
+        return torch.ops.distillstack.quantise_rotated(x)
+    return quantise_rows(x)
 
 
 def _given(*stored: Tensor | None) -> list[Tensor]:

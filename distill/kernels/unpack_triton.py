@@ -22,8 +22,9 @@ TILE = (64, 2, 4)
 
 @triton.jit
 def _unpack(  # type: ignore[no-untyped-def]
-    packed, scale, absmax, code, outer, offset, table, out, n_out, n_in,
-    NESTED: tl.constexpr, TURNED: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+    packed, scale, absmax, code, outer, offset, table, rotation, out, n_out, n_in,
+    NESTED: tl.constexpr, TURNED: tl.constexpr, ROTATED: tl.constexpr, ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     blocks = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
@@ -39,9 +40,16 @@ def _unpack(  # type: ignore[no-untyped-def]
     places = block[:, :, None] * 32 + tl.arange(0, 32)[None, None, :]
     pairs = tl.load(packed + places, mask=inside[:, :, None], other=0).to(tl.int32)
     # The earlier of two neighbours is in the higher half of their byte.
-    first = tl.load(table + (pairs >> 4)) * factor
-    second = tl.load(table + (pairs & 15)) * factor
-    values = tl.join(first, second).reshape(ROWS, BLOCKS * 64).to(tl.float8e4nv)
+    codes = tl.join(tl.load(table + (pairs >> 4)), tl.load(table + (pairs & 15)))
+    if ROTATED:
+        # A block has one scale, which is multiplied into what its codes are rotated to.
+        inner = tl.arange(0, 64)
+        matrix = tl.load(rotation + inner[:, None] * 64 + inner[None, :])
+        whole = tl.dot(codes.reshape(ROWS * BLOCKS, 64).to(tl.float16), matrix)
+        values = tl.floor(whole.reshape(ROWS, BLOCKS, 64) * factor + 0.5).to(tl.int8)
+    else:
+        values = (codes.reshape(ROWS, BLOCKS, 64) * factor).to(tl.float8e4nv)
+    values = values.reshape(ROWS, BLOCKS * 64)
     columns = tl.program_id(1) * BLOCKS * 64 + tl.arange(0, BLOCKS * 64)
     if TURNED:
         inside = (columns < n_in)[:, None] & (rows < n_out)[None, :]
@@ -57,17 +65,29 @@ def _table(device: torch.device) -> Tensor:
 
 
 def launch(
-    packed: Tensor, scale: Tensor, absmax: Tensor, nested: list[Tensor], shape: list[int], turned: bool
+    packed: Tensor,
+    scale: Tensor,
+    absmax: Tensor,
+    nested: list[Tensor],
+    shape: list[int],
+    rotation: Tensor | None,
+    turned: bool,
 ) -> Tensor:
-    """Unpack on the GPU; ``shape`` is (out, in), with ``in`` a multiple of 64."""
+    """Unpack on the GPU to FP8, or to int8 where there is a rotation, (64, 64) in float16.
+
+    ``shape`` is (out, in), with ``in`` a multiple of 64.
+    """
     n_out, n_in = shape
     size = (n_in, n_out) if turned else (n_out, n_in)
-    out = torch.empty(size, device=packed.device, dtype=torch.float8_e4m3fn)
+    dtype = torch.float8_e4m3fn if rotation is None else torch.int8
+    out = torch.empty(size, device=packed.device, dtype=dtype)
     rows, blocks, warps = TILE
     grid = (triton.cdiv(n_out, rows), triton.cdiv(n_in, 64 * blocks))
     code, outer, offset = nested or (scale, scale, scale)
     _unpack[grid](
-        packed, scale, absmax, code, outer, offset, _table(packed.device), out, n_out, n_in,
-        NESTED=bool(nested), TURNED=turned, ROWS=rows, BLOCKS=blocks, num_warps=warps,
+        packed, scale, absmax, code, outer, offset, _table(packed.device),
+        scale if rotation is None else rotation, out, n_out, n_in,
+        NESTED=bool(nested), TURNED=turned, ROTATED=rotation is not None, ROWS=rows, BLOCKS=blocks,
+        num_warps=warps,
     )  # fmt: skip
     return out

@@ -23,7 +23,7 @@ from data.files import sha256_files, sha256_text
 from distill.architectures import HEADS, NESTED, PACKED, POOLERS, architecture
 from distill.config import CHECKPOINTING, QUANTISED, BackboneConfig, LoraConfig
 from distill.kernels.choice import attention_for, registered
-from distill.kernels.linear import multiply_in_fp8
+from distill.kernels.linear import multiply_in
 from distill.model.classifier import Classifier
 from distill.model.files import weight_files
 from distill.model.padded import blocks_of, head_of, poolers_of, wrap
@@ -37,8 +37,8 @@ HUB_SECONDS = 10.0
 CPU = torch.device("cpu")
 TASKS = {"score": "AutoModelForSequenceClassification", "tokens": "AutoModelForCausalLM"}
 """The library's class for each head."""
-FP8_SINCE = (8, 9)
-"""Compute capability from which on there are products in FP8."""
+EIGHT_BITS = {"fp8": (8, 9), "int8": (7, 5)}
+"""Products in 8 bits by name, and the compute capability from which on there are such."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -47,11 +47,16 @@ def compute_dtype(config: BackboneConfig) -> torch.dtype:
     wanted = config.compute if config.precision in QUANTISED else config.precision
     if wanted in DTYPES:
         return DTYPES[wanted]
-    if wanted not in ("auto", "fp8"):  # with FP8 products, what is not a frozen product is as by auto
+    if wanted not in ("auto", *EIGHT_BITS):  # with 8-bit products, what is not a frozen product is as by auto
         raise UserError(f"recipe: compute is {wanted!r}; it is auto or one of {listing(DTYPES)}")
     if not torch.cuda.is_available():
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def held_in(config: BackboneConfig) -> str:
+    """Return what the base's linear layers are held in: the precision, or int8 for products in int8."""
+    return "int8_int8" if config.precision == config.compute == "int8" else config.precision
 
 
 def load_tokenizer(config: BackboneConfig, path: str) -> Any:
@@ -131,7 +136,7 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
             model = build(
                 model_config,
                 weights,
-                config.precision,
+                held_in(config),
                 dtype,
                 attention,
                 device,
@@ -225,13 +230,14 @@ def _configure(model: Any, config: BackboneConfig) -> None:
     """Note on a loaded model how it is to be run; a decoder's head computes in float32."""
     model.config.use_cache = False
     model.compile_layers = _compiles(config)
-    if config.compute == "fp8":
-        if torch.cuda.is_available() and torch.cuda.get_device_capability() < FP8_SINCE:
+    if config.compute in EIGHT_BITS:
+        since = EIGHT_BITS[config.compute]
+        if torch.cuda.is_available() and torch.cuda.get_device_capability() < since:
             raise UserError(
-                f"recipe: compute fp8 needs a card with FP8 products, of compute capability 8.9 or higher; "
-                f"{torch.cuda.get_device_name()} has none: use compute auto"
+                f"recipe: compute {config.compute} needs a card with such products, of compute capability "
+                f"{since[0]}.{since[1]} or higher; {torch.cuda.get_device_name()} has none: use compute auto"
             )
-        multiply_in_fp8(model)
+        multiply_in(model, config.compute)
     model.padded = not packs(config, model.config.model_type)
     if not architecture(model.config.model_type).encoder and config.head == "score":
         model.score.to(torch.float32)

@@ -127,7 +127,8 @@ def build(
     config : PreTrainedConfig
     weights : Weights
         Those of a head are not read: the classifier's is made anew, and zero.
-    precision : {"nf4", "int8", "fp8", "bf16", "fp16", "fp32"}
+    precision : {"nf4", "int8", "int8_int8", "fp8", "bf16", "fp16", "fp32"}
+        ``int8_int8`` is held for int8 products (:mod:`distill.kernels.products`).
     dtype : torch.dtype
         Of everything that is not quantised.
     attention : str
@@ -156,7 +157,7 @@ def build(
     }
     cut = CutLayers() if shard and process()[1] > 1 else None
     for name, module in list(model.named_modules()):
-        if id(module) in linear and precision in QUANTISED:
+        if id(module) in linear and precision in (*QUANTISED, "int8_int8"):
             weight = weights.get(f"{name}.weight", module.weight.shape, device).to(dtype)
             bias = None
             if module.bias is not None:

@@ -185,7 +185,8 @@ def _rates(unit: Unit, trained: float, device: Device) -> tuple[float, float, st
 
 def _reference(config: BackboneConfig, family: str) -> tuple[Measured, bool]:
     """Return the nearest measured model, and whether it is of this family and arithmetic."""
-    kind = f"{config.precision}+fp8" if config.compute == "fp8" else config.precision
+    eight_bits = config.compute in ("fp8", "int8")
+    kind = f"{config.precision}+{config.compute}" if eight_bits else config.precision
     nearest = [(family, kind), ("llama", kind), (family, config.precision), ("llama", "nf4")]
     key = next(key for key in nearest if key in MEASURED)
     return MEASURED[key], key == nearest[0]

@@ -1,4 +1,4 @@
-"""What only a GPU shows: its attention kernels, compiled layers, bf16, FP8, 8-bit Adam.
+"""What only a GPU shows: its attention kernels, compiled layers, bf16, FP8, int8, 8-bit Adam.
 
 Skipped without CUDA; ``benchmarks/README.md`` says how to run it.
 """
@@ -20,7 +20,18 @@ from data.softlabels import read_store
 from distill.config import BackboneConfig, LoraConfig, TinyConfig
 from distill.kernels.gated import gated_fp8
 from distill.kernels.linear import QuantisedLinear, parts
-from distill.kernels.products import FrozenProduct, dense, quantise_rows
+from distill.kernels.products import ROUNDED, FrozenProduct, dense
+from distill.kernels.rotation import quantise_rotated, rotated, rotated_mm
+from distill.kernels.scaled import (
+    LARGEST,
+    by_torch,
+    int8_product,
+    quantise_rows,
+    rounded,
+    scaled_mm,
+    turned,
+    written_out,
+)
 from distill.kernels.unpack import row_scales, unpack
 from distill.model.backbone import add_adapters, load_base
 from distill.model.tiny import tiny_backbone
@@ -125,21 +136,25 @@ def test_compiled_layers_are_the_layers_and_compile_once(make):
     assert graphs[0] == graphs[1] > 0
 
 
+@pytest.mark.parametrize("dtype", list(LARGEST))
 @pytest.mark.parametrize("nested", [False, True])
-def test_nf4_is_unpacked_to_the_fp8_numbers_of_its_dequantised_rows(nested):
+def test_nf4_is_unpacked_to_the_8_bit_numbers_of_its_dequantised_rows(nested, dtype):
     import bitsandbytes.functional as bnb
 
     shape = [200, 320]
     weight = torch.randn(shape, device=DEVICE, dtype=torch.bfloat16)
     packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=nested)
     extra = [state.state2.code, state.state2.absmax, state.offset] if nested else []
-    scale = row_scales(packed, state.absmax, extra, shape)
-    found = unpack([packed, scale, state.absmax, *extra], shape)
-    turned = unpack([packed, scale, state.absmax, *extra], shape, turned=True)
-    wanted = (dense("nf4", [packed, state.absmax, *extra], shape, torch.float32) / scale).to(found.dtype)
-    # A product in another order may fall on the other side of a tie.
-    assert (found.float() == wanted.float()).float().mean() > 0.999
-    assert torch.equal(turned.t().float(), found.float())
+    scale = row_scales(packed, state.absmax, extra, shape, dtype)
+    found = unpack([packed, scale, state.absmax, *extra], shape, dtype)
+    other = unpack([packed, scale, state.absmax, *extra], shape, dtype, turned=True)
+    exact = dense("nf4", [packed, state.absmax, *extra], shape, torch.float32)
+    exact = rotated(exact) if dtype == torch.int8 else exact
+    gap = found.float() - rounded(exact / scale, dtype).float()
+    # A product in another order may fall on the other side of a tie; the rotation of codes is in float16.
+    assert (gap == 0).float().mean() > (0.9 if dtype == torch.int8 else 0.999)
+    assert dtype != torch.int8 or gap.abs().max() <= 1
+    assert torch.equal(other.t().float(), found.float())
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
@@ -171,20 +186,66 @@ def test_replayed_passes_are_those_of_the_layers(make):
     assert len(classifier.graphs._recorded) == 1
 
 
-def test_fp8_products_are_those_of_the_rounded_weights():
-    if torch.cuda.get_device_capability() < (8, 9):
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((2000, 1408, 512), torch.bfloat16),
+        ((131, 200, 1096), torch.float16),
+        ((3, 64, 72), torch.float32),
+    ],
+)
+def test_int8_products_are_their_formula_to_the_bit(shape, dtype):
+    """The kernel and torch's product, of tiles full and not; int32 sums are exact in any order."""
+    m, n, k = shape
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    x, weight = (
+        quantise_rows(torch.randn(rows, k, device=DEVICE, generator=generator), torch.int8) for rows in (m, n)
+    )
+    sums = x[0].double() @ weight[0].double().t()
+    exact = (sums.float() * weight[1].t() * x[1]).to(dtype)
+    assert torch.equal(by_torch(*x, *weight, dtype), exact)
+    assert torch.equal(scaled_mm(*x, *weight, dtype), exact)
+    assert (written_out(*x, *weight, torch.float32) - exact).norm() < 0.01 * exact.float().norm()
+    assert torch.equal(turned(weight[0]), weight[0].t())
+    assert_near(rotated_mm(*x, *weight, dtype).float(), rotated(exact).float(), 5e-3)
+
+
+@pytest.mark.parametrize("width", [64, 576, 4096, 14336])
+def test_activations_are_rotated_and_rounded_in_one_pass(width):
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    x = torch.randn(70, width, device=DEVICE, dtype=torch.float16, generator=generator)
+    x[:, 5] *= 100
+    values, scale = quantise_rotated(x)
+    wanted, wanted_scale = quantise_rows(rotated(x.float()), torch.int8)
+    torch.testing.assert_close(scale, wanted_scale, rtol=1e-3, atol=0)
+    gap = (values.int() - wanted.int()).abs()
+    assert gap.max() <= 1
+    assert (gap == 0).float().mean() > 0.98
+
+
+def test_cards_since_ampere_multiply_int8_by_the_kernel():
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("no tensor-core code by Triton")
+    assert int8_product(DEVICE).__name__ == "launch"
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8_int8"])
+def test_8_bit_products_are_those_of_the_rounded_weights(kind):
+    if kind == "fp8" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("no FP8 hardware")
     generator = torch.Generator(DEVICE).manual_seed(0)
     weight = torch.randn(256, 128, device=DEVICE, dtype=torch.bfloat16, generator=generator)
     x = torch.randn(64, 128, device=DEVICE, dtype=torch.bfloat16, generator=generator).requires_grad_()
     dy = torch.randn(64, 256, device=DEVICE, dtype=torch.bfloat16, generator=generator)
-    kind, shape, stored = parts(QuantisedLinear(weight, "fp8"))
+    kind, shape, stored = parts(QuantisedLinear(weight, kind))
     y = FrozenProduct.apply(x, kind, shape, *stored)
     y.backward(dy)
-    values, scale = quantise_rows(weight)
-    rounded = values.float() * scale
-    assert (y.float() - x.detach().float() @ rounded.T).norm() < 0.05 * y.float().norm()
-    assert (x.grad.float() - dy.float() @ rounded).norm() < 0.06 * x.grad.float().norm()
+    wide = weight.float()
+    values, scale = quantise_rows(rotated(wide) if kind == "int8_int8" else wide, ROUNDED[kind])
+    held = values.float() * scale
+    held = rotated(held) if kind == "int8_int8" else held
+    assert (y.float() - x.detach().float() @ held.T).norm() < 0.05 * y.float().norm()
+    assert (x.grad.float() - dy.float() @ held).norm() < 0.06 * x.grad.float().norm()
 
 
 def test_gemma_in_float16_keeps_its_residuals_in_range(make):

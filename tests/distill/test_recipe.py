@@ -54,6 +54,10 @@ def test_overrides_reach_nested_keys():
         ("teachers.llama.lora.targets=[]", ["lora.targets", "all-linear"]),
         ("teachers.llama.backbone.compute=fp4", ["compute", "bf16", "fp8"]),
         ("teachers.gemma2.backbone={precision: bf16, compute: fp8}", ["gemma2.backbone.compute fp8", "nf4"]),
+        (
+            "teachers.gemma2.backbone={precision: fp8, compute: int8}",
+            ["backbone.compute int8", "nf4 or int8"],
+        ),
         ("teachers.llama.backbone.tiny.heads=0", ["tiny.heads", "above 0"]),
         ("teachers.llama.backbone.tiny.heads=3", ["hidden_size", "3 heads"]),
         ("teachers.llama.backbone.tiny.heads=64", ["hidden_size", "64 heads", "pairs"]),

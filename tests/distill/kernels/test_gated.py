@@ -8,7 +8,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from distill.kernels.linear import QuantisedLinear, _FusedGate, fuse
-from distill.kernels.products import quantise_rows
+from distill.kernels.scaled import quantise_rows
 
 
 @pytest.mark.parametrize(("kind", "family"), [(LlamaMLP, "llama"), (Gemma2MLP, "gemma2")])

@@ -1,11 +1,13 @@
-"""NF4 unpacked to FP8 is bitsandbytes' dequantisation, rounded under a scale a row."""
+"""NF4 unpacked to 8 bits is bitsandbytes' dequantisation, rounded under a scale a row."""
 
 import bitsandbytes as bnb
 import pytest
 import torch
 
-from distill.kernels.linear import multiply_in_fp8, parts
-from distill.kernels.products import FrozenProduct, dense, quantise_rows
+from distill.kernels.linear import QuantisedLinear, multiply_in, parts
+from distill.kernels.products import ROUNDED, FrozenProduct, dense
+from distill.kernels.rotation import rotated
+from distill.kernels.scaled import quantise_rows
 from distill.kernels.unpack import unpack
 
 
@@ -21,37 +23,47 @@ def layer_of(shape, nested, outlier=1.0):
     return layer
 
 
+@pytest.mark.parametrize("name", ["fp8", "int8"])
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("shape", [(48, 128), (32, 192), (6, 96)])
-def test_it_is_the_dequantised_weight_rounded_by_rows(shape, nested):
+def test_it_is_the_dequantised_weight_rounded_by_rows(shape, nested, name):
     layer = layer_of(shape, nested, outlier=30.0)
     exact = dense("nf4", list(parts(layer)[2]), list(shape), torch.float32)
-    wanted, scale = quantise_rows(exact)
-    multiply_in_fp8(torch.nn.Sequential(layer))
+    dtype = ROUNDED[f"nf4_{name}"]
+    wanted, scale = quantise_rows(rotated(exact) if name == "int8" else exact, dtype)
+    multiply_in(torch.nn.Sequential(layer), name)
     kind, found_shape, stored = parts(layer)
-    assert (kind, found_shape) == ("nf4_fp8", shape)
+    assert (kind, found_shape) == (f"nf4_{name}", shape)
     torch.testing.assert_close(stored[1], scale)
-    found = unpack(list(stored), list(shape))
+    found = unpack(list(stored), list(shape), dtype)
+    assert found.dtype == dtype
     assert torch.equal(found.float(), wanted.float())
-    turned = unpack(list(stored), list(shape), turned=True)
+    turned = unpack(list(stored), list(shape), dtype, turned=True)
     assert torch.equal(turned.float(), found.float().T)
     assert torch.equal(dense(kind, list(stored), list(shape), torch.float32), exact)
 
 
-def test_both_products_use_the_same_rounded_weight():
-    """Forward and input gradient against float64 products of the weight that FP8 holds."""
-    layer = layer_of((32, 64), False)
-    multiply_in_fp8(torch.nn.Sequential(layer))
-    kind, shape, stored = parts(layer)
-    weight = unpack(list(stored), list(shape)).double() * stored[1].double()
+@pytest.mark.parametrize("kind", ["nf4_fp8", "nf4_int8", "int8_int8", "fp8"])
+def test_both_products_use_the_same_rounded_weight(kind):
+    """Forward and input gradient against float64 products of the weight that 8 bits hold."""
+    layer, dtype = layer_of((32, 64), False), ROUNDED[kind]
+    if kind.startswith("nf4"):
+        multiply_in(torch.nn.Sequential(layer), kind.removeprefix("nf4_"))
+    else:
+        layer = QuantisedLinear(dense("nf4", list(parts(layer)[2]), [32, 64], torch.float32), kind)
+    found, shape, stored = parts(layer)
+    assert found == kind
+    codes = unpack(list(stored), list(shape), dtype) if kind.startswith("nf4") else stored[0]
+    rotate = rotated if dtype == torch.int8 else torch.clone
+    codes = codes.double()
+    weight = rotate(codes * stored[1].double())
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(10, 64, generator=generator).requires_grad_()
     dy = torch.randn(10, 32, generator=generator)
     y = FrozenProduct.apply(x, kind, shape, *stored)
     (dx,) = torch.autograd.grad(y, x, dy)
-    values, scale = quantise_rows(x.detach())
-    torch.testing.assert_close(y.double(), (values.double() * scale) @ weight.T, atol=1e-4, rtol=1e-5)
-    values, scale = quantise_rows(dy * stored[1].T)
-    codes = unpack(list(stored), list(shape)).double()
-    torch.testing.assert_close(dx.double(), (values.double() * scale) @ codes, atol=1e-4, rtol=1e-5)
+    values, scale = quantise_rows(rotate(x.detach()), dtype)
+    torch.testing.assert_close(y.double(), rotate(values.double() * scale) @ weight.T, atol=1e-4, rtol=1e-5)
+    values, scale = quantise_rows(dy * stored[1].T, dtype)
+    torch.testing.assert_close(dx.double(), rotate((values.double() * scale) @ codes), atol=1e-4, rtol=1e-5)
     assert (dx.double() - dy.double() @ weight).norm() < 0.06 * dx.double().norm()

@@ -110,33 +110,47 @@ def test_every_saving_is_exact(make, family, change):
 
 
 @pytest.mark.parametrize(
-    ("precision", "compute"), [("nf4", "auto"), ("nf4", "fp8"), ("int8", "auto"), ("fp8", "auto")]
+    ("precision", "compute"),
+    [
+        ("nf4", "auto"),
+        ("nf4", "fp8"),
+        ("nf4", "int8"),
+        ("int8", "auto"),
+        ("int8", "int8"),
+        ("fp8", "auto"),
+    ],
 )
 def test_the_fused_product_is_peft_on_the_same_weights(make, precision, compute):
     """Our product of base and adapter against the same adapters on the base's own weights written out."""
     from distill.kernels.linear import parts
-    from distill.kernels.products import ROUNDED, dense, quantise_rows
+    from distill.kernels.products import ROUNDED, dense
+    from distill.kernels.rotation import rotated
+    from distill.kernels.scaled import quantise_rows
     from distill.kernels.unpack import unpack
 
     classifier = make("llama", precision, compute=compute)
     layer = classifier.inner.get_decoder().layers[0].mlp.down_proj
     kind, shape, stored = parts(layer.base_layer)
     if kind in ROUNDED:
-        rounded = stored[0] if kind == "fp8" else unpack(list(stored), list(shape))
-        weight = rounded.float() * stored[1]
+        nf4 = kind.startswith("nf4")
+        rounded = unpack(list(stored), list(shape), ROUNDED[kind]) if nf4 else stored[0]
+        rotate = rotated if ROUNDED[kind] == torch.int8 else torch.clone
+        weight = rotate(rounded.float() * stored[1])
     else:
         weight = dense(kind, list(stored), list(shape), torch.float32)
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     x = torch.randn(6, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     fused = layer(x)
-    values, scale = quantise_rows(x)
-    seen = values.float() * scale if kind in ROUNDED else x
+    seen = x
+    if kind in ROUNDED:
+        values, scale = quantise_rows(rotate(x), ROUNDED[kind])
+        seen = rotate(values.float() * scale)
     plain = seen @ weight.T + x @ a.T @ b.T * layer.scaling["default"]
     torch.testing.assert_close(fused, plain, atol=2e-5, rtol=1e-4)
     weights = torch.randn_like(fused)
     (dx,) = torch.autograd.grad(fused, x, weights)
     expected = weights @ weight + (weights @ b) @ a * layer.scaling["default"]
-    loose = 0.06 if kind in ROUNDED else 1e-5  # FP8 rounds the gradient too
+    loose = 0.06 if kind in ROUNDED else 1e-5  # the gradient is rounded, too
     assert (dx - expected).norm() < loose * expected.norm()
 
 

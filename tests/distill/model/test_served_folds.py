@@ -9,7 +9,7 @@ from data.encoding.encode import Encoded
 from data.encoding.template import Template
 from distill.config import BackboneConfig, LoraConfig, TinyConfig
 from distill.kernels.linear import QuantisedLinear
-from distill.kernels.products import quantise_rows
+from distill.kernels.scaled import quantise_rows
 from distill.model.backbone import add_adapters, load_base, load_trained
 from distill.model.served import serve
 from distill.model.tiny import tiny_backbone
