@@ -85,6 +85,12 @@ class Encoded:
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return np.repeat(starts, sizes) + within
 
+    def rows_of(self, sequences: np.ndarray) -> np.ndarray:
+        """Number of the row that each of these sequences is of."""
+        if self.sizes is None:
+            return sequences // self.orders
+        return np.searchsorted(np.cumsum(self.sizes), sequences, side="right")
+
     def __getitem__(self, sequence: int) -> np.ndarray:
         return self.ids[self.offsets[sequence] : self.offsets[sequence + 1]]
 

@@ -9,6 +9,11 @@ static pack repeats the end. Keys and values have as many heads as the model sto
 of them than query heads gets them so, the others get them repeated. A window of w means that a token sees
 itself and the w - 1 before it.
 
+Shared prefixes (:mod:`distill.packing.sharing`). ``key_tokens`` then lists the keys that each document sees,
+document by document, a prefix's again for every document that continues it; ``cu_seq_lens_k`` has the
+bounds. A document's last query sees the last of its keys, in torch's ``varlen_attn`` as in the formula. Flex
+leaves keys where they lie, and its mask says who continues whom.
+
 Dtype. Scores and softmax are in float32 in every implementation, whatever the inputs are; the product with
 the values is in the values' dtype.
 
@@ -108,13 +113,29 @@ def masked(
     return out.transpose(1, 2).contiguous(), None
 
 
+def repeated(x: Tensor, tokens: Tensor, dim: int) -> Tensor:
+    """Keys or values in the order in which documents see them: zeros, without gradient, where a token is -1.
+
+    Gradients of a token that several documents see are added up in float32. Kernels leave those of keys
+    beyond the last document undefined, so that they must not be added to any token's.
+    """
+    found = x.float().index_select(dim, tokens.clamp_min(0)).to(x.dtype)
+    shape = [1] * x.ndim
+    shape[dim] = len(tokens)
+    return torch.where((tokens >= 0).view(shape), found, 0)
+
+
 def _by_document(
-    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, one: Callable[..., Tensor]
+    query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any], one: Callable[..., Tensor]
 ) -> tuple[Tensor, None]:
-    """Apply ``one`` to each document's own (1, heads, length, d) tensors and join the results."""
-    lengths = [n for n in bounds.diff().tolist() if n]
-    pieces = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    out = torch.cat([one(*piece) for piece in pieces], dim=2)
+    """Apply ``one`` to each document's (1, heads, length, d) queries, keys and values; join the results."""
+    lengths = [[n for n in options[f"cu_seq_lens_{kind}"].diff().tolist() if n] for kind in "qk"]
+    tokens = options.get("key_tokens")
+    if tokens is not None:
+        tokens = tokens[: sum(lengths[1])]
+        key, value = repeated(key, tokens, 2), repeated(value, tokens, 2)
+    split = query.split(lengths[0], 2), key.split(lengths[1], 2), value.split(lengths[1], 2)
+    out = torch.cat([one(*piece) for piece in zip(*split, strict=True)], dim=2)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -141,7 +162,7 @@ def eager(
             window=options.get("sliding_window"),
         )
 
-    return _by_document(query, key, value, bounds, one)
+    return _by_document(query, key, value, options, one)
 
 
 def sdpa(
@@ -162,9 +183,15 @@ def sdpa(
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
 
     def one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=options["scaling"])
+        before = k.shape[2] - q.shape[2]
+        mask = None  # torch's own causal mask has the first query see the first key
+        if before:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(before)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=options["scaling"]
+        )
 
-    return _by_document(query, key, value, bounds, one)
+    return _by_document(query, key, value, options, one)
 
 
 def varlen(
@@ -183,8 +210,13 @@ def varlen(
     window = options.get("sliding_window")
     longest = options["max_length_q"]
     left = -1 if window is None or window >= longest else window - 1
-    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    out = varlen_heads(q, k, v, bounds, bounds, longest, longest, options["scaling"], (left, 0))
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    tokens = options.get("key_tokens")
+    if tokens is not None:
+        k, v = repeated(k, tokens, 0), repeated(v, tokens, 0)
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    key_bounds = options["cu_seq_lens_k"]
+    out = varlen_heads(q, k, v, bounds, key_bounds, longest, longest, options["scaling"], (left, 0))
     return out[None], None
 
 
@@ -235,7 +267,7 @@ def last_token_attention(
     query : Tensor of shape (n, heads, d)
     key, value : Tensor of shape (T, kv_heads, d)
     documents : int Tensor of shape (T,)
-        The document of each key.
+        The document of each key; -1 where it is nobody's.
     last : int Tensor of shape (n,)
         Index of the last key of each document.
 
@@ -243,12 +275,14 @@ def last_token_attention(
     -------
     Tensor of shape (n, heads, d)
     """
-    documents = documents.long()
+    nobodys = (documents < 0)[:, None, None]
+    documents = documents.long().clamp_min(0)
     n, heads, d = query.shape
     grouped = query.view(n, key.shape[1], -1, d)
     scores = (grouped[documents] * key[:, :, None]).sum(-1, dtype=torch.float32) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(nobodys, float("-inf"))
     if window is not None:
         distance = last[documents] - torch.arange(len(documents), device=last.device)
         scores = scores.masked_fill((distance >= window)[:, None, None], float("-inf"))

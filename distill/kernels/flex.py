@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -83,7 +84,14 @@ def _capped(cap: float) -> Callable[..., Tensor]:
     return score
 
 
-def block_masks(positions: Tensor, documents: Tensor, window: int | None, longest: int) -> tuple[Any, Any]:
+def block_masks(
+    positions: Tensor,
+    documents: Tensor,
+    window: int | None,
+    longest: int,
+    bounds: Tensor | None = None,
+    parents: Tensor | None = None,
+) -> tuple[Any, Any]:
     """Block masks of full and of windowed layers, one and the same where no document exceeds the window.
 
     Which blocks are empty, whole or partly masked follows from where documents start.
@@ -94,36 +102,96 @@ def block_masks(positions: Tensor, documents: Tensor, window: int | None, longes
     ----------
     positions, documents : int Tensor of shape (T,)
         Position of each token in its document, and which that is; documents lie one behind another.
+    bounds, parents : int Tensor of shape (documents + 1,), (documents,), optional
+        Where documents share prefixes, which lie behind them: where each starts and ends, and which it
+        continues (:class:`distill.packing.pack.Pack`). The blocks are then all that a mask lets see, and
+        with a window some that it does not.
     """
+    if parents is None or bounds is None:
 
-    def causal(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (documents[q] == documents[k]) & (q >= k)
+        def causal(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return (documents[q] == documents[k]) & (q >= k)
 
-    full = _block_mask(positions, documents, None, causal)
+        def windowed(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return causal(batch, head, q, k) & (q - k < limit)
+
+        first, prefix = positions, None
+    else:
+        own = documents.long()
+        before = parents[own].long()
+
+        def causal(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return ((own[q] == own[k]) | (before[q] == own[k])) & (positions[q] >= positions[k])
+
+        def windowed(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return causal(batch, head, q, k) & (positions[q] - positions[k] < limit)
+
+        first = torch.arange(len(own), device=own.device) - bounds[own]
+        prefix = _Prefix(positions, before != own, bounds[before], bounds[before + 1])
+    full = _block_mask(first, documents, None, causal, prefix)
     if window is None or longest <= window:
         return full, full
+    limit = window
+    return full, _block_mask(first, documents, window, windowed, prefix)
 
-    def windowed(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return causal(batch, head, q, k) & (q - k < window)
 
-    return full, _block_mask(positions, documents, window, windowed)
+@dataclass(frozen=True)
+class _Prefix:
+    """What the document of each token continues: whether anything, and where that starts and ends, (T,)."""
+
+    positions: Tensor
+    continues: Tensor
+    start: Tensor
+    end: Tensor
+
+    def blocks(self, opening: Tensor, closing: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        """Blocks of queries by blocks of keys: those seen as prefixes, and those seen whole by every query.
+
+        Prefixes lie in the order of those that continue them, so what a block sees of them is one stretch.
+        """
+        n = len(self.positions)
+        starts, ends = _by_block(self.start, self.continues, n), _by_block(self.end, self.continues, 0)
+        lowest, highest = starts.amin(1)[:, None], ends.amax(1)[:, None]
+        one = (_by_block(self.start, self.continues, -1).amin(1) == starts.amax(1))[:, None]
+        seen = (closing >= lowest) & (opening < highest)
+        whole = one & (opening >= lowest) & (opening + BLOCK <= highest)
+        if window is not None:
+            everywhere = torch.ones_like(self.continues)
+            nearest = _by_block(self.positions, self.continues, 2 * n).amin(1)[:, None]
+            furthest = _by_block(self.positions, self.continues, -1).amax(1)[:, None]
+            seen &= nearest - _by_block(self.positions, everywhere, -1).amax(1) < window
+            whole &= furthest - self.positions[opening] < window
+        return seen, whole
+
+
+def _by_block(values: Tensor, where: Tensor, otherwise: int) -> Tensor:
+    """A number a token, (blocks, BLOCK): another one elsewhere, and where the last block lacks tokens."""
+    values = torch.where(where, values, otherwise)
+    return torch.nn.functional.pad(values, (0, -len(values) % BLOCK), value=otherwise).view(-1, BLOCK)
 
 
 @torch.no_grad()
 def _block_mask(
-    positions: Tensor, documents: Tensor, window: int | None, mask_mod: Callable[..., Tensor]
+    first: Tensor,
+    documents: Tensor,
+    window: int | None,
+    mask_mod: Callable[..., Tensor],
+    prefix: _Prefix | None,
 ) -> Any:
     n, device = len(documents), documents.device
     block = torch.arange(-(-n // BLOCK), device=device)
     opening = block * BLOCK
     closing = (opening + BLOCK - 1).clamp_max(n - 1)
-    start = (opening - positions[opening])[:, None]
+    start = (opening - first[opening])[:, None]
     alone = ((documents[opening] == documents[closing]) & (opening + BLOCK <= n))[:, None]
     seen = (block <= block[:, None]) & (closing >= start)
     whole = (block < block[:, None]) & alone & (opening >= start)
     if window is not None:
         seen &= opening[:, None] - closing < window
         whole &= closing[:, None] - opening < window
+    if prefix is not None:
+        also_seen, also_whole = prefix.blocks(opening, closing, window)
+        seen, whole = seen | also_seen, whole | also_whole
 
     def ordered(dense: Tensor) -> tuple[Tensor, Tensor]:
         index = dense.int().argsort(dim=-1, descending=True, stable=True)

@@ -76,6 +76,11 @@ class Classifier(nn.Module):
         return getattr(self.inner.get_decoder(), "cut_layers", None) is not None
 
     @property
+    def shares(self) -> bool:
+        """Whether packs may lay a row's prefix out once: what is torch's own can, packages do not."""
+        return self.plan.attention in {"eager", "sdpa", "varlen", "flex"}
+
+    @property
     def head_name(self) -> str:
         """Name of the head's module."""
         return "score"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from distill.architectures import Architecture, architecture
-from distill.kernels.attention import last_token_attention, varlen_heads
+from distill.kernels.attention import last_token_attention, repeated, varlen_heads
 from distill.kernels.flex import block_masks, flex_tiles
 from distill.packing.pack import Pack
 
@@ -117,15 +117,19 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
     masks = (None, None)
     if plan.attention == "flex":
         window = getattr(decoder.config, "sliding_window", None) if family.window else None
-        masks = block_masks(pack.position_ids[0], pack.documents, window, pack.max_length)
+        masks = block_masks(
+            pack.position_ids[0], pack.documents, window, pack.max_length, pack.cu_seqlens, pack.parents
+        )
         options["kernel_options"] = flex_tiles(layers[0].self_attn.head_dim, hidden.dtype)
     else:
         options |= {
             "cu_seq_lens_q": pack.cu_seqlens,
-            "cu_seq_lens_k": pack.cu_seqlens,
+            "cu_seq_lens_k": pack.cu_seqlens if pack.key_seqlens is None else pack.key_seqlens,
             "max_length_q": pack.max_length,
             "max_length_k": pack.max_length,
         }
+        if pack.key_tokens is not None:
+            options["key_tokens"] = pack.key_tokens
     if wide_residuals(decoder, hidden.dtype):
         hidden = hidden.float()
     run = _layer_function(plan.compiled)
@@ -230,18 +234,22 @@ def _last_layer(
     softcap = attention.attn_logit_softcapping if family.capped else None
     window = window_of(layer, family)
     window = None if window is None or pack.max_length <= window else window
+    n = len(pack.last)
+    bounds, documents, last = pack.cu_seqlens[: n + 1], pack.documents, pack.last
+    if pack.key_tokens is not None:
+        assert pack.key_seqlens is not None
+        assert pack.key_documents is not None
+        key, value = repeated(key, pack.key_tokens, 0), repeated(value, pack.key_tokens, 0)
+        bounds, documents = pack.key_seqlens[: n + 1], pack.key_documents
+        last = bounds[1:] - 1
     if plan.attention in {"varlen", "fa4"} and softcap is None:
-        n = len(pack.last)
         one_each = torch.arange(n + 1, dtype=torch.int32, device=hidden.device)
-        bounds = pack.cu_seqlens[: n + 1]
         left = -1 if window is None else window - 1
         mixed = varlen_heads(
             query, key, value, one_each, bounds, 1, pack.max_length, attention.scaling, (left, -1)
         )
     else:
-        mixed = last_token_attention(
-            query, key, value, pack.documents, pack.last, attention.scaling, softcap, window
-        )
+        mixed = last_token_attention(query, key, value, documents, last, attention.scaling, softcap, window)
     out = attention.o_proj(mixed.reshape(len(mixed), -1))
     if family.norms == "sandwich":
         residual = residual + layer.post_attention_layernorm(out)

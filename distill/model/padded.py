@@ -81,6 +81,11 @@ class PaddedClassifier(Classifier):
         return False
 
     @property
+    def shares(self) -> bool:
+        """Never: padded batches have a sequence a line."""
+        return False
+
+    @property
     def head_name(self) -> str:
         """Name of the head's module."""
         return head_of(self.inner)[0]

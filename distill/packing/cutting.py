@@ -153,11 +153,14 @@ class Static:
         Entries of ``cu_seqlens``, less one.
     longest : int
         Bound of the documents' lengths.
+    keys : int
+        Entries of ``key_tokens``, where prefixes are shared (:mod:`distill.packing.sharing`).
     """
 
     tokens: int
     documents: int
     longest: int
+    keys: int = 0
 
 
 def static_shape(packs: Iterable[np.ndarray], longest: int, budget: int = 0) -> Static:

@@ -30,6 +30,8 @@ class Examples:
         For messages.
     teacher_weights : ndarray of shape (n, teachers) or None
         Summing to one over the teachers.
+    shared_prefix : {"auto", "true", "false"}
+        Whether packs lay out once what a row's sequences begin with (:mod:`distill.packing.sharing`).
     """
 
     encoded: Encoded
@@ -39,6 +41,7 @@ class Examples:
     teacher_logits: np.ndarray | None = None
     row_ids: Sequence[str] | None = None
     teacher_weights: np.ndarray | None = None
+    shared_prefix: str = "false"
 
     @property
     def labelled(self) -> np.ndarray:

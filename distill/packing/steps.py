@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data.encoding.encode import Encoded
 from distill.packing.examples import Examples
+from distill.packing.sharing import laid_lengths
 
 WINDOW_STEPS = 256
 JITTER = 0.25
@@ -43,11 +44,18 @@ class Step:
         """Numbers of the encoded sequences: one each, or all of a row's candidates, one behind another."""
         return self.sequences(encoded.orders) if encoded.sizes is None else encoded.of_rows(self.rows)
 
-    def lengths(self, encoded: Encoded) -> np.ndarray:
-        """Tokens of each; of a row with candidates those of all, for they stay in one pack."""
+    def lengths(self, encoded: Encoded, prefixes: np.ndarray | None = None) -> np.ndarray:
+        """Tokens of each; of a row with candidates those of all, for they stay in one pack.
+
+        Parameters
+        ----------
+        prefixes : ndarray of shape (all rows,), optional
+            Tokens that are laid out once a row; both orders of a pair are neighbours then.
+        """
         if encoded.sizes is None:
-            return encoded.lengths[self.sequences(encoded.orders)]
-        return encoded.row_lengths[self.rows]
+            return laid_lengths(encoded, self.sequences(encoded.orders), prefixes)
+        lengths = encoded.row_lengths[self.rows]
+        return lengths if prefixes is None else lengths - (encoded.sizes - 1)[self.rows] * prefixes[self.rows]
 
 
 def plan_steps(

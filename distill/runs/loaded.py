@@ -229,4 +229,10 @@ def examples_of(saved: SavedModel, rows: Rows, tokenizer: Any = None) -> Example
     tokenizer = tokenizer or checked_tokenizer(saved)
     template = recorded_template(saved.manifest["template"], saved.path)
     encoder = Encoder(tokenizer, template, Truncation(**asdict(saved.model.encode)))
-    return Examples(encoder.encode(rows), rows.targets, rows.classes.permutation, pad_token_id(tokenizer))
+    return Examples(
+        encoder.encode(rows),
+        rows.targets,
+        rows.classes.permutation,
+        pad_token_id(tokenizer),
+        shared_prefix=saved.model.train.shared_prefix,
+    )

@@ -197,9 +197,12 @@ def plan_run(
         rows.classes.permutation,
         pad_token_id(tokenizer),
         row_ids=rows.row_ids,
+        shared_prefix=model.train.shared_prefix,
     )
     training = asdict(model.train)
     training.pop("predict_rows")
+    if model.train.shared_prefix.lower() == "false":
+        training.pop("shared_prefix")
     manifest = {
         **described,
         "backbone_path": backbone,

@@ -20,9 +20,10 @@ from data.console.progress import progress_of_tokens
 from data.errors import UserError
 from data.files import atomic_write, sha256_text
 from distill.model.classifier import Classifier
-from distill.packing.cutting import by_length, share_out, static_shape
+from distill.packing.cutting import by_length, share_out
 from distill.packing.examples import Examples
 from distill.packing.pack import pack
+from distill.packing.sharing import Whole, laid_lengths, layout, prefixes_to_share, shape_of
 from distill.processes import gathered, on_first, process
 
 log = logging.getLogger(__name__)
@@ -126,10 +127,11 @@ def predict_logits(
         if done.size:
             logits[done] = found
             missing = np.setdiff1d(missing, done)
+    prefixes = prefixes_to_share(examples.encoded, rows, examples.shared_prefix, model.shares)
     compiled = model.plan.compiled
     model.plan.compiled = compiled and int(lengths[missing].sum()) >= WORTH_COMPILING
     try:
-        _predict(model, examples, sequences, missing, logits, most, what, pack_tokens, kept)
+        _predict(model, examples, sequences, missing, logits, most, what, pack_tokens, kept, prefixes)
     finally:
         model.plan.compiled = compiled
         if kept is not None:
@@ -155,26 +157,31 @@ def _predict(
     what: str,
     pack_tokens: int,
     shards: Shards | None,
+    prefixes: np.ndarray | None,
 ) -> None:
     """Fill ``logits[missing]``, this process's share of it, pack by pack."""
     rank, world = process()
-    lengths = examples.encoded.lengths[sequences]
-    mine = missing[share_out(lengths[missing], world)[rank]]
+    encoded = examples.encoded
+    lengths = encoded.lengths[sequences]
+    whole = Whole(encoded, sequences[missing], prefixes)
+    mine = missing[whole.members(share_out(whole.lengths, world)[rank])]
     if model.sharded and not mine.size:
         mine = missing[:1]
     while mine.size:
-        packs = [mine[p] for p in by_length(lengths[mine], pack_tokens, most)]
+        whole = Whole(encoded, sequences[mine], prefixes)
+        packs = [mine[whole.members(p)] for p in by_length(whole.lengths, pack_tokens, whole.at_most(most))]
         longest = int(lengths[mine].max())
         static = None
         if model.plan.static:
-            static = static_shape((lengths[p] for p in packs), longest, pack_tokens)
+            layouts = [layout(encoded, sequences[p], prefixes) for p in packs]
+            static = shape_of(layouts, longest, pack_tokens)
         finished = 0
         # The next pack is sent off before the last one's logits are fetched, so that the GPU never waits.
         pending: tuple[np.ndarray, torch.Tensor] | None = None
         try:
-            tokens = [int(lengths[p].sum()) for p in packs]
+            tokens = [int(laid_lengths(encoded, sequences[p], prefixes).sum()) for p in packs]
             for chosen in progress_of_tokens(packs, what, tokens):
-                inputs = pack(examples.encoded, sequences[chosen], examples.pad_id, static)
+                inputs = pack(encoded, sequences[chosen], examples.pad_id, static, prefixes)
                 out = model(pack=inputs.to(model.device))
                 finished += _fetch(pending, logits, shards)
                 pending = chosen, out

@@ -28,9 +28,10 @@ from data.errors import listing
 from data.files import write_text
 from distill.config import CHECKPOINTING, TrainConfig
 from distill.model.classifier import Classifier
-from distill.packing.cutting import Cutter, Static, static_shape
+from distill.packing.cutting import Cutter, Static
 from distill.packing.examples import Examples
 from distill.packing.pack import pack, send
+from distill.packing.sharing import layout, prefixes_to_share, shape_of
 from distill.packing.steps import Step, plan_steps, targets_of
 from distill.processes import gathered, lowest, on_first, process, sum_gradients
 from distill.quiet import quiet_transformers
@@ -115,9 +116,15 @@ class ClassifierTrainer(Trainer):
         self.head_lr = config.head_lr or config.lr
         self.most = config.micro_rows * (2 if config.both_orders and examples.encoded.orders == 2 else 1)
         self.longest = int(examples.encoded.lengths.max())
-        sets = examples.encoded.sizes is not None
-        self.least = int(examples.encoded.row_lengths.max()) if sets else self.longest
-        self.together = 2 if getattr(loss, "whole_pairs", False) else 1
+        encoded = examples.encoded
+        sets, pairs = encoded.sizes is not None, config.both_orders and encoded.orders == 2
+        able = model.shares and (sets or pairs)
+        rows = np.unique(np.concatenate([step.rows for step in steps]))
+        self.prefixes = prefixes_to_share(encoded, rows, examples.shared_prefix, able)
+        largest = Step(rows, np.zeros(len(rows), dtype=bool)).lengths(encoded, self.prefixes).max()
+        self.least = int(largest) if sets else self.longest
+        whole = getattr(loss, "whole_pairs", False) or (pairs and self.prefixes is not None)
+        self.together = 2 if whole else 1
         self.budget = max(config.pack_tokens, self.least)
         self.static: Static | None = None
         self._resize()
@@ -137,13 +144,13 @@ class ClassifierTrainer(Trainer):
     def _resize(self) -> None:
         if self.classifier.plan.static:
             encoded = self.examples.encoded
-            packs = (
-                encoded.lengths[step.take(chosen).documents(encoded)]
+            packs = [
+                layout(encoded, step.take(chosen).documents(encoded), self.prefixes)
                 for step in self.steps
-                for share in self.cutter.packs(step.lengths(encoded))
+                for share in self.cutter.packs(step.lengths(encoded, self.prefixes))
                 for chosen in share
-            )
-            self.static = static_shape(packs, self.longest)
+            ]
+            self.static = shape_of(packs, self.longest)
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the planned steps, in order; every process sees them all and takes its packs of each."""
@@ -192,13 +199,14 @@ class ClassifierTrainer(Trainer):
         device = accelerator.device
         total = torch.zeros((), device=device)
         terms: dict[str, Tensor] = {}
-        shares = self.cutter.packs(step.lengths(encoded))
+        shares = self.cutter.packs(step.lengths(encoded, self.prefixes))
         mine = shares[rank]
         # A sharded base is gathered by all together: who has no pack left runs a row that counts for nothing.
         idle = max(map(len, shares)) - len(mine) if self.classifier.sharded else 0
         for number, chosen in enumerate([*mine, *[np.arange(self.together)] * idle]):
             part = step.take(chosen)
-            inputs = pack(encoded, part.documents(encoded), self.examples.pad_id, self.static).to(device)
+            sequences = part.documents(encoded)
+            inputs = pack(encoded, sequences, self.examples.pad_id, self.static, self.prefixes).to(device)
             targets = {name: send(t, device) for name, t in targets_of(self.examples, part).items()}
             with self.compute_loss_context_manager():
                 # Not through DDP, which would cut compiled layers to overlap the exchange of gradients:

@@ -19,6 +19,7 @@ from distill.model.backbone import attention_name, load_base, load_full
 from distill.model.classifier import Classifier
 from distill.packing.examples import pad
 from distill.packing.pack import pack
+from distill.packing.sharing import layout, prefixes, shape_of
 
 LENGTHS = (5, 30, 1, 17)
 SHAPE = {
@@ -107,6 +108,33 @@ def test_packed_is_one_by_one_is_padded(name, attention, layers):
     for prune in (True, False):
         classifier.plan.prune = prune
         assert_same(alone, outcome(classifier.inner, lambda: classifier(pack=one)))
+
+
+@pytest.mark.parametrize(("name", "attention", "layers"), CASES)
+def test_sequences_around_a_shared_prefix_are_those_one_by_one(name, attention, layers):
+    """Prefixes longer than the window and shorter than the rest, a row of one sequence, and padding."""
+    rng = np.random.default_rng(0)
+    pieces = []
+    for shared, owns in ((20, (3, 1, 12)), (0, (9,)), (17, (21, 2)), (0, (6, 5))):
+        start = rng.integers(10, 300, size=shared)
+        pieces += [np.concatenate([start, rng.integers(10, 300, size=own)]) for own in owns]
+    offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
+    sizes = np.array([3, 1, 2, 2])
+    encoded = Encoded(np.concatenate(pieces).astype(np.int32), offsets, 1, 0, sizes)
+    found = prefixes(encoded, np.arange(4))
+    assert found.tolist() == [20, 0, 17, 0]
+    rows = [torch.from_numpy(piece)[None] for piece in pieces]
+    chosen = np.arange(len(pieces))
+    shape = shape_of([layout(encoded, chosen, found)], 40)
+    packs = [pack(encoded, chosen, 0, static, found) for static in (None, shape)]
+    assert packs[0].input_ids.shape[1] == offsets[-1] - 2 * 20 - 17
+    assert packs[1].shape[3] > packs[0].shape[3]
+    classifier, plain = models_of(name, attention, layers)
+    alone = outcome(plain, *(lambda r=r: plain(input_ids=r, use_cache=False).logits for r in rows))
+    for one in packs:
+        for prune in (True, False):
+            classifier.plan.prune = prune
+            assert_same(alone, outcome(classifier.inner, lambda one=one: classifier(pack=one)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])
