@@ -185,10 +185,16 @@ def work(config: Any, lengths: np.ndarray, training: bool) -> float:
 
 
 def make_classifier(
-    family: str, precision: str, compiled: bool = True, shard: bool = False, attention: str = "auto"
+    family: str,
+    precision: str,
+    compiled: bool = True,
+    shard: bool = False,
+    attention: str = "auto",
+    outputs: int = 3,
 ) -> Any:
     """Build the classifier as the commands do, from random weights; ``nf4fp8`` is NF4 times FP8."""
     config = config_of(family)
+    config.num_labels = outputs
     compute = {"nf4fp8": "fp8", "nf4int8": "int8", "int8int8": "int8"}.get(precision, "auto")
     precision = precision if compute == "auto" else precision.removesuffix(compute)
     if precision == "bf16" and not CUDA:

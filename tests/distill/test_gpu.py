@@ -38,6 +38,8 @@ from distill.model.tiny import tiny_backbone
 from distill.packing.cutting import static_shape
 from distill.packing.examples import pad
 from distill.packing.pack import pack
+from distill.packing.sharing import layout, prefixes, shape_of
+from tests.helpers.shared_rows import encoded as encoded_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,12 +71,12 @@ def documents(lengths, seed=0):
     return Encoded(ids, np.concatenate([[0], np.cumsum(lengths)]), 1, 0)
 
 
-def run(classifier, encoded, static=True):
+def run(classifier, encoded, static=True, shared=None):
     """Logits of a pack of all documents, and the gradients of a loss on them, in one long vector."""
-    n = len(encoded.lengths)
-    shape = static_shape([encoded.lengths], 300) if static else None
+    chosen = np.arange(len(encoded.lengths))
+    shape = shape_of([layout(encoded, chosen, shared)], 300) if static else None
     classifier.zero_grad()
-    logits = classifier(pack=pack(encoded, np.arange(n), 7, shape).to(DEVICE))
+    logits = classifier(pack=pack(encoded, chosen, 7, shape, shared).to(DEVICE))
     (logits * torch.arange(logits.numel(), device=DEVICE).view_as(logits).cos()).sum().backward()
     gradients = [p.grad.float().ravel() for p in classifier.parameters() if p.requires_grad]
     return logits.detach().float(), torch.cat(gradients)
@@ -112,6 +114,29 @@ def test_the_kernels_are_the_formula(make, family, attention):
     with torch.no_grad():
         padded = written_out(**batch).float()
     assert (padded - exact[0]).norm() < 2 * (rounded[0] - exact[0]).norm()
+
+
+@pytest.mark.parametrize("compiled", ["false", "true"])
+@pytest.mark.parametrize(
+    ("family", "attention"), [("llama", "varlen"), ("llama", "flex"), ("gemma2", "flex")]
+)
+def test_prefixes_laid_out_once_are_as_near_to_the_formula_as_sequences_apart(
+    make, family, attention, compiled
+):
+    """Longer and shorter than a tile, with fillers and without; twice, as what is recorded is replayed."""
+    rows = encoded_rows([(200, 40, 1, 99), (0, 70), (33, 5, 5, 5, 5), (64, 64, 128), (16, 2, 3)])
+    rows = replace(rows, ids=10 + rows.ids % 290)
+    shared = prefixes(rows, np.arange(5))
+    exact = run(make(family, precision="fp32", attention="eager"), rows, static=False)
+    apart = run(make(family, precision="bf16", attention=attention, compile=compiled), rows)
+    classifier = make(family, precision="bf16", attention=attention, compile=compiled)
+    for _ in range(2):
+        found = run(classifier, rows, shared=shared)
+        for kernel, other, truth in zip(found, apart, exact, strict=True):
+            assert (kernel - truth).norm() < 2 * (other - truth).norm() < 0.06 * truth.norm()
+    if attention == "varlen" and compiled == "false":
+        loose = run(classifier, rows, static=False, shared=shared)
+        assert_near(loose[0], found[0], 0.02)
 
 
 def test_compiled_layers_are_the_layers_and_compile_once(make):
