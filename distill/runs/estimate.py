@@ -27,8 +27,9 @@ from data.errors import UserError
 from data.folds import Folds
 from data.schema import Rows
 from data.storage import local_path
-from distill.architectures import ARCHITECTURES, LLAMA, Measured, by_hub_name
+from distill.architectures import ARCHITECTURES, LLAMA, Measured, architecture, by_hub_name
 from distill.config import BackboneConfig, ModelConfig
+from distill.packing.sharing import laid_lengths, prefixes_to_share
 from distill.runs.devices import Device, cpu_here
 from distill.runs.run_directory import PRETRAIN, RunDirectory
 from distill.runs.units import Unit
@@ -265,7 +266,7 @@ def _linear(layers: int, hidden: int, inner: int, heads: int, kv: int, head: int
 def mean_tokens(model: ModelConfig, rows: Rows) -> float:
     """Mean tokens of a row in all its orders, on a sample, by the tokenizer if it is on this machine.
 
-    A row with candidates is read once for each.
+    A row with candidates is read once for each; where packs share prefixes, those count once a row.
     """
     chosen = np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64)
     sample = rows.take(chosen)
@@ -283,7 +284,10 @@ def mean_tokens(model: ModelConfig, rows: Rows) -> float:
             pass
         else:
             encoder = Encoder(tokenizer, read_template(model.template), Truncation(**asdict(model.encode)))
-            return float(encoder.encode(sample).lengths.sum()) / len(sample)
+            encoded, everything = encoder.encode(sample), np.arange(len(sample))
+            able = model.backbone.packed and architecture(linear_parameters(model.backbone)[1]).packed
+            shared = prefixes_to_share(encoded, everything, model.train.shared_prefix, able)
+            return float(laid_lengths(encoded, encoded.of_rows(everything), shared).sum()) / len(sample)
     per_token = CHARS_PER_TOKEN if model.backbone.tiny is None else CHARS_PER_TINY_TOKEN
     texts = candidate_rows(sample) if sample.classes.candidates else sample
     chars = np.zeros(len(texts))

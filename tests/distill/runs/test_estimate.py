@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+from pyarrow import csv
 
+from data.classroom import simulate_classroom
 from data.dataset import load_prepared
 from data.errors import UserError
-from distill.config import BackboneConfig
+from data.sources.read import read_source
+from distill.config import BackboneConfig, ModelConfig
 from distill.recipe import load_recipe
 from distill.runs import devices
 from distill.runs.devices import H200, Device, device_here
-from distill.runs.estimate import estimates, linear_parameters, table_of
+from distill.runs.estimate import estimates, linear_parameters, mean_tokens, table_of
 from distill.runs.units import ModelSpec, Unit, units_of
 
 
@@ -52,6 +55,20 @@ def test_an_estimate_counts_tokens_and_names_the_source_of_its_rate(spec, traine
     (measured, _) = estimates(units_of(fresh, 2), rows, folds, H200)
     assert measured.source == "fold-1 of this store"
     assert measured.rate == pytest.approx(measured.train_tokens / 50)
+
+
+def test_a_prefix_that_packs_share_is_counted_once_a_row(tmp_path, trained):
+    csv.write_csv(simulate_classroom(40, 2), tmp_path / "train.csv")
+    rows, _ = read_source(str(tmp_path / "train.csv"))
+    path = str(next((trained / "backbones").glob("tiny-llama-*")))
+    model = ModelConfig(backbone=BackboneConfig(path=path), template="candidate")
+    tokens = {}
+    for wanted in ("false", "true", "auto"):
+        model.train.shared_prefix = wanted
+        tokens[wanted] = mean_tokens(model, rows)
+    assert tokens["auto"] == tokens["true"] < 0.5 * tokens["false"]
+    model.backbone.packed = False
+    assert mean_tokens(model, rows) == tokens["false"]
 
 
 def test_the_size_of_a_model_that_is_not_here_comes_from_its_name():
