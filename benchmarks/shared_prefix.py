@@ -119,6 +119,11 @@ def profile(source: str | None, tokenizer: str | None, max_length: int) -> str:
     return format_table(["rows", "sequences a row", "tokens each", "shared (median)", "saved"], body)
 
 
+def attention_of(shape: str) -> str:
+    """Attention that shares prefixes, whatever packages are installed."""
+    return "auto" if not CUDA or shape.startswith("gemma") else "varlen"
+
+
 def agreement(shape: str, tell: Callable[..., None]) -> None:
     """Logits and gradients of a pack in bf16, prefixes laid out once and not, against float32's formula."""
     examples = made_of([*row_shapes("map", 8), *row_shapes("rag", 1)], False)
@@ -144,7 +149,7 @@ def agreement(shape: str, tell: Callable[..., None]) -> None:
         ("shared", found, False),
         ("shared, compiled", found, True),
     ):
-        made = outcome("bf16", "auto", shared, compiled)
+        made = outcome("bf16", attention_of(shape), shared, compiled)
         logits, gradients = (
             float(f"{(m - e).norm() / e.norm():.2e}") for m, e in zip(made, exact, strict=True)
         )
@@ -158,7 +163,8 @@ def measure(shape: str, kinds: list[str], steps: int, tell: Callable[..., None])
     for group in ([k for k in kinds if k == "pairs"], [k for k in kinds if k != "pairs"]):
         if not group:
             continue
-        classifier = make_classifier(shape, "bf16", outputs=3 if group == ["pairs"] else 1)
+        outputs = 3 if group == ["pairs"] else 1
+        classifier = make_classifier(shape, "bf16", attention=attention_of(shape), outputs=outputs)
         for training in (True, False):
             if not training:
                 merge_adapters(classifier)
