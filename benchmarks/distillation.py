@@ -289,7 +289,7 @@ def run_student(bench: Bench, job: Job) -> dict[str, Any]:
     train = train_config(bench, STUDENT, job.seed)
     epochs = train.epochs * job.spec.get("longer", 1)
     train = replace(train, epochs=epochs, **job.spec.get("train", {}))
-    loss = StudentLoss(config, bench.rows.classes.permutation)
+    loss = StudentLoss(config)
     model = fit(bench, STUDENT, mine[learning], train, loss, lessons, job.key)
     logits = predict(bench, STUDENT, model, test)
     save(bench.out / "logits" / f"{job.key.replace('/', '_')}.npy", logits)

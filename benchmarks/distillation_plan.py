@@ -128,8 +128,7 @@ def swap_jobs(scale: Scale) -> list[Job]:
     one = {"both_orders": False}
     jobs = students(scale, "swap", "random order", train=one)
     jobs += students(scale, "swap", "random order, twice the epochs", train=one, longer=2)
-    jobs += students(scale, "swap", "one order", train=one | {"random_order": False})
-    return jobs + students(scale, "swap", "both, consistency .5", distill={"consistency": 0.5})
+    return jobs + students(scale, "swap", "one order", train=one | {"random_order": False})
 
 
 def grid_jobs(scale: Scale) -> list[Job]:

@@ -156,7 +156,7 @@ def taught(bench: Bench, spec: dict[str, Any], examples: Any) -> tuple[Any, Any]
             names, logits = ["mean"], calibrated_mean(bench, logits, held)[:, None]
         weights = row_weights(config, names, logits, examples.targets, bench.fold != held)
         examples = replace(examples, teacher_logits=logits, teacher_weights=weights.astype(np.float32))
-    return examples, StudentLoss(config, examples.permutation)
+    return examples, StudentLoss(config)
 
 
 def calibrated_mean(bench: Bench, logits: np.ndarray, held: int) -> np.ndarray:

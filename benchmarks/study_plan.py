@@ -284,11 +284,6 @@ def fault_jobs(size: Size) -> list[Job]:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "consistency .5": {"distill": {"loss": "hard", "consistency": 0.5}},
-    "consistency .5, adapter dropout .1": {
-        "distill": {"loss": "hard", "consistency": 0.5},
-        "lora": {"dropout": 0.1},
-    },
     "one order, twice the epochs": {"train": {"both_orders": False}, "epochs": 2.0},
     "label smoothing .1": {"distill": {"loss": "smoothing"}},
     "adapter dropout .1": {"lora": {"dropout": 0.1}},

@@ -213,9 +213,6 @@ class DistillConfig:
     weight: float = setting(0.7, "share of the soft labels: (1 - weight) CE + weight T**2 KL", between=(0, 1))
     temperature: float = setting(1.0, "that T", above=0)
     smoothing: float = setting(0.1, "of label smoothing", between=(0, 1))
-    consistency: float = setting(
-        0.0, "adds so much of the divergence between a pair's two orders; needs train.both_orders", least=0
-    )
     labels: str = setting(
         "oof",
         "which soft labels; human are the rows' own label_probs",

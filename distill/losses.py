@@ -272,27 +272,3 @@ def smoothing_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
 
 
 loss("hard", "CE against the labels; no teacher", sets=True)(cross_entropy)
-
-
-def swap_consistency(logits: Tensor, permutation: list[int]) -> Tensor:
-    """Jensen-Shannon divergence between the predictions of a pair's two orders, classes permuted back.
-
-    Zero where exchanging the responses exchanges the verdict, at most log 2 (Lin, 1991, *Divergence
-    measures based on the Shannon entropy*).
-
-    Parameters
-    ----------
-    logits : Tensor of shape (2 n, K)
-        Both orders of each row, one behind the other.
-
-    Returns
-    -------
-    Tensor of shape (2 n,)
-        A row's divergence stands at both of its sequences.
-    """
-    given = logits[0::2].log_softmax(dim=-1)
-    swapped = logits[1::2][:, permutation].log_softmax(dim=-1)
-    log_two = 0.6931471805599453
-    middle = (given.logaddexp(swapped) - log_two).log_softmax(dim=-1)
-    divergence = (given.exp() * (given - middle) + swapped.exp() * (swapped - middle)).sum(dim=-1) / 2
-    return divergence.repeat_interleave(2)

@@ -271,8 +271,6 @@ def _check_distill(student: StudentConfig) -> None:
             f"recipe: student.distill.loss is {brief(distill.loss, 60)!r}; it is one of "
             f"{listing(LOSSES, len(LOSSES))}, or file.py:function on the command line"
         )
-    if distill.consistency and not student.train.both_orders:
-        raise UserError("recipe: student.distill.consistency needs both orders in a step: train.both_orders")
     if distill.teacher_weights and distill.weighting != "equal":
         raise UserError(
             f"recipe: student.distill has teacher_weights and weighting {distill.weighting}; keep one of them"

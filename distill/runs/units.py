@@ -99,11 +99,6 @@ class ModelSpec:
         config = self.model.distill
         if self.own_loss:
             use_own(config.loss, self.own_loss)
-        if rows.classes.candidates and config.consistency:
-            raise UserError(
-                "recipe: student.distill.consistency compares both orders of a pair, and these rows have "
-                "candidates, each read by itself; leave it at 0"
-            )
         if rows.classes.candidates and not LOSSES[config.loss].sets:
             known = [name for name, loss in LOSSES.items() if loss.sets]
             raise UserError(
@@ -114,7 +109,7 @@ class ModelSpec:
         return plan_run(
             "student",
             *where,
-            loss=StudentLoss(config, rows.classes.permutation),
+            loss=StudentLoss(config),
             lessons=None if teachers is None else lambda k: vars(lessons(config, teachers, rows, folds, k)),
             details=teacher_details(config, teachers)
             | pseudo_details(config, teachers, rows, folds)

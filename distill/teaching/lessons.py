@@ -19,7 +19,7 @@ from data.folds import Folds
 from data.schema import Rows
 from data.softmax import softmax
 from distill.config import DistillConfig
-from distill.losses import LOSSES, Terms, cross_entropy, mix_teachers, named_terms, swap_consistency, total
+from distill.losses import LOSSES, Terms, cross_entropy, mix_teachers, named_terms, total
 from distill.teaching.teachers import HUMAN, Teachers
 
 
@@ -107,21 +107,15 @@ class StudentLoss:
     Parameters
     ----------
     config : DistillConfig
-    permutation : list of int
-        What swapping does to the classes.
 
     Attributes
     ----------
-    whole_pairs : bool
-        Whether both orders of a row must be in one pack, side by side.
     terms : dict of str to Tensor
         What the last loss was made of, each of shape (n,) and without gradients: what a training logs.
     """
 
-    def __init__(self, config: DistillConfig, permutation: list[int]) -> None:
+    def __init__(self, config: DistillConfig) -> None:
         self.config = config
-        self.permutation = permutation
-        self.whole_pairs = config.consistency > 0
         self.terms: Terms = {}
 
     def __call__(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -142,8 +136,6 @@ class StudentLoss:
             zero = torch.zeros_like(alone)
             terms = {name: torch.where(bare, zero, term) for name, term in terms.items()}
             terms["ce"] = torch.where(bare, alone, terms.get("ce", zero))
-        if self.whole_pairs:
-            terms["consistency"] = config.consistency * swap_consistency(logits, self.permutation)
         self.terms = {name: term.detach() for name, term in terms.items()}
         return total(terms)
 

@@ -123,8 +123,7 @@ class ClassifierTrainer(Trainer):
         self.prefixes = prefixes_to_share(encoded, rows, examples.shared_prefix, able)
         largest = Step(rows, np.zeros(len(rows), dtype=bool)).lengths(encoded, self.prefixes).max()
         self.least = int(largest) if sets else self.longest
-        whole = getattr(loss, "whole_pairs", False) or (pairs and self.prefixes is not None)
-        self.together = 2 if whole else 1
+        self.together = 2 if pairs and self.prefixes is not None else 1
         self.budget = max(config.pack_tokens, self.least)
         self.static: Static | None = None
         self._resize()

@@ -282,7 +282,6 @@ def test_logits_in_another_order_than_the_rows_candidates_are_refused(taught):
     [
         ("student.distill.loss=mse", "loss mse counts every place alike.*kl, blackpearl, wsdm1, wsdm3, hard"),
         ("student.distill.loss=smoothing", "loss smoothing counts every place alike"),
-        ("student.distill.consistency=0.5", "consistency compares both orders of a pair"),
         ("student.backbone.head=tokens", "backbone.head tokens reads the words of classes"),
     ],
 )

@@ -16,7 +16,6 @@ from distill.losses import (
     mix_teachers,
     named_terms,
     soft_label_terms,
-    swap_consistency,
     total,
 )
 
@@ -180,18 +179,6 @@ def test_separate_terms_pull_as_one_mixed_teacher_does_at_temperature_one():
         soft_label_loss(logits, double(4, 3).softmax(-1), teachers, weights, 0.8, 1.0).sum().backward()
         grads.append(logits.grad)
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-8)
-
-
-def test_swap_consistency_is_zero_exactly_where_the_orders_agree():
-    given = double(3, 3)
-    agreeing = torch.stack([given, given[:, [1, 0, 2]] + 4], dim=1).reshape(6, 3)
-    torch.testing.assert_close(swap_consistency(agreeing, [1, 0, 2]), torch.zeros(6).double())
-    other = double(6, 3, seed=5).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: swap_consistency(x, [1, 0, 2]), (other,))
-    value = swap_consistency(other, [1, 0, 2])
-    assert (value > 0).all()
-    assert (value < 0.6932).all()
-    torch.testing.assert_close(value[0::2], value[1::2])
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_row_without_teachers_is_learnt_by_cross_entropy(name: str) -> None:
     logits = torch.randn(4, 3, requires_grad=True)
     teachers, weights = torch.randn(4, 2, 3), torch.full((4, 2), 0.5)
     targets = torch.eye(3)[[0, 1, 2, 0]]
-    loss = StudentLoss(DistillConfig(loss=name), [1, 0, 2])
+    loss = StudentLoss(DistillConfig(loss=name))
     whole = loss(logits, {"targets": targets, "teacher_logits": teachers, "teacher_weights": weights})
     teachers[1] = float("nan")
     part = loss(logits, {"targets": targets, "teacher_logits": teachers, "teacher_weights": weights})

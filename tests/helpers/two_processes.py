@@ -40,9 +40,7 @@ SHAPE = TinyConfig(hidden_size=64, intermediate_size=64, layers=3, vocab_size=30
 
 
 class PairLoss:
-    """Asks for whole pairs, and sees that it gets them."""
-
-    whole_pairs = True
+    """Sees that whole pairs are in a pack, as they are where they share a prefix."""
 
     def __call__(self, logits, batch):
         target = batch["targets"]
@@ -81,7 +79,7 @@ def main(out: Path) -> None:
     else:
         raise AssertionError("a mistake of the first process is everyone's")
 
-    def fit(name, loss=label_loss, config=CONFIG, killed_at=0, **base):
+    def fit(name, loss=label_loss, config=CONFIG, killed_at=0, examples=examples, **base):
         base = replace(backbone, **base)
         classifier = add_adapters(load_base(base, path, 3), LoraConfig(r=4, targets=TARGETS), 0)
         keeper = KeepBest(classifier, examples, everything[:6], out / name, every=2)
@@ -100,7 +98,7 @@ def main(out: Path) -> None:
         return classifier
 
     classifier = fit("plain")
-    fit("pairs", PairLoss())
+    fit("pairs", PairLoss(), examples=replace(examples, shared_prefix="true"))
     fit("one-row-a-step", config=replace(CONFIG, lr=0.1, rows_per_step=1, both_orders=False, epochs=0.3))
 
     twice = replace(CONFIG, epochs=2)

@@ -81,7 +81,7 @@ def test_strict_teachers_were_trained_without_both_folds(made):
         ([], [], ("oof", "standard")),
         (["student.distill.labels=in_sample"], [], ("in_sample", "standard")),
         (["student.distill.labels=fold_mean"], [], ("fold_mean", "standard")),
-        (["student.distill.loss=smoothing", "student.distill.consistency=0.5"], [], (None, None)),
+        (["student.distill.loss=smoothing"], [], (None, None)),
     ],
 )
 def test_a_student_says_what_its_score_rests_on(

@@ -9,13 +9,12 @@ import torch
 from data.arena import ArenaConfig, simulate_arena
 from data.encoding.encode import Encoder, Truncation, pad_token_id
 from data.encoding.template import Template
-from distill.config import BackboneConfig, DistillConfig, LoraConfig, TinyConfig, TrainConfig
+from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
 from distill.losses import label_loss
 from distill.model.backbone import add_adapters, load_base, load_tokenizer
 from distill.model.tiny import tiny_backbone
 from distill.packing.examples import Examples
 from distill.packing.sharing import prefixes, saved_share
-from distill.teaching.lessons import StudentLoss
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
 from tests.helpers.shared_rows import encoded as rows_that_begin_alike
@@ -121,15 +120,16 @@ def test_predictions_are_the_same_and_go_on_where_they_were_killed(setting, tmp_
     hook.remove()
 
 
-def test_a_term_of_whole_pairs_and_one_order_a_row(setting, tmp_path):
+def test_one_order_a_row_shares_nothing(setting, tmp_path):
     if setting[1].encoded.sizes is not None:
         pytest.skip("pairs alone have orders")
-    loss = StudentLoss(DistillConfig(loss="hard", consistency=0.5), [1, 0, 2])
-    for changes, own, shares in (({}, loss, True), ({"both_orders": False}, label_loss, False)):
+    for both in (True, False):
         runs = [
-            trained(setting, wanted, tmp_path / f"{shares}-{wanted}", replace(CONFIG, **changes), own)
+            trained(
+                setting, wanted, tmp_path / f"{both}-{wanted}", replace(CONFIG, both_orders=both), label_loss
+            )
             for wanted in ("false", "true")
         ]
         for name, value in runs[0][0].items():
             torch.testing.assert_close(runs[1][0][name], value, atol=2e-6, rtol=1e-4)
-        assert (runs[1][1].shared > 0) == shares
+        assert (runs[1][1].shared > 0) == both

@@ -203,25 +203,26 @@ def test_off_a_terminal_a_training_says_where_it_is(setting, tmp_path, monkeypat
     assert second.endswith(" left")
 
 
-@pytest.mark.parametrize("name", ["kl", "blackpearl", "mse", "hard"])
+@pytest.mark.parametrize("name", ["kl", "blackpearl", "mse"])
 def test_every_term_of_a_loss_is_logged_and_they_add_up_to_it(setting, tmp_path, name):
-    """In packs smaller than a step, with a row that has no teacher, and with the term of consistency."""
+    """In packs smaller than a step, and with a row that has no teacher."""
     backbone, examples = setting
     rows = len(examples.targets)
     teachers = np.random.default_rng(0).normal(size=(rows, 2, 3))
     teachers[3] = np.nan
     taught = replace(examples, teacher_logits=teachers, teacher_weights=np.full((rows, 2), 0.5))
-    loss = StudentLoss(DistillConfig(loss=name, consistency=0.5), [1, 0, 2])
+    loss = StudentLoss(DistillConfig(loss=name))
     trained((backbone, taught), tmp_path, replace(CONFIG, micro_rows=3, log_steps=2), row_loss=loss)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     logged = [line for line in lines if "loss" in line]
     assert logged
     for line in logged:
         terms = {key: value for key, value in line.items() if key.startswith("loss_")}
-        assert {"loss_ce", "loss_consistency"} <= set(terms)
+        assert "loss_ce" in terms
+        assert len(terms) > 1
         assert sum(terms.values()) == pytest.approx(line["loss"], abs=2e-4)
 
 
 def test_a_loss_of_one_term_is_logged_once(setting, tmp_path):
-    trained(setting, tmp_path, row_loss=StudentLoss(DistillConfig(loss="hard"), [1, 0, 2]))
+    trained(setting, tmp_path, row_loss=StudentLoss(DistillConfig(loss="hard")))
     assert "loss_" not in (tmp_path / "metrics.jsonl").read_text()
