@@ -49,11 +49,10 @@ from benchmarks.gpu_model import (
     say,
     speed,
 )
-from benchmarks.gpu_stock import padded_batches
+from benchmarks.gpu_stock import TARGETS, padded_batches
 from distill.packing.examples import Examples, pad
 
 MEASURES = ("train", "checkpoint", "predict")
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class Peer:

@@ -27,9 +27,6 @@ from benchmarks.study_plan import (
     FOLDS,
     LABELLERS,
     LAYERS,
-    LLAMA,
-    MODELS,
-    OPTIONS,
     PARTS,
     RATES,
     Size,
@@ -348,10 +345,9 @@ def main() -> None:
         return queue
 
     bench = Bench(args.shared, args.models, args.out, size, args.rows)
-    for model in MODELS:
-        bench.examples(model)
-    for spec in OPTIONS.values():
-        bench.examples(LLAMA, spec.get("template", "pair"))
+    planned = jobs_of(args.parts, size).values()
+    for model, template in sorted({(j.spec["model"], j.spec.get("template", "pair")) for j in planned}):
+        bench.examples(model, template)
     np.savez(
         args.out / "rows.npz",
         fold=bench.fold,

@@ -44,8 +44,9 @@ from ensemble.solvers.numbers import log_loss
 
 STUDENTS = {
     "hard": "student on the labels alone: SmolLM2's first 10 layers",
+    "strict, one teacher": "student, taught by one teacher",
     "strict, two teachers": "student, taught by two teachers",
-    "fold-mean": "student, taught by one teacher's fold models",
+    "strict, three teachers": "student, taught by three teachers",
 }
 ZERO = r"(?<![\d.])0\.(?=\d{3})"
 SHORT = {LLAMA: "SmolLM2-135M", GEMMA: "Gemma-3-270M", MODELS[2]: "Qwen2.5-Coder-0.5B"}
@@ -130,6 +131,11 @@ def stacked(
     )
 
 
+def again(study: Study) -> bool:
+    """Whether the teachers of the second seed are there."""
+    return all(job.key in study.results for job in PARTS["again"](study.size))
+
+
 def teacher_table(study: Study) -> str:
     """Teachers, their mean, their stack and students of the first seed, beside class shares and lengths."""
     members = {SHORT[model]: study.teacher(model) for model in MODELS}
@@ -138,6 +144,9 @@ def teacher_table(study: Study) -> str:
     stack = stacked(members, study.rows.targets, study.groups, study.fold)
     assert stack.result is not None
     found["stack of the three"] = stack.result.probs[stack.result.chosen]
+    if again(study):
+        six = [*members.values(), *(study.teacher(model, seed=1) for model in MODELS)]
+        found["mean of six, two seeds each"] = np.mean(six, axis=0)
     students = study.students("labels")
     for name, shown in STUDENTS.items():
         found |= {shown: students[name][0]} if 0 in students.get(name, {}) else {}
@@ -313,7 +322,7 @@ def main() -> None:
         made |= {"Teachers": teacher_table(study), "Scores as printed": honesty_table(study)}
     if "labels" in asked:
         made["Labels"] = label_table(study)
-    if all(job.key in study.results for job in PARTS["again"](study.size)):
+    if again(study):
         made["Teachers of two seeds"] = seeds_table(study)
     if "grid" in asked:
         made["Temperature and weight"] = label_table(study, "grid", "T=1 w=0.7")

@@ -207,9 +207,8 @@ def varlen(
     bounds = options.get("cu_seq_lens_q")
     if bounds is None:
         return masked(query, key, value, attention_mask, options)
-    window = options.get("sliding_window")
     longest = options["max_length_q"]
-    left = -1 if window is None or window >= longest else window - 1
+    left = tokens_before(options.get("sliding_window"), longest)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     tokens = options.get("key_tokens")
     if tokens is not None:
@@ -218,6 +217,11 @@ def varlen(
     key_bounds = options["cu_seq_lens_k"]
     out = varlen_heads(q, k, v, bounds, key_bounds, longest, longest, options["scaling"], (left, 0))
     return out[None], None
+
+
+def tokens_before(window: int | None, longest: int) -> int:
+    """Earlier tokens that a token sees, as FlashAttention's kernels are told: -1 where no window cuts."""
+    return -1 if window is None or window >= longest else window - 1
 
 
 def varlen_heads(

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.kernels.attention import masked
+from distill.kernels.attention import masked, tokens_before
 
 
 def flash4(
@@ -35,8 +35,8 @@ def flash4(
     bounds = options.get("cu_seq_lens_q")
     if bounds is None:
         return masked(query, key, value, attention_mask, options)
-    longest, window = options["max_length_q"], options.get("sliding_window")
-    left = -1 if window is None or window >= longest else window - 1
+    longest = options["max_length_q"]
+    left = tokens_before(options.get("sliding_window"), longest)
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
     cap = options.get("softcap") or 0.0
     return flash4_forward(q, k, v, bounds, longest, options["scaling"], left, cap)[0][None], None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from distill.architectures import Architecture, architecture
-from distill.kernels.attention import last_token_attention, repeated, varlen_heads
+from distill.kernels.attention import last_token_attention, repeated, tokens_before, varlen_heads
 from distill.kernels.flex import block_masks, flex_tiles
 from distill.packing.pack import Pack
 
@@ -244,7 +244,7 @@ def _last_layer(
         last = bounds[1:] - 1
     if plan.attention in {"varlen", "fa4"} and softcap is None:
         one_each = torch.arange(n + 1, dtype=torch.int32, device=hidden.device)
-        left = -1 if window is None else window - 1
+        left = tokens_before(window, pack.max_length)
         mixed = varlen_heads(
             query, key, value, one_each, bounds, 1, pack.max_length, attention.scaling, (left, -1)
         )
