@@ -360,7 +360,9 @@ def main() -> None:
         queue = do(["tune"], size)
         path.write_text(json.dumps(tuned(size, queue.results)))
         print(path.read_text(), flush=True)
-    if path.exists():
+    if not path.exists():  # the report has to know the rates of what was not tuned, too
+        path.write_text(json.dumps(size.chosen))
+    else:
         size = replace(size, chosen=json.loads(path.read_text()))
     do([part for part in args.parts if part != "tune"], size)
 
