@@ -31,8 +31,8 @@ from benchmarks.study_plan import (
     RATES,
     Size,
     jobs_of,
+    rate_losses,
     teachers,
-    tried,
     uses,
 )
 from benchmarks.trainings import GRACE, Job, Queue, save
@@ -308,13 +308,12 @@ def fitted(
 
 
 def tuned(size: Size, results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Everyone's learning rate of the least log-loss on the first fold."""
+    """Everyone's learning rate of the least log-loss over the folds that all its rates were scored on."""
     chosen = {}
     for who in RATES:
-        losses = {
-            lr: results[job.key]["log_loss"] for lr, job in tried(size, who).items() if job.key in results
-        }
-        chosen[who] = min(losses, key=lambda lr: losses[lr]) if losses else RATES[who][0]
+        found = rate_losses(size, who, {key: result["log_loss"] for key, result in results.items()})
+        means = {lr: float(np.mean(losses)) for lr, losses in found.items() if losses}
+        chosen[who] = min(means, key=lambda lr: means[lr]) if means else RATES[who][0]
     return chosen
 
 

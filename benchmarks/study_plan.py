@@ -6,7 +6,7 @@ fold j for the student that is scored on fold i, so that neither has seen the de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -25,7 +25,7 @@ RATES = {
     QWEN: (1e-4, 2e-4, 5e-5),
     STUDENT: (1e-3, 5e-4, 2e-3),
 }
-"""Learning rates that are tried, one epoch each, scored on the first fold; the first is the usual one."""
+"""Learning rates that are tried, one epoch each, on every fold; the first is the usual one."""
 FEW = 4000
 """Rows of the questions that need many trainings of a whole model."""
 
@@ -72,17 +72,29 @@ def teachers(size: Size, model: str, rows: int = 0, seed: int = 0) -> dict[tuple
     return {without: teacher(model, without, rate, size.epochs, rows, seed) for without in folds}
 
 
-def tried(size: Size, who: str) -> dict[float, Job]:
-    """What is trained to choose a learning rate, by rate."""
+def tried(size: Size, who: str) -> dict[float, list[Job]]:
+    """What is trained to choose a learning rate, a training a fold, by rate."""
     if who != STUDENT:
-        return {lr: teacher(who, (0,), lr, size.epochs) for lr in RATES[who]}
-    few = {lr: replace(size, chosen=size.chosen | {STUDENT: lr}) for lr in RATES[STUDENT]}
-    return {lr: next(students(other, f"tune{lr:g}", "hard", 1)) for lr, other in few.items()}
+        return {lr: [teacher(who, (i,), lr, size.epochs) for i in range(FOLDS)] for lr in RATES[who]}
+    sizes = {lr: replace(size, chosen=size.chosen | {STUDENT: lr}) for lr in RATES[STUDENT]}
+    return {lr: list(students(other, f"tune{lr:g}", "hard", 1)) for lr, other in sizes.items()}
+
+
+def rate_losses(size: Size, who: str, losses: Mapping[str, float]) -> dict[float, list[float]]:
+    """Log-losses by learning rate, on the folds on which every rate that was tried at all has one."""
+    every = {
+        lr: {i: losses[job.key] for i, job in enumerate(jobs) if job.key in losses}
+        for lr, jobs in tried(size, who).items()
+    }
+    known = {lr: found for lr, found in every.items() if found}
+    common = [i for i in range(FOLDS) if all(i in found for found in known.values())]
+    return {lr: [found[i] for i in common] for lr, found in sorted(known.items())}
 
 
 def tune_jobs(size: Size) -> list[Job]:
-    """Each model at several learning rates, the dear ones first."""
-    return [job for who in (QWEN, GEMMA, LLAMA, STUDENT) for job in tried(size, who).values()]
+    """Each model at several learning rates on every fold, the dear ones first."""
+    who = (QWEN, GEMMA, LLAMA, STUDENT)
+    return [job for name in who for jobs in tried(size, name).values() for job in jobs]
 
 
 def teacher_jobs(size: Size) -> list[Job]:

@@ -31,8 +31,8 @@ from benchmarks.study_plan import (
     SOUP,
     Size,
     jobs_of,
+    rate_losses,
     teachers,
-    tried,
 )
 from benchmarks.trainings import read_results
 from data.folds import make_folds
@@ -271,14 +271,14 @@ def honesty_table(study: Study) -> str:
 
 
 def tune_table(study: Study) -> str:
-    """Log-loss on the first fold by learning rate."""
+    """Log-loss by learning rate: its mean, and fold by fold."""
     every = {result["key"]: result["log_loss"] for result in read_results(study.home)}
     lines = []
     for who in RATES:
-        found = {rate: every.get(job.key) for rate, job in sorted(tried(study.size, who).items())}
-        told = [f"{rate:g}: {loss:.4f}" for rate, loss in found.items() if loss is not None]
-        lines.append([SHORT.get(who, who), ", ".join(told)])
-    return markdown(["", "rate: log-loss"], lines)
+        for rate, losses in rate_losses(study.size, who, every).items():
+            folds = " ".join(f"{loss:.4f}" for loss in losses)
+            lines.append([SHORT.get(who, who), f"{rate:g}", f"{np.mean(losses):.4f}", folds])
+    return markdown(["", "rate", "log-loss", "fold by fold"], lines)
 
 
 def average_table(study: Study) -> str:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks import study, study_report, study_tricks
-from benchmarks.study_plan import FOLDS, LABELS, LLAMA, PARTS, RATES, Size
+from benchmarks.study import tuned
+from benchmarks.study_plan import FOLDS, GEMMA, LABELS, LLAMA, PARTS, RATES, Size, rate_losses, tried
 
 N = 40
 SIZE = Size(2, {who: rates[0] for who, rates in RATES.items()})
@@ -121,3 +122,13 @@ def test_the_average_of_the_weights_is_what_is_left() -> None:
     averaged.on_train_end(None, None, None)
     torch.testing.assert_close(parameter.detach(), expected)
     assert parameter[0] < 30
+
+
+def test_a_rate_is_chosen_by_the_folds_that_all_rates_were_scored_on() -> None:
+    low, high = sorted(RATES[GEMMA])[:2]
+    jobs = tried(SIZE, GEMMA)
+    losses = {job.key: 0.80 for job in jobs[low]} | {job.key: 0.81 for job in jobs[high][:2]}
+    losses[jobs[low][3].key] = 1.5  # of a fold that the other rate has not: it must not count
+    assert rate_losses(SIZE, GEMMA, losses) == {low: [0.80, 0.80], high: [0.81, 0.81]}
+    assert tuned(SIZE, {key: {"log_loss": loss} for key, loss in losses.items()})[GEMMA] == low
+    assert tuned(SIZE, {})[GEMMA] == RATES[GEMMA][0]
