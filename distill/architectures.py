@@ -167,6 +167,7 @@ LLAMA = Architecture(
         "nf4+fp8": Measured(6.98e9, 25839, 18085, 70.0, 42352),
         "bf16": Measured(6.98e9, 17809, 17809 * RECOMPUTED, 77.9, 42352),
         "fp8": Measured(6.98e9, 26443, 26443 * RECOMPUTED, 77.9, 67663),
+        "int8+int8": Measured(6.98e9, 24244, 24244 * RECOMPUTED, 72.6, 60369),
     },
 )
 GEMMA2 = Architecture(
@@ -190,6 +191,7 @@ GEMMA2 = Architecture(
     head_keys=("head_dim", "query_pre_attn_scalar"),
     measured={
         "nf4": Measured(8.32e9, 13364, 9214, 95.4, 33024),
+        "nf4+fp8": Measured(8.32e9, 18861, 18861 * RECOMPUTED, 95.5, 33024),
         "bf16": Measured(8.32e9, 13636, 13636 * RECOMPUTED, 105.5, 33024),
         "fp8": Measured(8.32e9, 18835, 18835 * RECOMPUTED, 105.5, 52344),
     },

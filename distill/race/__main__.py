@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from distill.race.race import Race, Rules
     from distill.runs.run import Run
 
+FEW_GROUPS = 10
+"""Groups of validated rows below which the verdict says how little they can tell."""
+
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
@@ -195,6 +198,13 @@ def verdict_of(race: Race) -> str:
     """Say which backbone won, by how much, how sure that is, and what stopping early saved."""
     winner = race.winner
     best = race.contestants[winner]
+    groups = race.groups
+    few = (
+        f" The fold has {groups} groups of rows, and intervals are over groups: so few can show only what is "
+        "large and the same in all of them."
+        if groups < FEW_GROUPS
+        else ""
+    )
     parts = []
     for i, other in enumerate(race.contestants):
         if i == winner:
@@ -216,7 +226,8 @@ def verdict_of(race: Race) -> str:
     return (
         f"{best.name} is ahead at {best.losses[-1].mean():.4f}. {'; '.join(parts)}. All intervals hold at "
         f"once with {1 - race.rules.alpha:.0%} confidence, and a stop is wrong no oftener than they miss, as "
-        "long as gaps close no faster than they did. They are about these trainings, not about other seeds."
+        "long as gaps close no faster than they did. They cover rows and, from the third look on, how far "
+        f"losses wandered from look to look; other seeds they do not.{few}"
     )
 
 

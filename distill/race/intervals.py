@@ -11,6 +11,17 @@ A gap that closes may close: a model is stopped only if it is worse now and woul
 if the gap went on closing at the pace of the second half of the looks. Both must be shown (an
 intersection-union test: Berger 1982, Technometrics 24), so nothing is paid for asking twice. Learning curves
 flatten, so the straight line is the cautious forecast.
+
+The error of a mean is itself drawn where there are few groups: an interval that the normal law would make c
+errors wide is as wide as Student's law of one degree less than there are groups makes it at the same level
+(Pocock 1977, Biometrika 64, for looks). Three whole debates tell next to nothing.
+
+Rows are not all that is uncertain. In the middle of a training, at a rate that has not yet fallen, a model's
+loss wanders: on real models by .02 to .05 between two looks, on all rows alike, so that the rows' spread does
+not show it, and it decided real races (``benchmarks/study.md``). How far a pair wanders is read off its own
+looks: the second differences of its mean, which a straight line has not, less what the drawing of rows
+explains of them (:func:`wander`). From the third look on it widens the interval; nothing is stopped before
+the fourth.
 """
 
 from __future__ import annotations
@@ -19,10 +30,13 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
+from scipy.stats import norm, t
+
+from ensemble.scoring.bootstrap import group_errors
 
 DRAWS = 40_000
-MIN_LOOKS = 2
-"""A forecast needs two looks; nothing is stopped before."""
+MIN_LOOKS = 4
+"""Two second differences, the fewest by which a race keeps its level; nothing is stopped before."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,7 @@ class Look:
         Mean paired difference and half the width of its repeated confidence interval.
     forecast, forecast_half : float
         The same for the difference at the end, on a straight line; equal to the difference where the gap
-        is not closing. NaN before the second look.
+        is not closing. NaN while nothing is stopped yet.
     """
 
     share: float
@@ -129,11 +143,41 @@ class Boundary:
         return critical
 
 
-def group_sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Sum rows of one group: prompts and not rows are drawn independently."""
-    sums = np.zeros((int(groups.max()) + 1, *values.shape[1:]))
-    np.add.at(sums, groups, values)
-    return sums
+def error_of(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """:func:`~ensemble.scoring.bootstrap.group_errors` of values (n,) in groups (n,) from 0 on."""
+    return group_errors(np.bincount(groups, weights=values), np.bincount(groups))
+
+
+LEVEL = 0.975
+"""At which Student's quantile is held against the normal one; simulated races keep their level by it."""
+DEPENDENT = 1.94
+"""Second differences that are worth one independent: 1 + 2 (4/6)^2 + 2 (1/6)^2, of white noise."""
+
+
+def wander(looks: np.ndarray, groups: np.ndarray) -> float:
+    """How far the mean difference wanders from look to look, beyond a line and beyond its rows.
+
+    Second differences of white noise have six times its variance; what sampling of rows adds to their mean
+    is known from the rows, and taken off.
+
+    Parameters
+    ----------
+    looks : ndarray of shape (looks, n)
+        Differences a row, evenly spaced looks.
+    groups : ndarray of shape (n,), int
+
+    Returns
+    -------
+    float
+        A standard deviation, widened for its few degrees of freedom; 0 for fewer than three looks.
+    """
+    if len(looks) < 3:
+        return 0.0
+    bends = looks[:-2] - 2 * looks[1:-1] + looks[2:]
+    sampled = [float((error_of(bend, groups) ** 2).sum()) for bend in bends]
+    variance = float(np.mean(bends.mean(axis=1) ** 2 - sampled)) / 6
+    freedom = max(1.0, len(bends) / DEPENDENT)
+    return float(np.sqrt(max(0.0, variance)) * t.ppf(LEVEL, freedom) / norm.ppf(LEVEL))
 
 
 class PairedLooks:
@@ -151,7 +195,8 @@ class PairedLooks:
         self.groups = np.unique(groups, return_inverse=True)[1]
         self.looks: list[Look] = []
         self._boundaries = [Boundary(alpha, draws, seed) for seed in (0, 1)]
-        self._centred: list[list[np.ndarray]] = [[], []]
+        self._errors: list[list[np.ndarray]] = [[], []]
+        self._wandered: list[list[float]] = [[], []]
         self._rows: list[np.ndarray] = []
         self._shares: list[float] = []
 
@@ -163,38 +208,34 @@ class PairedLooks:
         difference : ndarray of shape (n,)
             Loss of the first model less that of the second, a row.
         share : float
-            Share of the budget trained so far, rising from look to look.
+            Share of the budget trained so far, rising evenly from look to look.
         """
         self._rows.append(np.asarray(difference, dtype=np.float64))
         self._shares.append(share)
-        mean, half = self._interval(0, self._rows[-1], share)
+        wandered = wander(np.stack(self._rows), self.groups)
+        mean, half = self._interval(0, self._rows[-1], wandered, share)
         forecast, forecast_half = np.nan, np.nan
         if len(self._rows) >= MIN_LOOKS:
-            forecast, forecast_half = self._interval(1, self._forecast(), share)
+            back = len(self._rows) // 2
+            ahead = (1 - share) / (share - self._shares[-1 - back])
+            end = (1 + ahead) * self._rows[-1] - ahead * self._rows[-1 - back]
+            both = wandered * float(np.hypot(1 + ahead, ahead))
+            forecast, forecast_half = self._interval(1, end, both, share)
             if abs(forecast) > abs(mean) and np.sign(forecast) == np.sign(mean):  # not closing: as it is
                 forecast, forecast_half = mean, half
         look = Look(share, mean, half, forecast, forecast_half)
         self.looks.append(look)
         return look
 
-    def _forecast(self) -> np.ndarray:
-        """Each row's difference at the end, on the line through this look and the one half as many back."""
-        back = len(self._rows) // 2
-        now, then = self._rows[-1], self._rows[-1 - back]
-        passed = self._shares[-1] - self._shares[-1 - back]
-        return now + (now - then) * (1 - self._shares[-1]) / passed
-
-    def _interval(self, which: int, rows: np.ndarray, share: float) -> tuple[float, float]:
-        mean = float(rows.mean())
-        sums = group_sums(rows - mean, self.groups)
-        size = float(np.sqrt((sums**2).sum()))
-        past = self._centred[which]
-        unit = sums / size if size > 0 else sums
-        past.append(unit)
-        looks = np.stack(past)
-        correlation = looks @ looks.T
-        factor = np.linalg.cholesky(correlation + 1e-9 * np.eye(len(past)))[-1]
-        critical = self._boundaries[which].next(factor, share)
-        n_groups = max(2, len(sums))
-        error = size / len(rows) * np.sqrt(n_groups / (n_groups - 1))
-        return mean, critical * error
+    def _interval(self, which: int, rows: np.ndarray, wandered: float, share: float) -> tuple[float, float]:
+        """Mean and half the width, of the difference now (0) or of its forecast for the end (1)."""
+        self._errors[which].append(error_of(rows, self.groups))
+        self._wandered[which].append(wandered)
+        errors = np.stack(self._errors[which])
+        covariance = errors @ errors.T + np.diag(np.square(self._wandered[which]))
+        scale = np.sqrt(np.maximum(np.diag(covariance), np.finfo(float).tiny))
+        correlation = covariance / np.outer(scale, scale)
+        factor = np.linalg.cholesky(correlation + 1e-9 * np.eye(len(scale)))[-1]
+        level = norm.sf(self._boundaries[which].next(factor, share))
+        critical = float(t.isf(level, max(1, errors.shape[1] - 1)))
+        return float(rows.mean()), critical * float(np.sqrt(covariance[-1, -1]))

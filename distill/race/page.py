@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
 from data.files import write_text
+from distill.race.intervals import error_of
 from distill.race.race import Race
 from distill.race.treatment import HEADER, treatment, treatment_line
 from ensemble.report.charts import Axes, point_list
 from ensemble.report.frame import render
-from ensemble.scoring.bootstrap import NORMAL
 
 HERE = Path(__file__).parent
 DASHES = ("none", "8 4", "2 4", "10 3 2 3", "5 5", "14 4")
@@ -58,12 +59,12 @@ def difference_lines(race: Race) -> list[list[str]]:
 def curve_points(race: Race) -> list[dict[str, Any]]:
     """Share of the budget, mean loss and half a band of each contestant's looks."""
     groups = np.unique([race.folds.group_ids[i] for i in race.validation], return_inverse=True)[1]
+    student = t.isf(0.025, max(1, groups.max()))
     found = []
     for contestant in race.contestants:
         points = []
         for look, losses in zip(contestant.looks, contestant.losses, strict=True):
-            sums = np.bincount(groups, weights=losses - losses.mean())
-            half = NORMAL * float(np.sqrt((sums**2).sum())) / len(losses)
+            half = student * float(np.sqrt((error_of(losses, groups) ** 2).sum()))
             points.append((float(look["share"]), float(losses.mean()), half))
         found.append({"name": contestant.name, "points": points, "stopped": contestant.stopped is not None})
     return found

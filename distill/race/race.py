@@ -112,6 +112,11 @@ class Race:
     rules : Rules
     out : Path
         Holds ``race.json``, and a directory a contestant.
+
+    Attributes
+    ----------
+    groups : int
+        Groups of rows that are validated on; intervals are over them.
     """
 
     def __init__(
@@ -138,6 +143,7 @@ class Race:
                 )
         self.validation = inside
         groups = np.array([folds.group_ids[i] for i in inside])
+        self.groups = len(np.unique(groups))
         pairs = list(combinations(range(len(contestants)), 2))
         self.pairs = {pair: PairedLooks(groups, rules.alpha / len(pairs)) for pair in pairs}
 

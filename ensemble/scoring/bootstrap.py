@@ -1,12 +1,20 @@
-"""Intervals of mean losses, by a paired bootstrap over groups of rows."""
+"""Intervals of mean losses over groups of rows: a paired bootstrap, and Student's where groups are few.
+
+The percentiles of a bootstrap of few groups, a dozen debates, are too narrow: its draws vary by a divisor of
+n instead of n - 1 and by the normal law, and of four groups all draws may lie on one side (Hesterberg 2015,
+*What Teachers Should Know About the Bootstrap*, The American Statistician 69). Below :data:`FEW` groups the
+interval is Student's, of the groups' own spread; from there on the two are as near as two seeds of the draws.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.stats import t
 
 DRAWS = 1000
+FEW = 100
 DRAWN_GROUPS = 60_000
 CHUNK_BYTES = 1 << 20
 """Counts held as floating point at once."""
@@ -24,6 +32,28 @@ class Interval:
     def as_list(self) -> list[float]:
         """The two ends."""
         return [self.low, self.high]
+
+
+def group_errors(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How each group puts the mean off: the squared length is the mean's squared standard error.
+
+    Parameters
+    ----------
+    totals : ndarray of shape (groups,)
+        Sums of the values.
+    counts : ndarray of shape (groups,)
+        Of their rows, or weights.
+    """
+    n_groups, size = len(totals), max(counts.sum(), 1e-9)
+    mean = totals.sum() / size
+    return (totals - mean * counts) / size * np.sqrt(n_groups / max(1, n_groups - 1))
+
+
+def _student(totals: np.ndarray, counts: np.ndarray) -> Interval:
+    """Student's 95 % interval of the mean of few groups."""
+    mean = float(totals.sum() / max(counts.sum(), 1e-9))
+    half = float(t.isf(0.025, len(totals) - 1) * np.linalg.norm(group_errors(totals, counts)))
+    return Interval(mean - half, mean + half)
 
 
 @dataclass(frozen=True)
@@ -50,7 +80,7 @@ class Bootstrap:
         return len(self.counts)
 
     def interval(self, values: np.ndarray) -> Interval:
-        """95 % percentile interval of the mean of ``values`` (n,), resampling whole groups."""
+        """95 % interval of the mean of ``values`` (n,), whole groups being drawn."""
         return self.intervals(values[:, None])[0]
 
     def intervals(self, values: np.ndarray) -> list[Interval]:
@@ -60,6 +90,8 @@ class Bootstrap:
         columns: list[np.ndarray] = [count.astype(np.float64)]
         columns += [np.bincount(self.groups, weights=c, minlength=n_groups) for c in values.T]
         totals = np.stack(columns, axis=1)
+        if 1 < n_groups < FEW:
+            return [_student(totals[:, column], count) for column in range(1, totals.shape[1])]
         size = max(1, CHUNK_BYTES // n_groups)
         chunks = (self.counts[begin : begin + size] for begin in range(0, self.draws, size))
         sums = np.concatenate([chunk.astype(np.float64) @ totals for chunk in chunks])

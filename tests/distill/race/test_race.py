@@ -162,7 +162,7 @@ def test_a_race_that_was_cut_short_before_its_contestants_were_written_down_cont
 
 
 def test_a_worse_backbone_is_stopped_and_its_steps_are_saved(finished, recipe, arena, tmp_path, monkeypatch):
-    """Losses a nat apart: stopped at the second look, the first at which anything may be."""
+    """Losses a nat apart: stopped at the fourth look, the first at which anything may be."""
     shutil.copytree(finished / "backbones", tmp_path / "backbones")
     from distill.race import race as racing
 
@@ -180,13 +180,13 @@ def test_a_worse_backbone_is_stopped_and_its_steps_are_saved(finished, recipe, a
         str(arena),
         *BACKBONES,
         "--looks",
-        "4",
+        "8",
         "--out",
         str(tmp_path),
     ]
     race.main(words)
-    assert (tmp_path / "gemma2" / "look-2.json").exists()
-    assert not (tmp_path / "gemma2" / "look-3.json").exists()
+    assert (tmp_path / "gemma2" / "look-4.json").exists()
+    assert not (tmp_path / "gemma2" / "look-5.json").exists()
     assert "gemma2 was stopped at 50% of the budget" in (tmp_path / "race.html").read_text()
     assert (tmp_path / "llama" / "fold-0" / "oof.parquet").exists()
 
