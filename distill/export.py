@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
 
             graph = write_onnx(args.out)
             print(f"ONNX: {write_int8(graph) if args.onnx == 'int8' else graph}")
-    line = [saved.name, str(found["rows"]), f"{found['log_loss']:.4f}", f"{found['temperature']:.3f}"]
+    line = [saved.name, str(found["rows"]), f"{found['log_loss']:.4f}", f"{found['folded']:.3f}"]
     print(
         format_table(
             ["model", "rows", "out-of-fold log-loss", "temperature", "exported to"], [[*line, str(args.out)]]

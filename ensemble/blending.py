@@ -27,7 +27,7 @@ from ensemble.report.summary import summary
 from ensemble.saved import apply_stack, classes_of, load_stack, maps_of
 from ensemble.scoring.bootstrap import Interval
 from ensemble.scoring.results import Result, evaluate
-from ensemble.scoring.verdict import instead, settle
+from ensemble.scoring.verdict import ASKED, instead, settle
 
 if TYPE_CHECKING:
     from data.schema import Rows
@@ -119,7 +119,7 @@ def fit_stack(problem: Problem, method: str | None = None, repeats: int = 1, see
     if method is None:
         result = settle(result)
     elif method in result.fitted:
-        result = instead(result, method, "asked for with --method")
+        result = instead(result, method, ASKED)
     elif method in METHODS:
         raise UserError(f"--method {method}: was not tried here; {'; '.join(result.notes)}")
     else:

@@ -11,6 +11,7 @@ send; with the dear models' predictions of these rows, too, the answer for every
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,7 @@ def fit(args: argparse.Namespace) -> list[str]:
         raise UserError(f"--seed {args.seed}: must be 0 or more")
     from ensemble.reading.load import load_problem
     from ensemble.records import held_for
+    from ensemble.report.summary import member_commands, next_lines
     from ensemble.routing.costs import costs_given
     from ensemble.routing.fitting import budget_of_a_row, route_problem
     from ensemble.routing.router import FILES, REPORT
@@ -120,8 +122,11 @@ def fit(args: argparse.Namespace) -> list[str]:
         router = route_problem(problem, names, costs, budget, args.rows, args.trust, args.seed)
         router.write(args.out)
     told = summary(router.content).splitlines() + [f"note: {note}" for note in router.notes]
-    command = f"python -m ensemble.route --router {args.out} --cheap {names[0]}_test.csv --out decisions.csv"
-    return [*told, f"rule: {args.out / ROUTER}", f"page: {args.out / REPORT}", f"next: {command}"]
+    at = problem.names.index(names[0])
+    commands, given = member_commands(names[:1], problem.sources[at : at + 1])
+    last = ["ensemble.route", "--router", str(args.out), "--cheap", *given, "--out", "decisions.csv"]
+    commands.append(shlex.join(["python", "-m", *last]))
+    return [*told, f"rule: {args.out / ROUTER}", f"page: {args.out / REPORT}", *next_lines(commands)]
 
 
 def apply(args: argparse.Namespace) -> list[str]:

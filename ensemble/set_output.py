@@ -31,6 +31,7 @@ def content_of(stack: SetStack) -> dict[str, Any]:
         CANDIDATES: True,
         "members": list(problem.names),
         "chosen": stack.chosen,
+        "verdict": stack.verdict,
         "chosen_nested_log_loss": stack.score.loss,
         "chosen_nested_log_loss_choice_included": stack.choice_included,
         "chosen_nested_log_loss_choice_included_ci95": stack.choice_included_ci.as_list(),

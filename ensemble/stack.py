@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ensemble.reading.load import load_problem
     from ensemble.reading.members import split_name
     from ensemble.reading.problem import declare_swap
-    from ensemble.report.summary import next_commands, score_table, summary
+    from ensemble.report.summary import next_commands, next_lines, score_table, summary
 
     problem = load_problem(oof, args.labels, data, args.folds, args.seed)
     problem = replace(problem, notes=(*problem.notes, *left_out))
@@ -61,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         stack.write(out)
     assert stack.result is not None
     result = stack.result
-    commands = next_commands(problem, result, out)
+    commands = next_commands(problem, out, result.fitted[result.chosen].needs_rows)
     told = [*score_table(result).splitlines(), ""] if args.all else []
     told += summary(problem, result).splitlines()
     told += [f"note: {note}" for note in (*problem.notes, *result.notes)]
-    told += [f"page: {out / REPORT}", f"next: {commands[0]}", *(f"      {line}" for line in commands[1:])]
+    told += [f"page: {out / REPORT}", *next_lines(commands)]
     for line in told:
         print(printable(line))
 
@@ -77,6 +77,7 @@ def stack_sets(
     from ensemble.lint.suspects import leave_out_suspects
     from ensemble.output import hold
     from ensemble.reading.members import split_name
+    from ensemble.report.summary import next_commands, next_lines
     from ensemble.set_output import write_stack
     from ensemble.sets.fitting import all_methods, fit_sets, notes, summary
     from ensemble.sets.pool import METHODS
@@ -97,8 +98,7 @@ def stack_sets(
         write_stack(out, stack)
     told = [*all_methods(stack), ""] if args.all else []
     told += [*summary(stack), *(f"note: {note}" for note in notes(stack))]
-    given = " ".join(f"{name}={name}_test.csv" for name in sets.problem.names)
-    told.append(f"next: python -m ensemble.predict --stack {out} --oof {given} --out blend.csv")
+    told += next_lines(next_commands(problem, out))
     for line in told:
         print(printable(line))
 

@@ -225,6 +225,9 @@ def _memory(model: ModelConfig) -> tuple[float, float]:
 def linear_parameters(config: BackboneConfig) -> tuple[float, str]:
     """Return the parameters in a backbone's linear layers, and its family; nothing is downloaded.
 
+    Only the ``first_layers`` count that are asked for, where the checkpoint is on this machine: a name says
+    how large a model is, not how deep.
+
     Raises
     ------
     UserError
@@ -255,7 +258,8 @@ def linear_parameters(config: BackboneConfig) -> tuple[float, str]:
         return float(size.group(1)) * 1e9 / OUTSIDE, family.name
     head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     kv = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
-    shape = (c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.num_attention_heads, kv, head)
+    layers = min(config.first_layers or c.num_hidden_layers, c.num_hidden_layers)
+    shape = (layers, c.hidden_size, c.intermediate_size, c.num_attention_heads, kv, head)
     return _linear(*shape), c.model_type
 
 

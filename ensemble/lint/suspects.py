@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data.errors import UserError, listing
+from data.softlabels import is_store
 from data.softmax import softmax
 from ensemble.lint.leak import ROWS, partly_learnt
+from ensemble.reading.oddities import tempered
 from ensemble.reading.problem import Problem
 from ensemble.solvers.numbers import cross_entropy, log_probs
 
@@ -27,7 +29,10 @@ KNOWS = 0.6
 """Mean probability of the true class on hard rows from which a member is said to know them."""
 RIGHT = 0.85
 """Share of hard rows that it must also get right."""
+AHEAD = 0.85
+"""Share of the next best member's loss, each at its temperature, from which a member is remarked upon."""
 _MIN_ROWS = 200
+_LOOKED_AT = 20_000
 
 
 @dataclass(frozen=True)
@@ -150,13 +155,37 @@ def leave_out_suspects(problem: Problem, trust: Sequence[str] = ()) -> Problem:
             f"{len(problem):,} rows tell a member that knows nearly all labels it is scored on, and are too "
             f"few to tell one that learnt some of them; from {ROWS:,} they do"
         )
-    if not left_out:
-        return replace(problem, notes=tuple(notes))
-    kept = [m for m, name in enumerate(problem.names) if name not in left_out]
-    return replace(
-        problem,
-        P=problem.P[:, kept],
-        names=tuple(problem.names[m] for m in kept),
-        sources=tuple(problem.sources[m] for m in kept) if problem.sources else (),
-        notes=tuple(notes),
-    )
+    if left_out:
+        kept = [m for m, name in enumerate(problem.names) if name not in left_out]
+        problem = replace(
+            problem,
+            P=problem.P[:, kept],
+            names=tuple(problem.names[m] for m in kept),
+            sources=tuple(problem.sources[m] for m in kept) if problem.sources else (),
+        )
+    return replace(problem, notes=(*notes, *_far_ahead(problem, trust)))
+
+
+def _far_ahead(problem: Problem, trust: Sequence[str]) -> list[str]:
+    """A note on a member that is far better than all others, where no store's record says why.
+
+    A model that was trained on some of the rows, as one of other folds, is no other than a strong one by its
+    predictions: it is certain and right there, as one that reads what nobody else does.
+    """
+    n_members = problem.P.shape[1]
+    if n_members < 2 or len(problem) < _MIN_ROWS or (problem.P.max(axis=1) == 0).any():
+        return []
+    P, y = problem.P[:_LOOKED_AT], problem.y[:_LOOKED_AT]
+    losses = [float(tempered(log_probs(P[:, m]), y).mean()) for m in range(n_members)]
+    best, second = np.argsort(losses, kind="stable")[:2]
+    if losses[best] >= AHEAD * losses[second] or problem.names[best] in trust:
+        return []
+    if problem.sources and is_store(problem.sources[best].path):
+        return []
+    name, other = problem.names[best], problem.names[second]
+    return [
+        f"{name} is far ahead: {losses[best]:.4f} where the next best, {other}, has {losses[second]:.4f}, "
+        "each at its temperature. Predictions alone do not tell a strong model from one that was trained on "
+        "some of these rows; make sure that each was predicted by a model that had seen neither it nor its "
+        f"prompt, and say so with --trust {name}"
+    ]

@@ -105,7 +105,7 @@ def exchanged(probs: np.ndarray, y: np.ndarray) -> tuple[int, ...] | None:
     order = linear_sum_assignment(-(y.T @ logs))[1]
     if np.array_equal(order, np.arange(len(order))):
         return None
-    gain = _tempered(logs, y) - _tempered(logs[:, order], y)
+    gain = tempered(logs, y) - tempered(logs[:, order], y)
     sure = SURE_OF_BAD if _is_bad(probs, y) else SURE
     moved = np.count_nonzero(order != np.arange(len(order)))
     picked = moved * np.log(len(order)) / len(gain)
@@ -120,8 +120,13 @@ def _is_bad(probs: np.ndarray, y: np.ndarray) -> bool:
     return bool(cross_entropy(probs, y).mean() > cross_entropy(shares, y).mean())
 
 
-def _tempered(logs: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Loss of each row at the temperature of least loss, infinite where the logarithms speak against it."""
+def tempered(logs: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Loss of each row (n,) at the temperature of least loss, infinite where the logarithms speak against it.
+
+    Parameters
+    ----------
+    logs, y : ndarray of shape (n, K)
+    """
     design = SharedDesign(logs[:, :, None])
     even = np.full(len(y), 1 / len(y))
     scale = minimise(SoftmaxProblem(design, y, even, np.full(1, 1e-6), np.ones(1)), tolerance=1e-8)

@@ -47,7 +47,7 @@ def render_report(problem: Problem, result: Result) -> str:
         notes=[*problem.notes, *result.notes],
         tiles=_tiles(result),
         verdict=verdict(problem, result).sentence,
-        commands=next_commands(problem, result, Path("DIR")),
+        commands=next_commands(problem, Path("DIR"), result.fitted[result.chosen].needs_rows),
         contents=CONTENTS,
         to_the_mean=Whiskers(
             [_to_the_mean(score, result) for score in scores],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
 from data.console.command import format_table
 from data.softlabels import is_store
+from ensemble.reading.members import Source
 from ensemble.reading.problem import Problem
 from ensemble.scoring.results import Result, Score
 from ensemble.scoring.verdict import verdict
@@ -63,21 +65,32 @@ def summary(problem: Problem, result: Result) -> str:
     return f"{table}\nverdict: {verdict(problem, result).sentence}"
 
 
-def next_commands(problem: Problem, result: Result, out: Path) -> list[str]:
+def next_commands(problem: Problem, out: Path, needs_rows: bool = False) -> list[str]:
     """The commands that predict new rows, those of ``test.csv``, by a stack that is written to ``out``.
 
     A member that is a store is predicted by its model first; the others' predictions are files of the user's
-    own, here called ``MEMBER_test.csv``.
+    own, here called ``MEMBER_test.csv``. Rows are named to a method that ``needs_rows``.
     """
+    commands, given = member_commands(problem.names, problem.sources)
+    last = ["ensemble.predict", "--stack", str(out), "--oof", *given]
+    if needs_rows:
+        last += ["--data", "test.csv"]
+    commands.append(shlex.join(["python", "-m", *last, "--out", "blend.csv"]))
+    return commands
+
+
+def member_commands(names: Sequence[str], sources: Sequence[Source]) -> tuple[list[str], list[str]]:
+    """The commands that predict ``test.csv`` by those members that are stores, and each ``MEMBER=FILE``."""
     commands, given = [], []
-    for name, source in zip_longest(problem.names, problem.sources):  # simulated members come from no file
+    for name, source in zip_longest(names, sources):  # simulated members come from no file
         file = f"{name}_test.csv"
         given.append(f"{name}={file}")
         if source is not None and is_store(source.path):
             model = ["distill.predict", "--model", str(source.path), "--data", "test.csv", "--out", file]
             commands.append(shlex.join(["python", "-m", *model]))
-    last = ["ensemble.predict", "--stack", str(out), "--oof", *given]
-    if result.fitted[result.chosen].needs_rows:
-        last += ["--data", "test.csv"]
-    commands.append(shlex.join(["python", "-m", *last, "--out", "blend.csv"]))
-    return commands
+    return commands, given
+
+
+def next_lines(commands: Sequence[str]) -> list[str]:
+    """How commands to go on with are printed."""
+    return [f"next: {commands[0]}", *(f"      {line}" for line in commands[1:])]

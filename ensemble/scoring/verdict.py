@@ -11,6 +11,8 @@ from ensemble.solvers.numbers import log_loss
 
 PLAIN = "mean"
 """The simple method: whatever does not beat it beyond noise is not worth its parts."""
+ASKED = "it was asked for"
+"""Why a method is taken that was not chosen by its score."""
 
 
 def instead(result: Result, name: str, why: str) -> Result:
@@ -34,8 +36,12 @@ def settle(result: Result) -> Result:
     score = result.score(result.chosen)
     if result.chosen == PLAIN or score.vs_mean_ci.high < 0:
         return result
-    why = f"nothing beats it beyond noise: {result.chosen} gains {_gain(score.vs_mean, score.vs_mean_ci)}"
-    return instead(result, PLAIN, why)
+    return instead(result, PLAIN, refusal(result.chosen, score.vs_mean, score.vs_mean_ci))
+
+
+def refusal(name: str, difference: float, interval: Interval) -> str:
+    """Why the mean is taken and not a method that differs from it by so much."""
+    return f"nothing beats it beyond noise: {name} {moves(difference, interval)}"
 
 
 @dataclass(frozen=True)
@@ -61,15 +67,8 @@ def verdict(problem: Problem, result: Result) -> Verdict:
     chosen = result.score(result.chosen)
     simplest = _simplest_within_noise(problem, result)
     if chosen.name == PLAIN:
-        said = result.why if result.why.startswith("nothing") else "it is the mean"
-        return Verdict(simplest, f"the mean is chosen: {said}")
-    subject = "the blend" if len(problem.names) > 1 else "fitting its one member"
-    gain = f"{subject} gains {_gain(chosen.vs_mean, chosen.vs_mean_ci)} on the mean"
-    if chosen.vs_mean_ci.low > 0:
-        low, high = chosen.vs_mean_ci.as_list()
-        gain = f"{subject} loses {short(chosen.vs_mean)} ({short(low)} to {short(high)}) against the mean"
-    elif chosen.vs_mean_ci.high >= 0:
-        gain += ", which may be noise"
+        return Verdict(simplest, f"the mean is chosen: {result.why}")
+    gain = against_mean(len(problem.names), chosen.vs_mean, chosen.vs_mean_ci)
     if simplest == chosen.name:
         return Verdict(simplest, f"{gain}; no simpler method is within noise of it")
     said = simplest.replace("best single", f"the best single model, {result.best_single}")
@@ -87,9 +86,18 @@ def _simplest_within_noise(problem: Problem, result: Result) -> str:
     return result.chosen
 
 
-def _gain(difference: float, interval: Interval) -> str:
-    """A paired difference as a gain, which is more where the loss is less."""
-    return f"{short(-difference)} ({short(-interval.high)} to {short(-interval.low)})"
+def against_mean(members: int, difference: float, interval: Interval) -> str:
+    """What a blend of so many members gains or loses, and whether that may be noise."""
+    subject = "the blend" if members > 1 else "fitting its one member"
+    said = f"{subject} {moves(difference, interval)} {'against' if difference > 0 else 'on'} the mean"
+    return f"{said}, which may be noise" if interval.low <= 0 <= interval.high else said
+
+
+def moves(difference: float, interval: Interval) -> str:
+    """What a paired difference gains, or loses where the log-loss is greater; no gain is below nothing."""
+    if difference > 0:
+        return f"loses {short(difference)} ({short(interval.low)} to {short(interval.high)})"
+    return f"gains {short(-difference)} ({short(-interval.high)} to {short(-interval.low)})"
 
 
 def short(value: float) -> str:

@@ -18,6 +18,7 @@ from ensemble.scoring.bootstrap import DRAWS, Interval, bootstrap
 from ensemble.scoring.choice import choose
 from ensemble.scoring.crossfit import CrossFit, cross_fit
 from ensemble.scoring.ranking import METRICS, row_metrics
+from ensemble.scoring.verdict import ASKED, PLAIN, against_mean, refusal
 from ensemble.sets.pool import METHODS, fit_set_methods
 from ensemble.sets.problem import SetProblem
 from ensemble.solvers.numbers import log_loss
@@ -69,6 +70,8 @@ class SetStack:
     choice_included : float
         Log-loss with the choice cross-fitted, too.
     choice_included_ci : Interval
+    verdict : str
+        What the choice gains on the mean, or why this is taken, in a sentence.
     seed, repeats : int
     """
 
@@ -81,6 +84,7 @@ class SetStack:
     probs: np.ndarray
     choice_included: float
     choice_included_ci: Interval
+    verdict: str
     seed: int
     repeats: int
 
@@ -96,7 +100,9 @@ def left_out() -> list[str]:
 
 
 def fit_sets(sets: SetProblem, method: str | None = None, repeats: int = 1, seed: int = 0) -> SetStack:
-    """Score every method by the nested estimate, choose the one of least loss or that asked for, and fit it.
+    """Score every method by the nested estimate, choose one or take that asked for, and fit it.
+
+    The one of least loss is chosen where it beats the mean beyond noise, else the mean.
 
     Parameters
     ----------
@@ -120,30 +126,39 @@ def fit_sets(sets: SetProblem, method: str | None = None, repeats: int = 1, seed
     each = [{name: log_loss(probs, y) for name, probs in cut.probs.items()} for cut in cuts]
     losses = {name: np.mean([table[name] for table in each], axis=0) for name in each[0]}
     included = np.mean([_choice_included(cut, deal) for cut, deal in zip(cuts, deals, strict=True)], axis=0)
-    chosen = method or choose(losses)
     draws = bootstrap(problem.groups, DRAWS, seed, weight)
     single = {name: problem.P[:, m] for m, name in enumerate(problem.names)}
 
     def scored(name: str, loss: np.ndarray, probs: np.ndarray) -> SetScore:
         ranked = row_metrics(probs, y)
-        columns = np.concatenate([loss[:, None], (loss - losses["mean"])[:, None], ranked], axis=1)
+        columns = np.concatenate([loss[:, None], (loss - losses[PLAIN])[:, None], ranked], axis=1)
         own, to_mean, *others = draws.intervals(columns)
         means = columns.mean(axis=0)
         return SetScore(
             name, float(means[0]), own, float(means[1]), to_mean, tuple(means[2:].tolist()), tuple(others)
         )
 
+    scores = {name: scored(name, loss, cuts[0].probs[name]) for name, loss in losses.items()}
+    best = scores[method or choose(losses)]
+    verdict = against_mean(len(problem.names), best.vs_mean, best.vs_mean_ci)
+    if best.name == PLAIN:
+        verdict = f"the mean is chosen: {ASKED if method else 'no method has less loss'}"
+    elif method is None and best.vs_mean_ci.high >= 0:
+        verdict = f"the mean is chosen: {refusal(best.name, best.vs_mean, best.vs_mean_ci)}"
+        best = scores[PLAIN]
+        included = losses[PLAIN]  # no choice is left that its score would have to include
     even = np.where(problem.P.max(axis=1) > 0, 1.0, 0.0)
     return SetStack(
         sets,
-        [scored(name, loss, cuts[0].probs[name]) for name, loss in losses.items()],
+        list(scores.values()),
         [scored(name, log_loss(probs, y), probs) for name, probs in single.items()],
         float(log_loss(even / even.sum(axis=1, keepdims=True), y).mean()),
-        everything[chosen],
-        chosen,
-        cuts[0].probs[chosen],
+        everything[best.name],
+        best.name,
+        cuts[0].probs[best.name],
         float(included.mean()),
         draws.interval(included),
+        verdict,
         seed,
         repeats,
     )
@@ -161,7 +176,7 @@ def _choice_included(cut: CrossFit, problem: Problem) -> np.ndarray:
 
 
 def summary(stack: SetStack) -> list[str]:
-    """Lines to print: members, the mean, the chosen method, its honest score."""
+    """Lines to print: members, the mean, the chosen method, its honest score, and the verdict."""
 
     def line(score: SetScore, what: str = "") -> list[str]:
         loss = f"[{score.ci.low:.4f}, {score.ci.high:.4f}]"
@@ -175,13 +190,14 @@ def summary(stack: SetStack) -> list[str]:
 
     members = sorted(stack.members, key=lambda score: score.loss)
     lines = [["even", f"{stack.even:.4f}", "", *[""] * len(METRICS)], *(line(score) for score in members)]
-    if stack.chosen != "mean":
-        lines.append(line(next(s for s in stack.methods if s.name == "mean"), "mean of the members"))
+    if stack.chosen != PLAIN:
+        lines.append(line(next(s for s in stack.methods if s.name == PLAIN), "mean of the members"))
     lines.append(line(stack.score, f"chosen: {stack.chosen}"))
     ends = stack.choice_included_ci
     honest = [f"{stack.choice_included:.4f}", f"[{ends.low:.4f}, {ends.high:.4f}]", *[""] * len(METRICS)]
     lines.append(["the same, its choice cross-fitted", *honest])
-    return format_table(["", "log-loss", "95 %", *METRICS], lines).splitlines()
+    table = format_table(["", "log-loss", "95 %", *METRICS], lines)
+    return [*table.splitlines(), f"verdict: {stack.verdict}"]
 
 
 def all_methods(stack: SetStack) -> list[str]:

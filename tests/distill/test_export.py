@@ -20,6 +20,7 @@ from data.prepare import main as prepare_main
 from data.schema import read_rows
 from data.softmax import softmax
 from distill import export, predict, teacher_oof
+from distill.prediction.card import scores
 from distill.prediction.merge import merged_model, plain_state
 from distill.runs.loaded import predict_rows
 from distill.runs.saved import read_saved
@@ -96,6 +97,18 @@ def test_a_temperature_is_folded_into_the_head_where_it_helps_cross_fitted(train
     probs = np.stack([table[name].to_numpy() for name in rows.classes.names], axis=1)
     logits = predict_rows(read_saved(trained / "student"), rows).mean(axis=1)
     np.testing.assert_allclose(probs, softmax(logits / scores["folded"]), atol=1e-4)
+
+
+def test_a_temperature_that_is_not_applied_is_not_printed(trained, tmp_path, monkeypatch, capsys):
+    def hardly(*given):
+        found = scores(*given)
+        return {**found, "temperature": 3.434, "log_loss_tempered": found["log_loss"] + 0.1}
+
+    monkeypatch.setattr("distill.prediction.card.scores", hardly)
+    export.main(["--model", str(trained / "student"), "--out", str(tmp_path / "out")])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "3.434" not in line
+    assert line.split()[3] == "1.000"
 
 
 def test_the_card_says_what_the_model_rests_on(exported):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -77,6 +78,17 @@ def test_it_says_what_is_won_where_the_budget_lands_and_what_comes_next(home: Pa
     assert content["budget"] == {"a_row": 0.5, "rows": 1000}
     assert len(content["measured"]["curve"]) == 11
     assert sorted(path.name for path in (home / "router").iterdir()) == ["router.html", "router.json"]
+
+
+def test_what_comes_next_works_as_it_stands(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A space in a name, or in the router's, is no end of a word."""
+    Path("m1.csv").rename("my model.csv")
+    words = ["--cheap", "my model.csv", *FIT[2:], "--cost", "my model=0.1", "m2=1", "--budget", "0.5"]
+    main([*words, "--out", "my router"])
+    line = capsys.readouterr().out.strip().splitlines()[-1].removeprefix("next: ")
+    Path("new/m1.csv").rename("my model_test.csv")
+    main(shlex.split(line)[3:])
+    assert len(rows_of(Path("decisions.csv"))) == 50
 
 
 def test_two_calls_decide_and_then_answer(here: Path) -> None:
@@ -168,13 +180,15 @@ def test_judges_are_routed_by_what_their_words_are_worth(tmp_path: Path) -> None
         router.answer(decided, [both, both])
 
 
-def test_stores_bring_folds_and_groups(tmp_path: Path) -> None:
+def test_stores_bring_folds_and_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, P = prepared(tmp_path / "data", 240)
     stores = [write_store(tmp_path / name, tmp_path / "data", P[:, m]) for m, name in enumerate(("s", "t"))]
     words = ["--cheap", str(stores[0]), "--dear", str(stores[1]), "--cost", "s=1", "t=10", "--budget", "5"]
     main([*words, "--out", str(tmp_path / "router")])
     rows = read_router(tmp_path / "router").content["rows"]
     assert (rows["groups"], rows["folds"]) == (120, 3)
+    said = capsys.readouterr().out
+    assert f"next: python -m distill.predict --model {stores[0]} --data test.csv --out s_test.csv" in said
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from pyarrow import csv
+from transformers import LlamaConfig
 
 from data.classroom import simulate_classroom
 from data.dataset import load_prepared
@@ -82,6 +83,13 @@ def fresh_units(trained, tmp_path, name="llama31-8b"):
     model = load_recipe("lmsys").teachers[name]
     rows, folds = load_prepared(trained)
     return units_of(ModelSpec(name, model, trained, tmp_path / name), 2), rows, folds
+
+
+def test_layers_that_are_cut_off_are_not_reckoned_with(tmp_path):
+    LlamaConfig(num_hidden_layers=4).save_pretrained(tmp_path)
+    whole, _ = linear_parameters(BackboneConfig(path=str(tmp_path)))
+    cut, _ = linear_parameters(BackboneConfig(path=str(tmp_path), first_layers=1))
+    assert cut == whole / 4
 
 
 def test_a_laptop_is_promised_its_own_speed_and_told_so(trained, tmp_path):

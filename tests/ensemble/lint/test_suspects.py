@@ -72,6 +72,26 @@ def test_two_leaks_do_not_hide_one_another() -> None:
     assert {s.name for s in in_sample_suspects(P, y, ["a", "b", "c", "d"])} == {"a", "b"}
 
 
+def test_a_member_that_learnt_some_rows_and_passes_for_a_strong_one_is_remarked_upon() -> None:
+    """Nothing tells it from an honest one: it stays, and the user is asked."""
+    P, y = honest(2500, 3, np.array([0.6, 0.7, 0.8]), 0)
+    seen = np.random.default_rng(0).random((len(y), 1)) < 0.5
+    P[:, 0] = np.where(seen, 0.2 * P[:, 0] + 0.8 * y, P[:, 0])
+    given = problem(P, y)
+    found = leave_out_suspects(given)
+    assert found.names == given.names
+    (note,) = found.notes
+    assert note.startswith("m0 is far ahead: ")
+    assert "where the next best, m1, has" in note
+    assert leave_out_suspects(given, ["m0"]).notes == ()
+
+
+def test_an_honest_member_a_little_ahead_and_badly_tempered_others_are_not() -> None:
+    P, y = honest(2500, 3, np.array([0.5, 0.6, 0.7]), 0)
+    P[:, 1:] = softmax(4 * np.log(np.maximum(P[:, 1:], 1e-9)))
+    assert leave_out_suspects(problem(P, y)).notes == ()
+
+
 def test_a_suspect_is_left_out_unless_trusted() -> None:
     P, y = honest(600, 3, np.array([0.6, 0.5, 0.8]), 0)
     given = problem(leaked(P, y, 0.9, np.random.default_rng(0)), y)

@@ -12,7 +12,7 @@ from ensemble.reading.problem import Problem
 from ensemble.scoring.bootstrap import Interval
 from ensemble.scoring.explore import simulate_problem
 from ensemble.scoring.results import Result, evaluate
-from ensemble.scoring.verdict import instead, settle, short, verdict
+from ensemble.scoring.verdict import ASKED, instead, settle, short, verdict
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,21 @@ def test_where_nothing_beats_the_mean_beyond_noise_it_is_chosen(
     assert settle(settled) is settled
 
 
-def test_a_loss_is_called_one(solved: tuple[Problem, Result]) -> None:
+@pytest.mark.parametrize(
+    ("low", "span", "end"),
+    [(0.002, "(.0020 to .0200)", ";"), (-0.004, "(-.0040 to .0200)", ", which may be")],
+)
+def test_a_loss_is_called_one(solved: tuple[Problem, Result], low: float, span: str, end: str) -> None:
     problem, result = solved
-    told = verdict(problem, scored(result, "logit", 0.01, 0.002, 0.02))
-    assert told.sentence.startswith("the blend loses .0100 (.0020 to .0200) against the mean")
+    found = scored(result, "logit", 0.01, low, 0.02)
+    assert verdict(problem, found).sentence.startswith(f"the blend loses .0100 {span} against the mean{end}")
+    said = f"the mean is chosen: nothing beats it beyond noise: logit loses .0100 {span}"
+    assert verdict(problem, settle(found)).sentence == said
+
+
+def test_a_mean_that_was_asked_for_says_so(solved: tuple[Problem, Result]) -> None:
+    problem, result = solved
+    assert verdict(problem, instead(result, "mean", ASKED)).sentence == f"the mean is chosen: {ASKED}"
 
 
 def test_the_simplest_within_noise_is_found_by_the_rows(solved: tuple[Problem, Result]) -> None:

@@ -1,6 +1,8 @@
 """Blends over rows with candidates: exact within each set, whatever its size and order."""
 
 import json
+import shlex
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -60,6 +62,17 @@ def files(tmp_path_factory):
     lines = [f"{i},{own[k]}\n" for i, own, k in zip(ids, names, y.argmax(axis=1), strict=True)]
     (folder / "labels.csv").write_text("id,label\n" + "".join(lines))
     return folder
+
+
+def test_what_a_stack_names_next_works_as_it_stands(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--oof", f"the one={files / 'one.csv'}", str(files / "two.csv"), "--labels"]
+    stack.main([*words, str(files / "labels.csv"), "--out", "my stack"])
+    for name, file in {"the one": "one", "two": "two"}.items():
+        shutil.copy(files / f"{file}.csv", f"{name}_test.csv")
+    line = capsys.readouterr().out.strip().splitlines()[-1].removeprefix("next: ")
+    predict.main(shlex.split(line)[3:])
+    assert is_of_sets(tmp_path / "blend.csv")
 
 
 def test_every_method_gives_distributions_over_each_set_alone():
@@ -140,9 +153,11 @@ def test_ranks_count_the_better_ones_and_ties_in_the_rows_own_order():
 def test_a_stack_of_files_is_scored_kept_and_applied(files, tmp_path, capsys):
     models = [str(files / f"{name}.csv") for name in ("one", "two", "three")]
     labels = ["--labels", str(files / "labels.csv")]
-    stack.main(["--oof", *models, *labels, "--out", str(tmp_path / "stack"), "--all"])
+    words = ["--oof", *models, *labels, "--method", "log-pool", "--out", str(tmp_path / "stack"), "--all"]
+    stack.main(words)
     told = capsys.readouterr().out
     assert "MAP@3" in told
+    assert "verdict: the blend gains ." in told
     assert f"not tried, as they need the same classes in every row: {', '.join(left_out())}" in told
     content = json.loads((tmp_path / "stack" / "stack.json").read_text())
     scores = {entry["name"]: entry for entry in content["methods"]}
@@ -168,6 +183,25 @@ def test_a_stack_of_files_is_scored_kept_and_applied(files, tmp_path, capsys):
     flat = np.array([own[f"r{i:03d}"][name] for i, found in enumerate(names) for name in found])
     loss = -np.log((set_rows(flat, sizes, P.shape[2], 0.0) * y).sum(axis=1)).mean()
     assert loss < best["nested_log_loss"] + 0.02
+
+
+def test_a_mean_that_nothing_beats_beyond_noise_is_chosen(files, tmp_path, capsys):
+    """As of rows with the same classes; on the first 30 rows the best method may gain nothing."""
+    for name in ("one", "two"):
+        lines = (files / f"{name}.csv").read_text().splitlines(True)
+        kept = [line for line in lines[1:] if int(line.split(",")[0].strip('"')[1:]) < 30]
+        (tmp_path / f"{name}.csv").write_text("".join([lines[0], *kept]))
+    words = ["--oof", str(tmp_path / "one.csv"), str(tmp_path / "two.csv"), "--labels"]
+    stack.main([*words, str(files / "labels.csv"), "--out", str(tmp_path / "stack")])
+    content = json.loads((tmp_path / "stack" / "stack.json").read_text())
+    best = min(content["methods"], key=lambda entry: entry["nested_log_loss"])
+    assert best["name"] != "mean"
+    assert best["ci95"][1] >= 0
+    assert content["chosen"] == "mean"
+    mean = next(entry for entry in content["methods"] if entry["name"] == "mean")
+    assert content["chosen_nested_log_loss_choice_included"] == mean["nested_log_loss"]
+    said = f"verdict: the mean is chosen: nothing beats it beyond noise: {best['name']} gains "
+    assert said in capsys.readouterr().out
 
 
 def test_a_method_can_be_asked_for_and_an_unknown_one_is_refused(files, tmp_path):
