@@ -175,7 +175,7 @@ class TrainConfig:
         "false",
         "lay out once, in training and prediction, what a row's two orders, or its candidates, begin with "
         "(distill.packing.sharing); auto: where that saves a tenth of the tokens. In packs alone, not with "
-        "flash_attention_2/3/4",
+        "flash_attention_2/3",
         choices=SWITCHES,
     )
     predict_rows: int = setting(0, "sequences of a prediction's pack at most (0: any number)", least=0)

@@ -13,6 +13,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -62,10 +63,16 @@ class _Probe(nn.Module):
         self.is_causal, self.layer_idx = True, 0
 
 
-def agrees(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+@cache
+def shares_prefixes(name: str, device: torch.device) -> bool:
+    """Whether a package's implementation attends to prefixes that documents share, as the formula does."""
+    return agrees(name, device, torch.bfloat16, shared=True)
+
+
+def agrees(name: str, device: torch.device, dtype: torch.dtype, shared: bool = False) -> bool:
     """Whether an implementation gives the formula's outputs and gradients on packs."""
     try:
-        return max(gaps_to_formula(name, device, dtype)) < 0.02
+        return max(gaps_to_formula(name, device, dtype, shared=shared)) < 0.02
     except Exception as error:  # whatever a build may raise that was made for another device or torch
         log.info("%s: %s", name, error)
         return False
@@ -80,6 +87,7 @@ def gaps_to_formula(
     softcap: float | None = None,
     window: int | None = None,
     sharpness: float = 1.0,
+    shared: bool = False,
 ) -> list[float]:
     """How far an implementation is from attention written out, on one pack of random tokens.
 
@@ -91,6 +99,8 @@ def gaps_to_formula(
         Query heads, and key and value heads.
     sharpness : float
         Size of the attention logits: a cap is felt only by large ones.
+    shared : bool
+        The first document is a prefix that the others continue.
 
     Returns
     -------
@@ -103,6 +113,7 @@ def gaps_to_formula(
     # The end is repeated, as in a static pack with fewer documents than it has room for.
     bounds = torch.tensor([0, *LENGTHS, 0], device=device).cumsum(0).to(torch.int32)
     positions = torch.cat([torch.arange(n, device=device) for n in LENGTHS])
+    longest = max(LENGTHS) + (LENGTHS[0] if shared else 0)
 
     def drawn(*shape: int, size: float = 1.0) -> Tensor:
         return size * torch.randn(shape, device=device, dtype=dtype, generator=generator)
@@ -110,22 +121,35 @@ def gaps_to_formula(
     sizes = ((heads[0], sharpness), (heads[1], 1.0), (heads[1], 1.0))
     query, key, value = tensors = [drawn(1, n, total, head_dim, size=s).requires_grad_() for n, s in sizes]
     weights = drawn(1, total, heads[0], head_dim)
-    options: dict[str, Any] = {
+    options: dict[str, Any] = _shared_keys(device) if shared else {}
+    options |= {
         "scaling": head_dim**-0.5,
         "softcap": softcap,
         "sliding_window": window,
         "cu_seq_lens_q": bounds,
-        "cu_seq_lens_k": bounds,
-        "max_length_q": max(LENGTHS),
-        "max_length_k": max(LENGTHS),
+        "cu_seq_lens_k": options.get("cu_seq_lens_k", bounds),
+        "max_length_q": longest,
+        "max_length_k": longest,
         "position_ids": positions[None],
     }
     if name == "flex":
         documents = torch.repeat_interleave(torch.arange(len(bounds) - 1, device=device), bounds.diff())
-        masks = block_masks(positions, documents, window, max(LENGTHS))
+        masks = block_masks(positions, documents, window, longest)
         options |= {"block_mask": masks[window is not None], "kernel_options": flex_tiles(head_dim, dtype)}
     results: list[list[Tensor]] = []
     for run in (eager, IMPLEMENTATIONS.get(name) or ALL_ATTENTION_FUNCTIONS[name]):
         out = run(_Probe(name), query, key, value, None, **options)[0]
         results.append([out.detach(), *torch.autograd.grad(out, tensors, weights)])
     return [float((b - a).float().norm() / a.float().norm()) for a, b in zip(*results, strict=True)]
+
+
+def _shared_keys(device: torch.device) -> dict[str, Tensor]:
+    """The keys of a pack whose first document is a prefix of the others; -1 and an empty one at the end."""
+    first, *others = np.split(np.arange(sum(LENGTHS)), np.cumsum(LENGTHS)[:-1])
+    seen = [first, *(np.concatenate([first, tokens]) for tokens in others)]
+    bounds = np.cumsum([0, *map(len, seen), 0])
+    filled = np.concatenate([*seen, [-1, -1]])
+    return {
+        "key_tokens": torch.tensor(filled, device=device),
+        "cu_seq_lens_k": torch.tensor(bounds, device=device, dtype=torch.int32),
+    }

@@ -5,8 +5,9 @@ layers it would come apart, as the library's own binding does. Here its two pass
 shapes alone the compiler sees.
 
 Layout. (T, heads, d) in 16 bits, documents one behind another, their bounds int32 (documents + 1,); keys and
-values have their own number of heads. The forward pass also leaves the logarithm of each softmax's sum,
-float32 (heads, T), which the backward pass reads instead of the scores.
+values have their own number of heads, and bounds of their own, as prefixes that documents share are laid
+before each: the last query of a document sees its last key. The forward pass also leaves the logarithm of each
+softmax's sum, float32 (heads, T), which the backward pass reads instead of the scores.
 
 The passes are the package's own functions behind its public one, which hides that logarithm; they may change
 with a version. What no longer fits fails :func:`distill.kernels.agreement.agrees`, and is left out.
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.kernels.attention import masked, tokens_before
+from distill.kernels.attention import masked, repeated, tokens_before
 
 
 def flash4(
@@ -37,9 +38,14 @@ def flash4(
         return masked(query, key, value, attention_mask, options)
     longest = options["max_length_q"]
     left = tokens_before(options.get("sliding_window"), longest)
-    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    tokens = options.get("key_tokens")
+    if tokens is not None:
+        k, v = repeated(k, tokens, 0), repeated(v, tokens, 0)
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    key_bounds = options["cu_seq_lens_k"]
     cap = options.get("softcap") or 0.0
-    return flash4_forward(q, k, v, bounds, longest, options["scaling"], left, cap)[0][None], None
+    return flash4_forward(q, k, v, bounds, key_bounds, longest, options["scaling"], left, cap)[0][None], None
 
 
 @cache
@@ -50,7 +56,9 @@ def _package() -> Any:
     return interface
 
 
-def _told(bounds: Tensor, longest: int, scaling: float, left: int, cap: float) -> dict[str, Any]:
+def _told(
+    bounds: Tensor, key_bounds: Tensor, longest: int, scaling: float, left: int, cap: float
+) -> dict[str, Any]:
     """What both passes are told alike."""
     return {
         "softmax_scale": scaling,
@@ -58,7 +66,7 @@ def _told(bounds: Tensor, longest: int, scaling: float, left: int, cap: float) -
         "softcap": cap,
         "window_size_left": None if left < 0 else left,
         "cu_seqlens_q": bounds,
-        "cu_seqlens_k": bounds,
+        "cu_seqlens_k": key_bounds,
         "max_seqlen_q": longest,
         "max_seqlen_k": longest,
     }
@@ -70,6 +78,7 @@ def flash4_forward(
     key: Tensor,
     value: Tensor,
     bounds: Tensor,
+    key_bounds: Tensor,
     longest: int,
     scaling: float,
     left: int,
@@ -80,10 +89,11 @@ def flash4_forward(
     Parameters
     ----------
     query : Tensor of shape (T, heads, d)
-    key, value : Tensor of shape (T, kv_heads, d)
-    bounds : int32 Tensor of shape (documents + 1,)
+    key, value : Tensor of shape (keys, kv_heads, d)
+    bounds, key_bounds : int32 Tensor of shape (documents + 1,)
+        Of the documents' tokens, and of the keys that they see.
     longest : int
-        Tokens of the longest document, or more.
+        Keys of the longest document, or more.
     left : int
         Earlier tokens that a token sees, or -1 for all.
     cap : float
@@ -94,13 +104,13 @@ def flash4_forward(
     tuple of Tensor
         (T, heads, d), and (heads, T) float32.
     """
-    told = _told(bounds, longest, scaling, left, cap)
+    told = _told(bounds, key_bounds, longest, scaling, left, cap)
     out, lse = _package()._flash_attn_fwd(query, key, value, return_lse=True, **told)[:2]
     return out, lse
 
 
 @flash4_forward.register_fake
-def _(query, key, value, bounds, longest, scaling, left, cap):  # type: ignore[no-untyped-def]
+def _(query, key, value, bounds, key_bounds, longest, scaling, left, cap):  # type: ignore[no-untyped-def]
     tokens, heads = query.shape[:2]
     return torch.empty_like(query), query.new_empty((heads, tokens), dtype=torch.float32)
 
@@ -114,13 +124,14 @@ def flash4_backward(
     out: Tensor,
     lse: Tensor,
     bounds: Tensor,
+    key_bounds: Tensor,
     longest: int,
     scaling: float,
     left: int,
     cap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value; ``grad`` is that of the output."""
-    told = _told(bounds, longest, scaling, left, cap)
+    told = _told(bounds, key_bounds, longest, scaling, left, cap)
     found = _package()._flash_attn_bwd(query, key, value, out, grad.contiguous(), lse, **told)
     return found[0], found[1], found[2]
 
@@ -131,13 +142,13 @@ def _(grad, query, key, value, *rest):  # type: ignore[no-untyped-def]
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, bounds, *ctx.rest = inputs
+    query, key, value, bounds, key_bounds, *ctx.rest = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(query, key, value, *output, bounds)
+    ctx.save_for_backward(query, key, value, *output, bounds, key_bounds)
 
 
 def _gradients(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
-    return (*flash4_backward(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None, None)
+    return (*flash4_backward(grad, *ctx.saved_tensors, *ctx.rest), *[None] * 6)
 
 
 flash4_forward.register_autograd(_gradients, setup_context=_remember)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from distill.kernels.agreement import shares_prefixes
 from distill.kernels.choice import REGISTERED
 from distill.kernels.linear import fuse
 from distill.model.decoder import Plan, wide_residuals
@@ -77,8 +78,11 @@ class Classifier(nn.Module):
 
     @property
     def shares(self) -> bool:
-        """Whether packs may lay a row's prefix out once: what is torch's own can, packages do not."""
-        return self.plan.attention in {"eager", "sdpa", "varlen", "flex"}
+        """Whether packs may lay a row's prefix out once: by torch's own kernels, and those shown to do so."""
+        attention = self.plan.attention
+        if attention == "fa4":
+            return shares_prefixes(attention, self.device)
+        return attention in {"eager", "sdpa", "varlen", "flex"}
 
     @property
     def head_name(self) -> str:

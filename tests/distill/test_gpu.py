@@ -118,12 +118,21 @@ def test_the_kernels_are_the_formula(make, family, attention):
 
 @pytest.mark.parametrize("compiled", ["false", "true"])
 @pytest.mark.parametrize(
-    ("family", "attention"), [("llama", "varlen"), ("llama", "flex"), ("gemma2", "flex")]
+    ("family", "attention"),
+    [
+        ("llama", "varlen"),
+        ("llama", "flex"),
+        ("gemma2", "flex"),
+        ("llama", "flash_attention_4"),
+        ("gemma2", "flash_attention_4"),
+    ],
 )
 def test_prefixes_laid_out_once_are_as_near_to_the_formula_as_sequences_apart(
     make, family, attention, compiled
 ):
     """Longer and shorter than a tile, with fillers and without; twice, as what is recorded is replayed."""
+    if attention == "flash_attention_4" and not is_flash_attn_4_available():
+        pytest.skip("flash-attn-4 is not installed")
     rows = encoded_rows([(200, 40, 1, 99), (0, 70), (33, 5, 5, 5, 5), (64, 64, 128), (16, 2, 3)])
     rows = replace(rows, ids=10 + rows.ids % 290)
     shared = prefixes(rows, np.arange(5))

@@ -18,13 +18,14 @@ CPU = torch.device("cpu")
 def by_formula(query, key, value, told):
     """Attention of every document, written out; told as the package's passes are."""
     assert told["causal"]
-    assert told["cu_seqlens_q"] is told["cu_seqlens_k"]
-    lengths = told["cu_seqlens_q"].diff().tolist()
-    assert max(lengths) <= told["max_seqlen_q"] == told["max_seqlen_k"]
+    lengths, seen = (told[f"cu_seqlens_{kind}"].diff().tolist() for kind in "qk")
+    assert max(seen) <= told["max_seqlen_q"] == told["max_seqlen_k"]
     left, cap = told["window_size_left"], told["softcap"]
     options = {"scaling": told["softmax_scale"], "softcap": cap or None}
     options["window"] = None if left is None else left + 1
-    pieces = zip(*(x.transpose(0, 1)[None].split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    key, value = key[: sum(seen)], value[: sum(seen)]  # what lies behind no document sees
+    parts = ((query, lengths), (key, seen), (value, seen))
+    pieces = zip(*(x.transpose(0, 1)[None].split(n, dim=2) for x, n in parts), strict=True)
     found = [attend(*piece, **options) for piece in pieces if piece[0].numel()]
     return torch.cat(found, dim=2)[0].transpose(0, 1).contiguous()
 
@@ -57,11 +58,24 @@ def package(monkeypatch):
 
 @pytest.mark.parametrize("window", [None, 1, 50, 4096])
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_the_operator_is_the_formula(package, window, softcap):
-    gaps = gaps_to_formula(
-        "fa4", CPU, torch.float32, head_dim=16, softcap=softcap, window=window, sharpness=8.0
-    )
-    assert max(gaps) < 1e-5
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_operator_is_the_formula(package, window, softcap, shared):
+    sizes = {"head_dim": 16, "softcap": softcap, "window": window, "sharpness": 8.0}
+    assert max(gaps_to_formula("fa4", CPU, torch.float32, shared=shared, **sizes)) < 1e-5
+    if shared and window is None:
+        apart = gaps_to_formula("sdpa" if softcap is None else "eager", CPU, torch.float32, **sizes)
+        assert max(apart) < 1e-5
+
+
+def test_prefixes_are_shared_only_by_a_package_that_attends_to_them(package, monkeypatch):
+    assert agrees("fa4", CPU, torch.float32, shared=True)
+
+    def first_sees_first(query, key, value, **told):
+        return forward(query, key, value, **(told | {"cu_seqlens_k": told["cu_seqlens_q"]}))
+
+    monkeypatch.setattr(package, "_flash_attn_fwd", first_sees_first)
+    assert agrees("fa4", CPU, torch.float32)
+    assert not agrees("fa4", CPU, torch.float32, shared=True)
 
 
 def test_a_package_that_takes_other_arguments_or_errs_is_left_out(package, monkeypatch):
@@ -82,7 +96,7 @@ def test_a_package_that_takes_other_arguments_or_errs_is_left_out(package, monke
 def test_the_compiler_sees_one_operator(package):
     query, key = torch.randn(8, 4, 16, requires_grad=True), torch.randn(8, 2, 16, requires_grad=True)
     bounds = torch.tensor([0, 5, 8, 8], dtype=torch.int32)
-    args = (query, key, key.detach().clone().requires_grad_(), bounds, 5, 0.25, 2, 0.0)
+    args = (query, key, key.detach().clone().requires_grad_(), bounds, bounds, 5, 0.25, 2, 0.0)
     torch.library.opcheck(flash4.flash4_forward, args)
 
 
