@@ -58,7 +58,7 @@ def spending(rows: np.ndarray, forecast: bool = True) -> tuple[int, int]:
     """The race's rule: alpha spending and wander, with the forecast of a closing gap or without."""
     looks = PairedLooks(np.arange(ROWS), ALPHA, draws=10_000)
     for number in range(LOOKS):
-        look = looks.add(rows[number], T[number])
+        look = looks.add(rows[number], T[number], 1 - T[number])
         if look.worse if forecast else look.low > 0:
             return number + 1, 1
         if look.better if forecast else look.high < 0:
@@ -68,10 +68,8 @@ def spending(rows: np.ndarray, forecast: bool = True) -> tuple[int, int]:
 
 def by_rows(rows: np.ndarray) -> tuple[int, int]:
     """The race's rule blind to how losses wander, as it was at first: intervals of the rows alone."""
-    with (
-        patch.object(intervals, "wander", lambda looks, groups: 0.0),
-        patch.object(intervals, "MIN_LOOKS", 2),
-    ):
+    blind = {"wander": lambda looks, groups, rates: 0.0, "KNOWN_LOOKS": 1, "MIN_LOOKS": 2}
+    with patch.multiple(intervals, **blind):
         return spending(rows)
 
 

@@ -6,8 +6,8 @@ shapes alone the compiler sees.
 
 Layout. (T, heads, d) in 16 bits, documents one behind another, their bounds int32 (documents + 1,); keys and
 values have their own number of heads, and bounds of their own, as prefixes that documents share are laid
-before each: the last query of a document sees its last key. The forward pass also leaves the logarithm of each
-softmax's sum, float32 (heads, T), which the backward pass reads instead of the scores.
+before each: the last query of a document sees its last key. The forward pass also leaves the logarithm of
+each softmax's sum, float32 (heads, T), which the backward pass reads instead of the scores.
 
 The passes are the package's own functions behind its public one, which hides that logarithm; they may change
 with a version. What no longer fits fails :func:`distill.kernels.agreement.agrees`, and is left out.

@@ -79,8 +79,8 @@ def main(argv: Sequence[str]) -> None:
     allow_remote_code(args.trust_remote_code)
     recipe = load_recipe(args.recipe, args.overrides)
     models = choose(recipe, args.backbones, args.recipe)
-    if args.looks < 2 or not 0 < args.alpha < 1:
-        raise UserError("--looks must be 2 or more, and --alpha lie between 0 and 1")
+    if args.looks < 3 or not 0 < args.alpha < 1:
+        raise UserError("--looks must be 3 or more, and --alpha lie between 0 and 1")
     if args.validation_rows < 0:
         raise UserError(f"--validation-rows is {args.validation_rows}; give 0 for all, or more")
     rows, folds, data_dir = open_data(args.data, recipe.data)
@@ -226,8 +226,8 @@ def verdict_of(race: Race) -> str:
     return (
         f"{best.name} is ahead at {best.losses[-1].mean():.4f}. {'; '.join(parts)}. All intervals hold at "
         f"once with {1 - race.rules.alpha:.0%} confidence, and a stop is wrong no oftener than they miss, as "
-        "long as gaps close no faster than they did. They cover rows and, from the third look on, how far "
-        f"losses wandered from look to look; other seeds they do not.{few}"
+        "long as gaps close no faster than they did. They cover rows and how far losses wandered "
+        f"from look to look, not other seeds.{few}"
     )
 
 

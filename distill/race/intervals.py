@@ -20,7 +20,9 @@ Rows are not all that is uncertain. In the middle of a training, at a rate that 
 loss wanders: on real models by .02 to .05 between two looks, on all rows alike, so that the rows' spread does
 not show it, and it decided real races (``benchmarks/study.md``). How far a pair wanders is read off its own
 looks: the second differences of its mean, which a straight line has not, less what the drawing of rows
-explains of them (:func:`wander`). From the third look on it widens the interval; nothing is stopped before
+explains of them (:func:`wander`). Its variance falls with the learning rate, as that of stochastic gradient
+descent about a minimum does (Mandt, Hoffman and Blei 2017, JMLR 18), so that of a rate fallen to zero nothing
+is left. Three looks are the fewest that tell: the first two have no interval, and nothing is stopped before
 the fourth.
 """
 
@@ -35,6 +37,8 @@ from scipy.stats import norm, t
 from ensemble.scoring.bootstrap import group_errors
 
 DRAWS = 40_000
+KNOWN_LOOKS = 3
+"""Looks from which on an interval is known: as many have one second difference."""
 MIN_LOOKS = 4
 """Two second differences, the fewest by which a race keeps its level; nothing is stopped before."""
 
@@ -48,7 +52,8 @@ class Look:
     share : float
         Share of the budget trained so far.
     difference, half : float
-        Mean paired difference and half the width of its repeated confidence interval.
+        Mean paired difference and half the width of its repeated confidence interval; infinite for the first
+        two looks.
     forecast, forecast_half : float
         The same for the difference at the end, on a straight line; equal to the difference where the gap
         is not closing. NaN while nothing is stopped yet.
@@ -154,28 +159,29 @@ DEPENDENT = 1.94
 """Second differences that are worth one independent: 1 + 2 (4/6)^2 + 2 (1/6)^2, of white noise."""
 
 
-def wander(looks: np.ndarray, groups: np.ndarray) -> float:
-    """How far the mean difference wanders from look to look, beyond a line and beyond its rows.
+def wander(looks: np.ndarray, groups: np.ndarray, rates: np.ndarray) -> float:
+    """How far the mean difference wanders at the full learning rate, beyond a line and beyond its rows.
 
-    Second differences of white noise have six times its variance; what sampling of rows adds to their mean
-    is known from the rows, and taken off.
+    Second differences of white noise have its variance once, four times and once; what sampling of rows adds
+    to their mean is known from the rows, and taken off.
 
     Parameters
     ----------
     looks : ndarray of shape (looks, n)
-        Differences a row, evenly spaced looks.
+        Differences a row, evenly spaced looks; three or more.
     groups : ndarray of shape (n,), int
+    rates : ndarray of shape (looks,)
+        Learning rate at each look, as a share of the full one.
 
     Returns
     -------
     float
-        A standard deviation, widened for its few degrees of freedom; 0 for fewer than three looks.
+        A standard deviation, widened for its few degrees of freedom.
     """
-    if len(looks) < 3:
-        return 0.0
     bends = looks[:-2] - 2 * looks[1:-1] + looks[2:]
     sampled = [float((error_of(bend, groups) ** 2).sum()) for bend in bends]
-    variance = float(np.mean(bends.mean(axis=1) ** 2 - sampled)) / 6
+    times = rates[:-2] + 4 * rates[1:-1] + rates[2:]
+    variance = float((bends.mean(axis=1) ** 2 - sampled).sum()) / max(float(times.sum()), 1e-9)
     freedom = max(1.0, len(bends) / DEPENDENT)
     return float(np.sqrt(max(0.0, variance)) * t.ppf(LEVEL, freedom) / norm.ppf(LEVEL))
 
@@ -199,8 +205,9 @@ class PairedLooks:
         self._wandered: list[list[float]] = [[], []]
         self._rows: list[np.ndarray] = []
         self._shares: list[float] = []
+        self._rates: list[float] = []
 
-    def add(self, difference: np.ndarray, share: float) -> Look:
+    def add(self, difference: np.ndarray, share: float, rate: float = 1.0) -> Look:
         """Add a look.
 
         Parameters
@@ -209,18 +216,23 @@ class PairedLooks:
             Loss of the first model less that of the second, a row.
         share : float
             Share of the budget trained so far, rising evenly from look to look.
+        rate : float
+            Learning rate there, as a share of the full one.
         """
         self._rows.append(np.asarray(difference, dtype=np.float64))
         self._shares.append(share)
-        wandered = wander(np.stack(self._rows), self.groups)
-        mean, half = self._interval(0, self._rows[-1], wandered, share)
+        self._rates.append(rate)
+        mean, half, full = float(self._rows[-1].mean()), np.inf, 0.0
+        if len(self._rows) >= KNOWN_LOOKS:
+            full = wander(np.stack(self._rows), self.groups, np.array(self._rates))
+            mean, half = self._interval(0, self._rows[-1], full * np.sqrt(rate), share)
         forecast, forecast_half = np.nan, np.nan
         if len(self._rows) >= MIN_LOOKS:
             back = len(self._rows) // 2
             ahead = (1 - share) / (share - self._shares[-1 - back])
             end = (1 + ahead) * self._rows[-1] - ahead * self._rows[-1 - back]
-            both = wandered * float(np.hypot(1 + ahead, ahead))
-            forecast, forecast_half = self._interval(1, end, both, share)
+            both = np.hypot((1 + ahead) * np.sqrt(rate), ahead * np.sqrt(self._rates[-1 - back]))
+            forecast, forecast_half = self._interval(1, end, full * both, share)
             if abs(forecast) > abs(mean) and np.sign(forecast) == np.sign(mean):  # not closing: as it is
                 forecast, forecast_half = mean, half
         look = Look(share, mean, half, forecast, forecast_half)

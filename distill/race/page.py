@@ -51,7 +51,9 @@ def difference_lines(race: Race) -> list[list[str]]:
         one, two = race.contestants[i].name, race.contestants[j].name
         for look in looks.looks:
             shown = f"{one} is worse" if look.worse else f"{two} is worse" if look.better else ""
-            numbers = [f"{value:+.4f}" for value in (look.difference, look.low, look.high)]
+            known = np.isfinite(look.half)
+            ends = [f"{value:+.4f}" for value in (look.low, look.high)] if known else ["", ""]
+            numbers = [f"{look.difference:+.4f}", *ends]
             lines.append([f"{one} - {two}", f"{look.share:.0%}", *numbers, shown])
     return lines
 

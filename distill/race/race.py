@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import TrainerCallback
+from transformers import TrainerCallback, get_scheduler
 
 from data.errors import UserError
 from data.files import numbers_of, read_json, write_json, write_parquet
@@ -117,6 +117,8 @@ class Race:
     ----------
     groups : int
         Groups of rows that are validated on; intervals are over them.
+    rates : list of list of float
+        Of each contestant at each look: its learning rate as a share of the full one.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class Race:
         self.validation = inside
         groups = np.array([folds.group_ids[i] for i in inside])
         self.groups = len(np.unique(groups))
+        self.rates = [rates_at_looks(c.run, rules) for c in contestants]
         pairs = list(combinations(range(len(contestants)), 2))
         self.pairs = {pair: PairedLooks(groups, rules.alpha / len(pairs)) for pair in pairs}
 
@@ -257,7 +260,8 @@ class Race:
         losers = set()
         for (i, j), looks in self.pairs.items():
             if i in self.alive and j in self.alive:
-                look = looks.add(self.contestants[i].losses[-1] - self.contestants[j].losses[-1], share)
+                rate = max(self.rates[i][number - 1], self.rates[j][number - 1])
+                look = looks.add(self.contestants[i].losses[-1] - self.contestants[j].losses[-1], share, rate)
                 if look.worse:
                     losers.add(i)
                 elif look.better:
@@ -282,6 +286,19 @@ def row_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def training_rows(run: Run, fold: int) -> np.ndarray:
     """Positions of the labelled rows outside the fold that is validated on."""
     return np.flatnonzero((run.folds.fold != fold) & run.examples.labelled)
+
+
+def rates_at_looks(run: Run, rules: Rules) -> list[float]:
+    """Learning rate at each look, as a share of the run's full one, by its schedule."""
+    from torch import nn, optim
+
+    config = run.model.train
+    n_rows = len(training_rows(run, rules.fold))
+    steps = ceil(config.epochs * n_rows / config.rows_per_step)
+    optimizer = optim.SGD([nn.Parameter()], lr=1.0)
+    scheduler: Any = get_scheduler(config.schedule, optimizer, round(config.warmup * steps), steps)
+    (share_of,) = scheduler.lr_lambdas
+    return [float(share_of(round(steps * look / rules.looks))) for look in range(1, rules.looks + 1)]
 
 
 def budget_tokens(run: Run, train_rows: np.ndarray) -> float:

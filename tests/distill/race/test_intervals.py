@@ -58,12 +58,13 @@ def test_how_far_a_pair_wanders_is_read_off_what_no_line_has():
     groups, share = np.arange(400), np.linspace(0.1, 1, 40)
     rows = rng.standard_normal(400)
     line = 0.3 * share[:, None] + rows
-    assert wander(line, groups) == pytest.approx(0, abs=1e-9)
-    assert wander(line[:2], groups) == 0
+    full, falling = np.ones(40), np.linspace(1, 0, 40)
+    assert wander(line, groups, full) == pytest.approx(0, abs=1e-9)
     shift = 0.05 * rng.standard_normal((40, 1))
-    assert wander(line + shift, groups) == pytest.approx(0.05, rel=0.3)
+    assert wander(line + shift, groups, full) == pytest.approx(0.05, rel=0.3)
+    assert wander(line + np.sqrt(falling)[:, None] * shift, groups, falling) == pytest.approx(0.05, rel=0.3)
     afresh = line + rng.standard_normal(line.shape)  # other rows' noise at every look: drawn, not wandered
-    assert wander(afresh, groups) < 0.05
+    assert wander(afresh, groups, full) < 0.05
 
 
 def test_rows_of_one_prompt_count_once():
@@ -81,7 +82,8 @@ def test_few_groups_tell_as_little_as_their_number_lets_them():
     missed = normal = 0
     for race in range(RACES):
         gaps = np.random.default_rng([9, race]).standard_normal(3)
-        (look,) = [PairedLooks(groups, draws=5_000).add(gaps[groups], 1.0)]
+        looks = PairedLooks(groups, draws=5_000)
+        look = [looks.add(gaps[groups], share) for share in (0.98, 0.99, 1.0)][-1]
         missed += not look.low <= 0 <= look.high
         normal += abs(gaps.mean()) > 1.96 * gaps.std(ddof=1) / np.sqrt(3)
     assert missed / RACES < 0.05 + 3 * np.sqrt(0.05 * 0.95 / RACES)
@@ -89,10 +91,10 @@ def test_few_groups_tell_as_little_as_their_number_lets_them():
 
 
 def test_a_gap_that_closes_is_not_stopped_and_one_that_stays_is():
-    t = np.arange(1, LOOKS + 1) / LOOKS
-    closing = looked(0.6 * (1 - t) - 0.1, 1)
-    assert closing[1].low > 0  # shown to be worse now
-    assert not any(look.worse for look in closing[:6])
+    t = np.arange(1, 2 * LOOKS + 1) / (2 * LOOKS)
+    closing = looked(1.5 * (1 - t) - 0.1, 1)
+    assert all(look.low > 0 for look in closing[3:6])  # shown to be worse now
+    assert not any(look.worse for look in closing)
     staying = looked(np.full(LOOKS, 0.6), 1)
     assert any(look.worse for look in staying[:5])
     assert not any(look.worse for look in staying[:3])  # two bends are the fewest that tell how it wanders
@@ -123,8 +125,9 @@ def test_the_error_of_a_mean_is_its_groups():
 
 def test_an_exact_tie_does_not_break_it():
     looks = PairedLooks(np.arange(20))
-    for share in (0.5, 1.0):
+    for share in (0.25, 0.5, 0.75, 1.0):
         look = looks.add(np.zeros(20), share)
+    assert not np.isfinite(looks.looks[1].half)
     assert (look.difference, look.half) == (0, 0)
     assert not look.worse
     assert not look.better

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from data.errors import UserError
 from data.files import read_json
+from distill.config import TrainConfig
 from distill.race import __main__ as race
-from distill.race.race import Race, row_losses
+from distill.race.race import Race, Rules, rates_at_looks, row_losses
 from distill.race.tuning import SHARE, best_rate
 
 BACKBONES = ["--backbones", "llama", "gemma2"]
@@ -162,7 +164,7 @@ def test_a_race_that_was_cut_short_before_its_contestants_were_written_down_cont
 
 
 def test_a_worse_backbone_is_stopped_and_its_steps_are_saved(finished, recipe, arena, tmp_path, monkeypatch):
-    """Losses a nat apart: stopped at the fourth look, the first at which anything may be."""
+    """Losses five nats apart: stopped at the fourth look, the first at which anything may be."""
     shutil.copytree(finished / "backbones", tmp_path / "backbones")
     from distill.race import race as racing
 
@@ -170,7 +172,7 @@ def test_a_worse_backbone_is_stopped_and_its_steps_are_saved(finished, recipe, a
 
     def train_to(self, contestant, share):
         found, record = real(self, contestant, share)
-        return found + (contestant.name == "gemma2"), record
+        return found + 5 * (contestant.name == "gemma2"), record
 
     monkeypatch.setattr(racing.Race, "_train_to", train_to)
     words = [
@@ -262,12 +264,25 @@ def test_where_no_parabola_fits_the_rate_of_the_least_loss_is_taken():
     assert best_rate({1e-4: 1.0, 2e-4: 0.9, 4e-4: 0.85}, 1.1) == 4e-4  # still falling: none beyond the tried
 
 
+def test_rates_at_the_looks_are_those_of_the_schedule():
+    def rates(schedule, warmup):
+        rows = SimpleNamespace(fold=np.arange(120) % 3)
+        train = TrainConfig(schedule=schedule, warmup=warmup, epochs=1.0, rows_per_step=2)
+        model, examples = SimpleNamespace(train=train), SimpleNamespace(labelled=np.ones(120, dtype=bool))
+        return rates_at_looks(SimpleNamespace(model=model, folds=rows, examples=examples), Rules(looks=4))
+
+    assert rates("linear", 0.0) == pytest.approx([0.75, 0.5, 0.25, 0])
+    assert rates("cosine", 0.0)[::2] == pytest.approx([(1 + 2**-0.5) / 2, (1 - 2**-0.5) / 2])
+    assert rates("constant", 0.0) == [1, 1, 1, 1]
+    assert rates("constant_with_warmup", 0.5) == [0.5, 1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--backbones", "llama"], "two or more"),
         (["--backbones", "llama", "nonsense"], "nonsense"),
-        ([*BACKBONES, "--looks", "1"], "--looks"),
+        ([*BACKBONES, "--looks", "2"], "--looks"),
         ([*BACKBONES, "--fold", "9"], "--fold"),
         ([*BACKBONES, "--validation-rows", "-3"], "--validation-rows is -3"),
         ([*BACKBONES, "--budget", "seconds=0"], "--budget seconds=0: not rows"),
