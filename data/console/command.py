@@ -12,7 +12,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from data.console.failures import DEBUG, FAULT, explained, lacks, recorded
+from data.console.failures import DEBUG, FAULT, explained, recorded
+from data.console.lacking import lacks
 from data.errors import UserError, printable
 
 if _why := lacks():  # before anything else is imported, which would end in a traceback
