@@ -238,6 +238,10 @@ def in_shards(args: argparse.Namespace) -> bool:
 
 def label_shards(args: argparse.Namespace, models: Sequence[SavedModel]) -> int:
     """Label the input with each model, in turn, behind a bar of rows; return 1 if a shard failed."""
+    if args.launcher == "ray":
+        from distill.cluster.connect import connect
+
+        connect()  # before anything is written
     failed = False
     for model in models:
         home = args.out if len(models) == 1 else args.out / model.name

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import traceback
 
-from data.console.lacking import extra_of, other_python
+from data.console.lacking import wanting
 from data.errors import brief, is_disk_full, printable, without_credentials
 
 FAULT = 70
@@ -28,15 +28,8 @@ def explained(error: Exception) -> str:
     """Say in one line what the user can mend; empty where the error is none of theirs."""
     if is_disk_full(error):
         return f"the disk is full ({brief(error)}); make room, and the same command continues"
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in {
-        "data",
-        "ensemble",
-        "distill",
-    }:
-        extra = extra_of((error.name or "").split(".")[0])
-        if extra:
-            return f"needs {error.name}, which the extra {extra} brings: pip install 'distillstack[{extra}]'"
-        return other_python(f"lacks {error.name}")
+    if lack := wanting(error):
+        return lack
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory{_said(error)}; give the command more, or less to do at once"
     if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):

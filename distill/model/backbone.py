@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.console.lacking import wanting
 from data.console.remote_code import in_words, refused, remote_code_allowed
 from data.errors import UserError, brief, listing
 from data.files import sha256_files, sha256_text
@@ -444,5 +445,7 @@ def _named_failures(path: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError, SafetensorError) as error:
         if refused(error):
             raise UserError(in_words(path)) from error
+        if wanting(error):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: cannot be loaded as a model: {reason}") from error
