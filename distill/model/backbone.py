@@ -27,6 +27,7 @@ from distill.kernels.choice import attention_for, registered
 from distill.kernels.linear import multiply_in
 from distill.model.classifier import Classifier
 from distill.model.files import weight_files
+from distill.model.held import EIGHT_BITS, compute_dtype, held_in
 from distill.model.padded import blocks_of, head_of, poolers_of, wrap
 from distill.model.quantised import Checkpoint, build
 from distill.model.verdict import verdict_ids
@@ -38,26 +39,6 @@ HUB_SECONDS = 10.0
 CPU = torch.device("cpu")
 TASKS = {"score": "AutoModelForSequenceClassification", "tokens": "AutoModelForCausalLM"}
 """The library's class for each head."""
-EIGHT_BITS = {"fp8": (8, 9), "int8": (7, 5)}
-"""Products in 8 bits by name, and the compute capability from which on there are such."""
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-def compute_dtype(config: BackboneConfig) -> torch.dtype:
-    """Return the dtype of matrix products: the base's own, or for a quantised one what hardware does well."""
-    wanted = config.compute if config.precision in QUANTISED else config.precision
-    if wanted in DTYPES:
-        return DTYPES[wanted]
-    if wanted not in ("auto", *EIGHT_BITS):  # with 8-bit products, what is not a frozen product is as by auto
-        raise UserError(f"recipe: compute is {wanted!r}; it is auto or one of {listing(DTYPES)}")
-    if not torch.cuda.is_available():
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def held_in(config: BackboneConfig) -> str:
-    """Return what the base's linear layers are held in: the precision, or int8 for products in int8."""
-    return "int8_int8" if config.precision == config.compute == "int8" else config.precision
 
 
 def load_tokenizer(config: BackboneConfig, path: str) -> Any:
