@@ -27,7 +27,7 @@ from distill.kernels.choice import attention_for, registered
 from distill.kernels.linear import multiply_in
 from distill.model.classifier import Classifier
 from distill.model.files import weight_files
-from distill.model.held import EIGHT_BITS, compute_dtype, held_in
+from distill.model.held import SINCE, check_card, compute_dtype, held_in
 from distill.model.padded import blocks_of, head_of, poolers_of, wrap
 from distill.model.quantised import Checkpoint, build
 from distill.model.verdict import verdict_ids
@@ -98,6 +98,7 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
     """
     import transformers
 
+    check_card(config, "recipe")
     task = TASKS[config.head]
     dtype = compute_dtype(config)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
@@ -212,13 +213,7 @@ def _configure(model: Any, config: BackboneConfig) -> None:
     """Note on a loaded model how it is to be run; a decoder's head computes in float32."""
     model.config.use_cache = False
     model.compile_layers = _compiles(config)
-    if config.compute in EIGHT_BITS:
-        since = EIGHT_BITS[config.compute]
-        if torch.cuda.is_available() and torch.cuda.get_device_capability() < since:
-            raise UserError(
-                f"recipe: compute {config.compute} needs a card with such products, of compute capability "
-                f"{since[0]}.{since[1]} or higher; {torch.cuda.get_device_name()} has none: use compute auto"
-            )
+    if config.compute in SINCE:
         multiply_in(model, config.compute)
     model.padded = not packs(config, model.config.model_type)
     if not architecture(model.config.model_type).encoder and config.head == "score":
