@@ -129,9 +129,11 @@ def main(argv: Sequence[str]) -> int:
     access = replace(access_of(args), precision=args.precision or "", compute=args.compute or "")
     models = [read_saved(fetch(path), access) for path in args.model or args.cascade]
     if sharded or args.cascade:
-        way = "in a cascade" if args.cascade else "shard by shard (give one source and a file as --out)"
+        way, instead = "shard by shard", "give one source, and a file as --out"
+        if args.cascade:
+            way, instead = "--cascade", "predict with each as --model, and blend by ensemble.predict"
         for model in models:
-            refuse_candidates(model.classes, f"{model.path} {way}")
+            refuse_candidates(model.classes, f"{model.path}: {way}", instead)
     if sharded:
         return label_shards(args, models)
     if args.cascade:

@@ -226,7 +226,8 @@ def _read_exported(path: Path, access: Access) -> SavedModel:
     if not isinstance(temperature, float | int) or not 0 < temperature < np.inf:
         raise UserError(f"{path / EXPORTED}: the temperature is {temperature!r}, no number above 0")
     named = config["id2label"]
-    if not isinstance(named, dict) or list(named.values()) != settings["classes"]:
+    classes = classes_of(settings, path / EXPORTED)
+    if not isinstance(named, dict) or tuple(named.values()) != output_names(classes):
         raise UserError(f"{path}: config.json and {EXPORTED} name other classes; restore the one changed")
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(str(dtype))
@@ -244,6 +245,11 @@ def _read_exported(path: Path, access: Access) -> SavedModel:
     if access.backbone and (Path(access.backbone) / "config.json").is_file():
         raise UserError(f"{path}: is an export, which needs no backbone; leave --backbone out")
     return _served(SavedModel(path, {**settings, "backbone_path": str(path)}, model, [path], access))
+
+
+def output_names(classes: Classes) -> tuple[str, ...]:
+    """What a plain model calls its outputs: the classes, or the one number of a candidate."""
+    return ("candidate",) if classes.candidates else classes.names
 
 
 def sealed(settings: Mapping[str, Any], directory: Path) -> dict[str, Any]:
