@@ -29,6 +29,7 @@ from data.schema import Rows
 from data.storage import local_path
 from distill.architectures import ARCHITECTURES, LLAMA, Measured, architecture, by_hub_name
 from distill.config import BackboneConfig, ModelConfig
+from distill.kernels.choice import LIBRARY
 from distill.packing.sharing import laid_lengths, prefixes_to_share
 from distill.runs.devices import Device, cpu_here
 from distill.runs.run_directory import PRETRAIN, RunDirectory
@@ -290,7 +291,7 @@ def mean_tokens(model: ModelConfig, rows: Rows) -> tuple[float, float]:
             encoder = Encoder(tokenizer, read_template(model.template), Truncation(**asdict(model.encode)))
             encoded, everything = encoder.encode(sample), np.arange(len(sample))
             able = model.backbone.packed and architecture(linear_parameters(model.backbone)[1]).packed
-            able = able and not model.backbone.attention.startswith("flash_attention")
+            able = able and model.backbone.attention not in LIBRARY
             shared = prefixes_to_share(encoded, everything, model.train.shared_prefix, able)
             sequences = encoded.of_rows(everything)
             alone, together = (laid_lengths(encoded, sequences, one).mean() for one in (None, shared))
