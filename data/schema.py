@@ -128,12 +128,20 @@ def place_classes(most: int) -> Classes:
     return Classes(tuple(f"candidate_{place}" for place in range(max(most, 2))), None, True)
 
 
-def refuse_candidates(classes: Classes, what: str) -> None:
-    """Refuse rows with candidates of their own where only classes that rows share are served."""
+def refuse_candidates(classes: Classes, what: str, instead: str) -> None:
+    """Refuse rows with candidates of their own where only classes that rows share are served.
+
+    Parameters
+    ----------
+    classes : Classes
+    what : str
+        The file, run or directory.
+    instead : str
+        What serves such rows.
+    """
     if classes.candidates:
         raise UserError(
-            f"{what}: its rows have candidates of their own, which this does not serve; commands that do "
-            "are data.prepare, distill.teacher_oof, student and predict, ensemble.stack and predict"
+            f"{what}: its rows have candidates of their own, which this does not serve; {instead}"
         )
 
 

@@ -12,6 +12,8 @@ from distill.architectures import TINY
 from distill.losses import LOSSES
 
 QUANTISED = ("nf4", "int8", "fp8")
+EIGHT_BITS = {"fp8": ("nf4",), "int8": ("nf4", "int8")}
+"""What ``compute`` calls products in 8 bits, and the precisions of a base that are so multiplied."""
 CONFIG = "config.yaml"
 """In a run's directory: its model's resolved configuration."""
 CHECKPOINTING = {"auto": "auto", "true": "all", "false": "none"}

@@ -108,18 +108,16 @@ def export(
     from data.encoding.template import recorded_template
     from data.encoding.truncate import Truncation
     from data.files import write_json, write_text
-    from data.schema import refuse_candidates
     from data.softlabels import read_store
     from distill.model.files import writing
     from distill.prediction.card import model_card, scores, usage
     from distill.prediction.merge import fold_temperature, merged_model
     from distill.quiet import quiet_transformers
     from distill.runs.run_directory import RunDirectory
-    from distill.runs.saved import CARD, EXPORTED, checked_tokenizer, sealed
+    from distill.runs.saved import CARD, EXPORTED, checked_tokenizer, output_names, sealed
     from distill.teaching.trust import check_made_from
 
     manifest, model = saved.manifest, saved.model
-    refuse_candidates(saved.classes, str(saved.path))
     home = data or Path(os.path.normpath(saved.path / manifest.get("data", ".")))
     rows, folds = load_prepared(home)
     check_made_from(rows, folds, str(home), manifest, saved.path)
@@ -133,14 +131,20 @@ def export(
     found = scores(read_store(saved.path), rows, folds)
     tokenizer = checked_tokenizer(saved)
     plain = merged_model(
-        model, saved.backbone, weights, rows.classes.n, getattr(torch, dtype), saved.access.accept_changed
+        model,
+        saved.backbone,
+        weights,
+        rows.classes.outputs,
+        getattr(torch, dtype),
+        saved.access.accept_changed,
     )
     helps = found["log_loss_tempered"] < found["log_loss"]
     found["folded"] = found["temperature"] if helps else 1.0
     fold_temperature(plain, found["folded"])
     plain.config.pad_token_id = pad_token_id(tokenizer)
-    plain.config.id2label = dict(enumerate(rows.classes.names))
-    plain.config.label2id = {name: k for k, name in enumerate(rows.classes.names)}
+    names = output_names(rows.classes)
+    plain.config.id2label = dict(enumerate(names))
+    plain.config.label2id = {name: k for k, name in enumerate(names)}
     temporary = out.parent / f".{out.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     tokenizer.model_max_length = manifest["truncation"]["max_length"]
@@ -180,6 +184,7 @@ def refuse_other(out: Path, made: Path) -> None:
 
 def settings_of(saved: SavedModel, found: dict[str, Any], made_of: str, directory: Path) -> dict[str, Any]:
     """Return what a plain checkpoint has no place for, and prediction needs."""
+    from data.candidates import CANDIDATES
     from data.encoding.encode import tokenizer_hash
     from data.encoding.tokenizer import load_tokenizer
 
@@ -188,6 +193,7 @@ def settings_of(saved: SavedModel, found: dict[str, Any], made_of: str, director
         "format": 2,
         "classes": manifest["classes"],
         "swap": manifest.get("swap"),
+        **{name: manifest[name] for name in (CANDIDATES, "sets") if name in manifest},
         "template": manifest["template"],
         "truncation": manifest["truncation"],
         "tokenizer_hash": tokenizer_hash(load_tokenizer(str(directory))),

@@ -97,8 +97,14 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--precision",
         choices=("fp8", "fp16", "int8"),
         help="hold the layers of a run trained in 16 or 32 bits so: fp8 is faster on cards that have it, "
-        "fp16 on those without bfloat16, such as T4; a run in nf4 keeps it (default: the run's own "
-        "precision, a single adapter merged where that is exact)",
+        "fp16 on those without bfloat16, such as T4, int8 takes half the memory; a run in nf4 keeps it "
+        "(default: the run's own precision, a single adapter merged where that is exact)",
+    )
+    parser.add_argument(
+        "--compute",
+        choices=("auto", "bf16", "fp16", "fp32", "fp8", "int8"),
+        help="multiply a quantised base so, as backbone.compute does in training: int8 one in nf4 or int8, "
+        "fp8 one in nf4 (default: the run's own; --precision fp8 multiplies in FP8 by itself)",
     )
     add_access_arguments(parser)
     return parser.parse_args(argv)
@@ -120,12 +126,14 @@ def main(argv: Sequence[str]) -> int:
     from ensemble.predict import write_for, write_predictions
 
     join_others()
-    access = replace(access_of(args), precision=args.precision or "")
+    access = replace(access_of(args), precision=args.precision or "", compute=args.compute or "")
     models = [read_saved(fetch(path), access) for path in args.model or args.cascade]
     if sharded or args.cascade:
-        way = "in a cascade" if args.cascade else "shard by shard (give one source and a file as --out)"
+        way, instead = "shard by shard", "give one source, and a file as --out"
+        if args.cascade:
+            way, instead = "--cascade", "predict with each as --model, and blend by ensemble.predict"
         for model in models:
-            refuse_candidates(model.classes, f"{model.path} {way}")
+            refuse_candidates(model.classes, f"{model.path}: {way}", instead)
     if sharded:
         return label_shards(args, models)
     if args.cascade:
@@ -238,6 +246,10 @@ def in_shards(args: argparse.Namespace) -> bool:
 
 def label_shards(args: argparse.Namespace, models: Sequence[SavedModel]) -> int:
     """Label the input with each model, in turn, behind a bar of rows; return 1 if a shard failed."""
+    if args.launcher == "ray":
+        from distill.cluster.connect import connect
+
+        connect()  # before anything is written
     failed = False
     for model in models:
         home = args.out if len(models) == 1 else args.out / model.name

@@ -20,7 +20,7 @@ from data.console.settings import load_yaml, refuse_resolvers
 from data.errors import UserError, brief, listing
 from data.files import write_text
 from distill.architectures import architecture
-from distill.config import QUANTISED, SWITCHES, ModelConfig, Recipe, StudentConfig, TinyConfig
+from distill.config import EIGHT_BITS, QUANTISED, SWITCHES, ModelConfig, Recipe, StudentConfig, TinyConfig
 from distill.losses import LOSSES
 from distill.own_loss import is_own, use_own
 
@@ -283,7 +283,7 @@ def _check_model(name: str, model: ModelConfig) -> None:
         raise UserError(f"recipe: {name}.backbone needs either a path or tiny, and not both")
     if backbone.tiny is not None:
         _check_tiny(f"{name}.backbone.tiny", backbone.tiny, backbone.precision)
-    eight_bits = {"fp8": ("nf4",), "int8": ("nf4", "int8")}.get(backbone.compute)
+    eight_bits = EIGHT_BITS.get(backbone.compute)
     if eight_bits and (backbone.precision not in eight_bits or not backbone.packed or backbone.shard):
         raise UserError(
             f"recipe: {name}.backbone.compute {backbone.compute} is for precision {' or '.join(eight_bits)} "

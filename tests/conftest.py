@@ -53,3 +53,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path) -> Path
     teacher_oof.main(common)
     student.main(common)
     return directory
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classroom's rows with candidates, two teachers' stores and a student's, made by the commands.
+
+    Treat it as read-only.
+    """
+    from pyarrow import csv
+
+    from data.classroom import simulate_classroom
+    from data.prepare import prepare_rows
+    from distill import student, teacher_oof
+
+    folder = tmp_path_factory.mktemp("classroom")
+    table = simulate_classroom(100, 5, 1)
+    csv.write_csv(table.slice(0, 72), folder / "train.csv")
+    csv.write_csv(table.slice(72).drop_columns(["Category", "Misconception"]), folder / "test.csv")
+    (folder / "recipe.yaml").write_text(TINY_RECIPE.replace("epochs: 2", "epochs: 1"))
+    prepare_rows(folder / "train.csv", folder / "data", folds=2)
+    common = ["--recipe", str(folder / "recipe.yaml"), "--data", str(folder / "data")]
+    teacher_oof.main([*common, "--labels", "in_sample"])
+    student.main([*common, "student.distill.leakage=apart"])
+    return folder

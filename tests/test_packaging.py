@@ -11,6 +11,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from absent import without
 from recipes import ROOT
 
 SMALL = ["data.rows=60", "data.folds=2"]
@@ -71,16 +72,7 @@ def test_what_is_installed_with_it_is_what_data_and_ensemble_need(installed: Pat
 
 
 def test_a_command_whose_extra_is_not_there_names_it(installed: Path, tmp_path: Path) -> None:
-    block = (
-        "import sys\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in {'torch', 'transformers', 'datasets'}:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
-    )
-    (tmp_path / "sitecustomize.py").write_text(block)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), str(tmp_path)])}
+    environment = without({"torch", "transformers", "datasets"}, tmp_path, installed)
     words = [sys.executable, "-m", "distill.teacher_oof"]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -10,9 +10,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any, NoReturn
 
-from data.console.failures import DEBUG, FAULT, explained, lacks, recorded
+from data.console.failures import DEBUG, FAULT, explained, recorded
+from data.console.lacking import lacks
 from data.errors import UserError, printable
 
 if _why := lacks():  # before anything else is imported, which would end in a traceback
@@ -137,7 +139,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     ``--debug`` or ``DISTILLSTACK_DEBUG=1``.
     """
     _mend_streams()
-    debug = "--debug" in sys.argv[1:] or os.environ.get(DEBUG, "") not in {"", "0"}
+    debug = "--debug" in sys.argv[1:] or _debugs()
     try:
         status = main(sys.argv[1:]) or 0
         sys.stdout.flush()
@@ -159,6 +161,24 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     except OSError:  # told already, and the interpreter would try once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(status)
+
+
+def guard() -> None:
+    """Have a script that does not :func:`run` end on a user's mistake as commands do, its imports included.
+
+    Anything else keeps its traceback.
+    """
+
+    def told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, Exception) and (isinstance(error, UserError) or explained(error)):
+            raise SystemExit(_tell(error, _debugs()))
+        sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = told
+
+
+def _debugs() -> bool:
+    return os.environ.get(DEBUG, "") not in {"", "0"}
 
 
 def _mend_streams() -> None:

@@ -14,68 +14,22 @@ import sys
 import tempfile
 import traceback
 
-from data.errors import NO_LOCKS, brief, is_disk_full, printable, without_credentials
+from data.console.lacking import wanting
+from data.errors import brief, is_disk_full, printable, without_credentials
 
 FAULT = 70
 """Exit status of a fault of this package, as ``sysexits.h`` has it."""
 DEBUG = "DISTILLSTACK_DEBUG"
 """Environment variable that shows tracebacks, as ``--debug`` does."""
-NEEDED = ("numpy", "pyarrow", "fsspec")
-"""What every command imports before it does anything."""
-WHOLE = ("all", "dev", "bench")
-"""Extras that are not for one purpose."""
-NEWEST_TOO_OLD = (3, 10)
 _NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|std::bad_alloc", re.IGNORECASE)
-
-
-def lacks() -> str:
-    """Say what to do where this Python cannot run the commands; empty where it can."""
-    if sys.version_info[:2] <= NEWEST_TOO_OLD:
-        return _other_python("is older than 3.11")
-    from importlib.util import find_spec
-
-    if find_spec("fcntl") is None:
-        return NO_LOCKS
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    return _other_python(f"lacks {', '.join(missing)}") if missing else ""
-
-
-def _other_python(why: str) -> str:
-    version = ".".join(map(str, sys.version_info[:3]))
-    return (
-        f"{sys.executable or 'this Python'} (Python {version}) {why}: run make demo once and then "
-        ".venv/bin/python, or pip install -e . in an environment of your own (Python 3.11 or newer)"
-    )
-
-
-def extra_of(module: str) -> str:
-    """The extra of the installed distribution that brings a module; empty where none does."""
-    from importlib.metadata import PackageNotFoundError, requires
-
-    try:
-        lines = requires("distillstack") or []
-    except PackageNotFoundError:  # run from the sources
-        return ""
-    for line in lines:
-        found = re.match(r"([\w.-]+).*extra == ['\"](\w+)['\"]", line)
-        if found and found[1].lower().replace("-", "_") == module.lower() and found[2] not in WHOLE:
-            return found[2]
-    return ""
 
 
 def explained(error: Exception) -> str:
     """Say in one line what the user can mend; empty where the error is none of theirs."""
     if is_disk_full(error):
         return f"the disk is full ({brief(error)}); make room, and the same command continues"
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in {
-        "data",
-        "ensemble",
-        "distill",
-    }:
-        extra = extra_of((error.name or "").split(".")[0])
-        if extra:
-            return f"needs {error.name}, which the extra {extra} brings: pip install 'distillstack[{extra}]'"
-        return _other_python(f"lacks {error.name}")
+    if lack := wanting(error):
+        return lack
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory{_said(error)}; give the command more, or less to do at once"
     if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):

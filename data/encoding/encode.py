@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from data.candidates import CANDIDATES
 from data.encoding.plain_text import PlainText, joined, special_ids
 from data.encoding.template import PARTS, Shape, Template
 from data.encoding.tokenizer import uncut
-from data.encoding.truncate import Parts, Truncation, fit
+from data.encoding.truncate import Parts, Truncation, fit_alike
 from data.errors import UserError, brief
 from data.files import sha256_text
 from data.schema import Rows
@@ -54,7 +55,7 @@ class Encoded:
     orders : int
         Orders encoded a row: 2 for a pair, else 1.
     truncated : int
-        Sequences that did not fit whole.
+        Sequences of which something was cut.
     sizes : ndarray of shape (n,) or None
         Sequences a row, where it has one a candidate.
     """
@@ -190,7 +191,8 @@ class Encoder:
         if rows.sizes is not None:
             for start in range(0, len(rows), CHUNK_ROWS):
                 each = candidate_rows(rows, start, start + CHUNK_ROWS)
-                chunks.append(self.assemble(self.tokenize(each), each.classes.orders))
+                sizes = rows.sizes[start : start + CHUNK_ROWS]
+                chunks.append(self.assemble(self.tokenize(each), each.classes.orders, sizes=sizes))
             return replace(join_encoded(chunks, 1), sizes=rows.sizes)
         for start in range(0, len(rows), CHUNK_ROWS):
             stop = min(start + CHUNK_ROWS, len(rows))
@@ -204,11 +206,17 @@ class Encoder:
         return tokenize_turns(rows.table.select(list(PARTS)).slice(start, length), self.plain)
 
     def assemble(
-        self, tokens: Tokens, orders: Sequence[bool], start: int = 0, stop: int | None = None
+        self,
+        tokens: Tokens,
+        orders: Sequence[bool],
+        start: int = 0,
+        stop: int | None = None,
+        sizes: np.ndarray | None = None,
     ) -> Encoded:
         """Splice template and turns of the rows ``start`` to ``stop`` in the given orders.
 
-        ``orders`` is that of the rows' classes: (False, True) for a pair, (False,) for plain text.
+        ``orders`` is that of the rows' classes: (False, True) for a pair, (False,) for plain text; ``sizes``
+        how many candidates each row has, whose tokens come one after another.
         """
         pair = len(orders) > 1
         if start or stop is not None:
@@ -216,9 +224,8 @@ class Encoder:
         pieces: list[np.ndarray] = []
         lengths: list[int] = []
         prefix, suffix = np.array(self.prefix, dtype=np.uint32), np.array(self.suffix, dtype=np.uint32)
-        fits = self.lengths(tokens, pair) <= self.truncation.max_length
-        for parts, whole in zip(tokens.parts(), fits.tolist(), strict=True):
-            fitted = parts if whole else self.fit(parts, pair)
+        whole = self.lengths(tokens, pair)
+        for fitted in self.fitted(tokens, whole, pair, sizes):
             for swap in orders:
                 ordered = (fitted[0], fitted[2], fitted[1]) if swap else fitted
                 sequence = [prefix]
@@ -227,7 +234,10 @@ class Encoder:
                 sequence.append(suffix)
                 lengths.append(sum(map(len, sequence)))
                 pieces += sequence
-        truncated = int((~fits).sum()) * len(orders)
+        if sizes is None:
+            truncated = int((whole > self.truncation.max_length).sum()) * len(orders)
+        else:
+            truncated = int((np.array(lengths) < whole).sum())
         flat = np.concatenate(pieces).astype(np.int32) if pieces else np.zeros(0, np.int32)
         offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
         offsets[1:] = np.cumsum(lengths)
@@ -245,7 +255,25 @@ class Encoder:
 
     def fit(self, parts: Parts, pair: bool) -> Parts:
         """Cut a row's turns to fit; ``parts`` itself where they do. Symmetric in the responses."""
-        return fit(parts, self.truncation, lambda shape: self.fixed_length(shape, pair), self.marker)
+        return self.fit_alike([parts], pair)[0]
+
+    def fit_alike(
+        self, row: Sequence[Parts], pair: bool, truncation: Truncation | None = None
+    ) -> list[Parts]:
+        """Cut the turns of a row's sequences: :func:`data.encoding.truncate.fit_alike`."""
+        fixed = partial(self.fixed_length, pair=pair)
+        return fit_alike(row, truncation or self.truncation, fixed, self.marker)
+
+    def fitted(
+        self, tokens: Tokens, whole: np.ndarray, pair: bool, sizes: np.ndarray | None
+    ) -> Iterator[Parts]:
+        """Iterate over the turns of rows of these :meth:`lengths`, cut to fit where they are too long."""
+        starts, sizes = sets(len(tokens), sizes)
+        fits = np.maximum.reduceat(whole, starts) <= self.truncation.max_length if len(starts) else starts
+        sequences = tokens.parts()
+        for size, fit in zip(sizes.tolist(), fits.tolist(), strict=True):
+            row = list(islice(sequences, size))
+            yield from row if fit else self.fit_alike(row, pair)
 
     def layout(self, parts: Parts, pair: bool) -> list[np.ndarray | tuple[int, int]]:
         """The template for a row of this shape: its own ids, and (part, turn) in between."""
@@ -328,6 +356,12 @@ def candidate_rows(rows: Rows, start: int = 0, stop: int | None = None) -> Rows:
     wide = table.select(["row_id", "prompt", "response_b", "label"]).take(at)
     each = pa.array([[candidate] for found in lists for candidate in found], pa.list_(pa.string()))
     return Rows(wide.append_column("response_a", each), rows.classes)
+
+
+def sets(n: int, sizes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Where each row's sequences begin among ``n``, and how many they are: one, or one a candidate."""
+    sizes = np.ones(n, np.int64) if sizes is None else sizes
+    return np.cumsum(sizes) - sizes, sizes
 
 
 def tokenize_turns(table: pa.Table, plain: PlainText) -> Tokens:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import islice
 
 import numpy as np
 
-from data.encoding.encode import CHUNK_ROWS, Encoder, Tokens
-from data.encoding.template import Shape
-from data.encoding.truncate import Parts, fit
+from data.encoding.encode import CHUNK_ROWS, Encoder, Tokens, sets
+from data.encoding.truncate import Parts
 from data.errors import UserError
 
 LIMITS = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
@@ -28,10 +28,20 @@ class Lengths:
         Tokens a row, template and BOS included.
     parts : ndarray of shape (n, 3), int64
         Of which in prompt, response A and response B.
+    sizes : ndarray of int64 or None
+        Of candidates, each of which is a row here: how many are cut alike.
     """
 
     rows: np.ndarray
     parts: np.ndarray
+    sizes: np.ndarray | None = None
+
+    def cut(self, limit: int) -> float:
+        """Share of rows that do not fit, candidates where the longest of their set does not."""
+        if self.sizes is None:
+            return float((self.rows > limit).mean())
+        longest = np.maximum.reduceat(self.rows, sets(len(self.rows), self.sizes)[0])
+        return float(self.sizes[longest > limit].sum() / len(self.rows))
 
     def percentiles(self) -> list[tuple[str, list[float]]]:
         """Name and ``PERCENTILES`` of the rows and of each part."""
@@ -39,9 +49,9 @@ class Lengths:
         return [(name, np.percentile(values, PERCENTILES).tolist()) for name, values in named if values.any()]
 
 
-def measure(encoder: Encoder, tokens: Tokens, pair: bool) -> Lengths:
+def measure(encoder: Encoder, tokens: Tokens, pair: bool, sizes: np.ndarray | None = None) -> Lengths:
     """Return the length of every row as it would be if nothing were cut."""
-    return Lengths(encoder.lengths(tokens, pair), tokens.totals())
+    return Lengths(encoder.lengths(tokens, pair), tokens.totals(), sizes)
 
 
 def cuts(
@@ -53,39 +63,35 @@ def cuts(
     """
     total = max(1, int(lengths.rows.sum()))
     several = tokens.turns.max(axis=1) > 2 if encoder.truncation.turns else np.zeros(len(tokens), bool)
+    if lengths.sizes is not None:
+        several[:] = True
     lost = [int(np.maximum(lengths.rows[~several] - limit, 0).sum()) for limit in limits]
-    for start in range(0, len(tokens), CHUNK_ROWS):
-        stop = start + CHUNK_ROWS
+    starts, sizes = sets(len(tokens), lengths.sizes)
+    for chunk in range(0, len(starts), CHUNK_ROWS):
+        begins, counts = starts[chunk : chunk + CHUNK_ROWS], sizes[chunk : chunk + CHUNK_ROWS]
+        start, stop = int(begins[0]), int(begins[-1] + counts[-1])
         if not several[start:stop].any():
             continue
-        chunk = zip(
-            tokens.slice(start, stop).parts(),
-            lengths.rows[start:stop].tolist(),
-            several[start:stop].tolist(),
-            strict=True,
-        )
-        for parts, n, counts in chunk:
+        sequences = tokens.slice(start, stop).parts()
+        for at, size in zip(begins.tolist(), counts.tolist(), strict=True):
+            row, whole = list(islice(sequences, size)), lengths.rows[at : at + size]
             for i, limit in enumerate(limits):
-                if counts and n > limit:
-                    lost[i] += n - _kept(encoder, parts, pair, limit)
+                if several[at] and whole.max() > limit:
+                    lost[i] += int(whole.sum()) - _kept(encoder, row, pair, limit)
     return [
-        (limit, float((lengths.rows > limit).mean()), tokens_lost / total)
+        (limit, lengths.cut(limit), tokens_lost / total)
         for limit, tokens_lost in zip(limits, lost, strict=True)
     ]
 
 
-def _kept(encoder: Encoder, parts: Parts, pair: bool, limit: int) -> int:
-    """Tokens of a row cut to a limit; as many as the limit where the template alone is too long for it."""
-
-    def fixed(shape: Shape) -> int:
-        return encoder.fixed_length(shape, pair)
-
+def _kept(encoder: Encoder, row: Sequence[Parts], pair: bool, limit: int) -> int:
+    """Tokens of a row's sequences cut to a limit; the limit for each where the template alone is longer."""
     try:
-        fitted = fit(parts, replace(encoder.truncation, max_length=limit), fixed, encoder.marker)
+        fitted = encoder.fit_alike(row, pair, replace(encoder.truncation, max_length=limit))
     except UserError:
-        return limit
-    shape = (len(fitted[0]), len(fitted[1]), len(fitted[2]))
-    return fixed(shape) + sum(len(ids) for part in fitted for ids in part)
+        return limit * len(row)
+    fixed = (encoder.fixed_length((len(a), len(b), len(c)), pair) for a, b, c in fitted)
+    return sum(fixed) + sum(len(ids) for parts in fitted for part in parts for ids in part)
 
 
 def plot(lengths: Lengths, max_length: int, title: str) -> str:
@@ -136,7 +142,7 @@ def plot(lengths: Lengths, max_length: int, title: str) -> str:
             f'fill="#374151">{2**exponent:,}</text>'
         )
     at = x(float(np.log2(max_length)))
-    fitting = float((lengths.rows <= max_length).mean())
+    fitting = 1 - lengths.cut(max_length)
     anchor, shift = ("end", -6) if at > width / 2 else ("start", 6)
     out += [
         f'<path d="M{at:.1f} {top - 10}V{y(0):.1f}" stroke="#b91c1c" stroke-width="2" '

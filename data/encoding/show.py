@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.encoding.encode import Encoder, Tokens
+from data.encoding.encode import Encoder, Tokens, sets
 from data.encoding.plain_text import special_ids
 from data.schema import Rows
 
@@ -46,8 +46,10 @@ class Piece:
     whole: np.ndarray
 
 
-def explain(encoder: Encoder, tokens: Tokens, row: int, pair: bool) -> tuple[list[Piece], list[int]]:
-    """Take one row apart, in the order as given.
+def explain(
+    encoder: Encoder, tokens: Tokens, row: int, pair: bool, sizes: np.ndarray | None = None
+) -> tuple[list[Piece], list[int]]:
+    """Take one row apart, in the order as given; with the ``sizes`` of sets of candidates, one of these.
 
     Returns
     -------
@@ -56,8 +58,11 @@ def explain(encoder: Encoder, tokens: Tokens, row: int, pair: bool) -> tuple[lis
     dropped : list of int
         Turns that were left out whole.
     """
-    (parts,) = tokens.slice(row, row + 1).parts()
-    fitted = encoder.fit(parts, pair)
+    starts, sizes = sets(len(tokens), sizes)
+    own = int(np.searchsorted(starts, row, side="right")) - 1
+    start = int(starts[own])
+    together = list(tokens.slice(start, start + int(sizes[own])).parts())
+    parts, fitted = together[row - start], encoder.fit_alike(together, pair)[row - start]
     kept = _kept_turns(parts, fitted)
     pieces = [
         Piece("template", None, np.array(encoder.prefix, np.uint32), np.array(encoder.prefix, np.uint32))
@@ -81,10 +86,12 @@ def _kept_turns(parts: tuple[list[np.ndarray], ...], fitted: tuple[list[np.ndarr
     return list(range(turns)) if left == turns else [0, *range(turns - left + 1, turns)]
 
 
-def show_row(encoder: Encoder, tokens: Tokens, rows: Rows, row: int, colour: bool) -> str:
+def show_row(
+    encoder: Encoder, tokens: Tokens, rows: Rows, row: int, colour: bool, sizes: np.ndarray | None = None
+) -> str:
     """Return one encoded row as text for a terminal, in colours or plain; notes of cuts stand in either."""
     pair = rows.classes.swap is not None
-    pieces, dropped = explain(encoder, tokens, row, pair)
+    pieces, dropped = explain(encoder, tokens, row, pair, sizes)
     total = sum(len(piece.ids) for piece in pieces)
     whole = int(encoder.lengths(tokens.slice(row, row + 1), pair)[0])
     label = int(rows.labels[row])

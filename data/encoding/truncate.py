@@ -5,6 +5,9 @@ responses share what room is left, the longer response giving way first; then th
 its budget, the longest giving way first, but the last question of the prompt last of all. The template's
 own text, its closing question and verdict cue, is never cut. What fits is left alone, so cutting twice
 is cutting once.
+
+Candidates of a row are compared with each other, so all are read behind one prompt: it is cut as the longest
+candidate needs it (:func:`fit_alike`).
 """
 
 from __future__ import annotations
@@ -116,6 +119,22 @@ def fit(parts: Parts, truncation: Truncation, fixed: Callable[[Shape], int], mar
         for part, limit_of in zip(chosen, limits, strict=True)
     )
     return prompt, first, second
+
+
+def fit_alike(
+    row: Sequence[Parts], truncation: Truncation, fixed: Callable[[Shape], int], marker: np.ndarray
+) -> list[Parts]:
+    """Cut the sequences of a row: one alone, or of candidates one each, all of them behind the same prompt.
+
+    A candidate gives way where it does not fit behind that prompt. Further parameters as :func:`fit`.
+    """
+    longest = max(row, key=lambda parts: sum(map(len, parts[1])))
+    fitted = fit(longest, truncation, fixed, marker)
+    if fitted is longest or len(row) == 1:
+        return [fitted] if len(row) == 1 else list(row)
+    prompt = fitted[0]
+    room = truncation.max_length - fixed((len(prompt), 1, 0)) - sum(map(len, prompt))
+    return [(prompt, [cut(parts[1][0], room, truncation.side, marker)], parts[2]) for parts in row]
 
 
 def budgets(prompt: int, first: int, second: int, room: int, prompt_share: float) -> tuple[int, int, int]:

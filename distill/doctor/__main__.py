@@ -66,6 +66,12 @@ def main(argv: Sequence[str]) -> int:
     results: list[Result] = []
     if args.predict_ids is not None and args.ids is None:
         raise UserError("--predict-ids needs --ids: the two are compared")
+    if args.cost and args.data is not None:
+        from data.dataset import load_prepared
+        from data.schema import refuse_candidates
+
+        classes = load_prepared(args.data)[0].classes
+        refuse_candidates(classes, f"{args.data}: --cost", "without --data it is that of the simulated arena")
     options = {key: getattr(args, key) for key in ("deep", "plain", "data", "ids", "predict_ids")}
     for target in args.target:
         results += diagnose(target, backbone=access.backbone, **options)

@@ -17,7 +17,7 @@ from distill.config import CONFIG
 from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.subject import Subject
 from distill.teaching.trust import check_manifest, check_settings, check_weights
-from ensemble.methods.temperature import TemperatureScaling
+from ensemble.sets.pool import fit_temperature
 from ensemble.solvers.numbers import cross_entropy
 
 RARE = 0.05
@@ -76,7 +76,7 @@ def labels_are_balanced(subject: Subject) -> Finding | None:
     """
     assert subject.rows is not None
     labels = subject.rows.labels[subject.rows.labels >= 0]
-    if not len(labels):
+    if not len(labels) or subject.rows.classes.candidates:  # whose places mean nothing from row to row
         return None
     counts = np.bincount(labels, minlength=subject.rows.classes.n)
     shares = counts / counts.sum()
@@ -213,8 +213,8 @@ def soft_labels_are_out_of_fold(subject: Subject) -> Finding | None:
                 cost,
                 fix,
             )
-    scaling = TemperatureScaling().fit(probs, targets)
-    temperature, z = scaling.temperature_, _errors(losses - cross_entropy(scaling.predict_on(probs), targets))
+    temperature, scaled = fit_temperature(probs, targets, subject.rows.classes.candidates)
+    z = _errors(losses - cross_entropy(scaled(probs), targets))
     shown = f"log-loss {losses.mean():.4f}; best temperature {temperature:.2f}"
     if temperature < SHARPEN_FAIL and z > Z:
         return failed(f"{shown}: right far more often than it says, as on rows it was trained on", cost, fix)

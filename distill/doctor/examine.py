@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import UserError
-from data.schema import refuse_candidates
 from distill.doctor import attention, data, language, pooling, tokens, training
 from distill.doctor.finding import GROUPS, PASS, REGISTRY, Check, Result, broken_off, failed
 from distill.doctor.subject import Subject, open_subjects
@@ -58,7 +57,7 @@ def diagnose(
     Raises
     ------
     UserError
-        ``target`` is none of the things that can be examined, or of rows with candidates of their own.
+        ``target`` is none of the things that can be examined.
     """
     places = {"data": data, "ids": ids, "predict_ids": predict_ids}
     options = {name: None if place is None else Path(place) for name, place in places.items()}
@@ -66,9 +65,6 @@ def diagnose(
         subjects = open_subjects(
             str(target), Path(scratch), deep=deep, plain=plain, backbone=backbone, **options
         )
-        for subject in subjects:
-            if subject.rows is not None:
-                refuse_candidates(subject.rows.classes, str(subject.data_dir))
         return [result for subject in subjects for result in examine(subject)]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.console.lacking import wanting
 from distill.doctor.subject import Subject
 
 PASS, WARN, FAIL, ERROR = "pass", "warn", "fail", "error"
@@ -125,13 +126,16 @@ def failed(seen: str, cost: str, fix: str) -> Finding:
 
 def broken_off(error: Exception) -> Finding:
     """A check that raised instead of finding out: neither a pass nor a fault, and never taken for a pass."""
+    unknown = "unknown: the fault that this check looks for is not ruled out"
+    if lack := wanting(error):
+        return Finding(ERROR, f"could not be checked: {lack}", unknown, "install it, and examine again")
     reason = (str(error).strip().splitlines() or [""])[0][:160]
     last = traceback.extract_tb(error.__traceback__)[-1:]
     place = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in last)
     return Finding(
         ERROR,
         f"could not be checked: {type(error).__name__}: {reason}",
-        "unknown: the fault that this check looks for is not ruled out",
+        unknown,
         f"report this{place}, with the versions of torch and transformers; if the checkpoint does run "
         "elsewhere, compare the versions first",
     )

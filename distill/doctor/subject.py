@@ -23,8 +23,8 @@ from data.encoding.tokenizer import load_tokenizer
 from data.errors import UserError, listing
 from data.files import read_json, read_parquet
 from data.folds import Folds
-from data.schema import Rows, read_rows
-from data.softlabels import SoftLabels, is_store, read_manifest, read_store
+from data.schema import PREFERENCE, Classes, Rows, read_rows
+from data.softlabels import SoftLabels, classes_of, is_store, read_manifest, read_store
 from distill.architectures import Architecture, architecture
 from distill.config import ModelConfig, StudentConfig
 from distill.quiet import quiet_transformers
@@ -201,6 +201,13 @@ class Subject:
             return read_rows(self.data_dir)
         except UserError:
             return None
+
+    @property
+    def classes(self) -> Classes:
+        """Those of the rows, else of the run, else a preference's."""
+        if self.rows is not None:
+            return self.rows.classes
+        return classes_of(self.manifest, Path(self.name)) if self.manifest else PREFERENCE
 
     @cached_property
     def folds(self) -> Folds | None:

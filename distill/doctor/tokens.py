@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from data.candidates import CANDIDATES
 from data.encoding.encode import Encoder, Truncation, opens_turns, pad_token_id, tokenizer_hash
 from data.encoding.plain_text import special_ids
 from data.encoding.template import Template, recorded_template
-from data.schema import PREFERENCE, Rows, make_rows
+from data.schema import PREFERENCE, Classes, Rows, make_rows, place_classes
 from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.small import TEXT
 from distill.doctor.subject import SPECIAL_IDS, Subject, read_ids
@@ -23,19 +24,34 @@ TRUNCATED_SHARE = 0.25
 CONVERSATION = [{"role": "user", "content": "Hello"}]
 
 
-def sample_rows(exchanged: bool = False) -> Rows:
-    """Return a few preference rows, one longer than any truncation; on request responses exchanged."""
+def sample_rows(classes: Classes = PREFERENCE, exchanged: bool = False) -> Rows:
+    """Return a few rows of the kind of ``classes``, one longer than any truncation; see :func:`rows_like`."""
     long = " ".join(f"word{i % 97}" for i in range(9000))
     columns: dict[str, list] = {
         "row_id": ["a", "b", "c", "long"],
         "prompt": [["What is 2 + 2?"], ["Name a colour."], ["Say hello.", "And goodbye."], ["Go on."]],
         "response_a": [["It is 4."], ["Blue, of course, as the sky is."], ["Hello!", "Goodbye!"], [long]],
         "response_b": [["Perhaps 5, who knows?"], ["Red."], ["Hi.", "Bye."], [long + " end"]],
-        "label": [0, 1, 2, 0],
     }
     if exchanged:
         columns["response_a"], columns["response_b"] = columns["response_b"], columns["response_a"]
-    return make_rows(columns, PREFERENCE, "sample")
+    return rows_like(classes, columns)
+
+
+def rows_like(classes: Classes, columns: dict[str, list]) -> Rows:
+    """Make unlabelled pairs, or of their texts what is read as these classes are: plain texts, or candidates.
+
+    Parameters
+    ----------
+    columns : dict of str to list
+        ``row_id``, ``prompt``, ``response_a`` and ``response_b``; the responses' last turns are candidates.
+    """
+    own = {name: columns[name] for name in ("row_id", "prompt")}
+    responses = (columns["response_a"], columns["response_b"])
+    if classes.candidates:
+        sets = [[a[-1], b[-1]] for a, b in zip(*responses, strict=True)]
+        return make_rows({**own, CANDIDATES: sets}, place_classes(2), "sample")
+    return make_rows(own if classes.swap is None else columns, classes, "sample")
 
 
 def encoder_of(subject: Subject) -> Any:
@@ -55,7 +71,7 @@ def training_ids(subject: Subject) -> list[list[int]]:
 
 def _some_rows(subject: Subject) -> Rows:
     rows = subject.rows
-    return sample_rows() if rows is None else rows.take(np.arange(min(FEW_ROWS, len(rows))))
+    return sample_rows(subject.classes) if rows is None else rows.take(np.arange(min(FEW_ROWS, len(rows))))
 
 
 def start_id(tokenizer: Any) -> int | None:
@@ -256,15 +272,9 @@ def special_tokens_in_text(subject: Subject) -> Finding | None:
     if not markers:
         return None
     ids = {tokenizer.convert_tokens_to_ids(t): t for t in markers}
-    rows = make_rows(
-        {
-            "row_id": ["x"],
-            "prompt": [["a " + " b ".join(markers) + " c"]],
-            "response_a": [["a"]],
-            "response_b": [["b"]],
-        },
-        PREFERENCE,
-        "sample",
+    text = "a " + " b ".join(markers) + " c"
+    rows = rows_like(
+        subject.classes, {"row_id": ["x"], "prompt": [[text]], "response_a": [["a"]], "response_b": [["b"]]}
     )
     encoder = encoder_of(subject)
     encoded = encoder.encode(rows)[0].tolist()
@@ -293,8 +303,9 @@ def verdict_cue_kept(subject: Subject) -> Finding | None:
     ends = Counter(ids[-1] for ids in rows)
     (usual, count), longest = ends.most_common(1)[0], max(map(len, rows))
     cut = sum(len(ids) == longest and ids[-1] != usual for ids in rows)
-    one_turn = ([EMPTY], [EMPTY], [EMPTY])
-    if subject.ids is None and isinstance(encoder_of(subject).layout(one_turn, True)[-1], tuple):
+    pair, sets = subject.classes.swap is not None, subject.classes.candidates
+    one_turn = ([EMPTY], [EMPTY] if pair or sets else [], [EMPTY] if pair else [])
+    if subject.ids is None and isinstance(encoder_of(subject).layout(one_turn, pair)[-1], tuple):
         return warned("the template closes with nothing", "unmeasured", "give the template a closing cue")
     if count == len(rows):
         return passed(f"{count} of {count} end in token {usual}")
@@ -311,10 +322,10 @@ def truncation_commutes(subject: Subject) -> Finding | None:
 
     Source: 1st and 2nd place of LMSYS average both orders; a cut that favours one slot biases the average.
     """
-    if subject.is_encoder or subject.ids is not None:
+    if subject.is_encoder or subject.ids is not None or subject.classes.swap is None:
         return None
-    encoder = encoder_of(subject)
-    encoded, exchanged = encoder.encode(sample_rows()), encoder.encode(sample_rows(exchanged=True))
+    encoder, classes = encoder_of(subject), subject.classes
+    encoded, exchanged = (encoder.encode(sample_rows(classes, turned)) for turned in (False, True))
     pairs = [(encoded[2 * i + 1], exchanged[2 * i]) for i in range(len(encoded.lengths) // 2)]
     uneven = [i for i, (one, two) in enumerate(pairs) if not np.array_equal(one, two)]
     if uneven:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.console.lacking import wanting
 from data.console.remote_code import in_words, refused, remote_code_allowed
 from data.errors import UserError, brief, listing
 from data.files import sha256_files, sha256_text
@@ -26,6 +27,7 @@ from distill.kernels.choice import attention_for, registered
 from distill.kernels.linear import multiply_in
 from distill.model.classifier import Classifier
 from distill.model.files import weight_files
+from distill.model.held import SINCE, check_card, compute_dtype, held_in
 from distill.model.padded import blocks_of, head_of, poolers_of, wrap
 from distill.model.quantised import Checkpoint, build
 from distill.model.verdict import verdict_ids
@@ -37,26 +39,6 @@ HUB_SECONDS = 10.0
 CPU = torch.device("cpu")
 TASKS = {"score": "AutoModelForSequenceClassification", "tokens": "AutoModelForCausalLM"}
 """The library's class for each head."""
-EIGHT_BITS = {"fp8": (8, 9), "int8": (7, 5)}
-"""Products in 8 bits by name, and the compute capability from which on there are such."""
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-def compute_dtype(config: BackboneConfig) -> torch.dtype:
-    """Return the dtype of matrix products: the base's own, or for a quantised one what hardware does well."""
-    wanted = config.compute if config.precision in QUANTISED else config.precision
-    if wanted in DTYPES:
-        return DTYPES[wanted]
-    if wanted not in ("auto", *EIGHT_BITS):  # with 8-bit products, what is not a frozen product is as by auto
-        raise UserError(f"recipe: compute is {wanted!r}; it is auto or one of {listing(DTYPES)}")
-    if not torch.cuda.is_available():
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def held_in(config: BackboneConfig) -> str:
-    """Return what the base's linear layers are held in: the precision, or int8 for products in int8."""
-    return "int8_int8" if config.precision == config.compute == "int8" else config.precision
 
 
 def load_tokenizer(config: BackboneConfig, path: str) -> Any:
@@ -116,6 +98,7 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
     """
     import transformers
 
+    check_card(config, "recipe")
     task = TASKS[config.head]
     dtype = compute_dtype(config)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
@@ -230,13 +213,7 @@ def _configure(model: Any, config: BackboneConfig) -> None:
     """Note on a loaded model how it is to be run; a decoder's head computes in float32."""
     model.config.use_cache = False
     model.compile_layers = _compiles(config)
-    if config.compute in EIGHT_BITS:
-        since = EIGHT_BITS[config.compute]
-        if torch.cuda.is_available() and torch.cuda.get_device_capability() < since:
-            raise UserError(
-                f"recipe: compute {config.compute} needs a card with such products, of compute capability "
-                f"{since[0]}.{since[1]} or higher; {torch.cuda.get_device_name()} has none: use compute auto"
-            )
+    if config.compute in SINCE:
         multiply_in(model, config.compute)
     model.padded = not packs(config, model.config.model_type)
     if not architecture(model.config.model_type).encoder and config.head == "score":
@@ -444,5 +421,7 @@ def _named_failures(path: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AssertionError, SafetensorError) as error:
         if refused(error):
             raise UserError(in_words(path)) from error
+        if wanting(error):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: cannot be loaded as a model: {reason}") from error

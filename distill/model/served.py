@@ -1,8 +1,9 @@
-"""A trained classifier made ready for prediction: its adapter merged, its linear layers held in FP8 or int8.
+"""A trained classifier made ready for prediction: its adapter merged, its linear layers held in 8 bits.
 
 A merged adapter costs nothing. In float32 the predictions stay what they were to the last digits, in 16 bits
 within the rounding of a weight. A quantised base is left alone: rounding the sum again would make another
-model. FP8 and int8 are made of what a 16 or 32 bit base and its adapter add up to.
+model. FP8 and int8 are made of what a 16 or 32 bit base and its adapter add up to: FP8 and int8_int8 multiply
+as they are, int8 is written out before each product (:mod:`distill.kernels.products`).
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ from data.errors import UserError
 from distill.config import BackboneConfig
 from distill.kernels.linear import merge_adapters, quantise_linears
 from distill.model.classifier import Classifier
+from distill.model.held import SINCE
 from distill.model.padded import PaddedClassifier
 from distill.model.verdict import VerdictClassifier
 
 MERGED = ("bf16", "fp16", "fp32")
 """Precisions of a base whose adapters are merged."""
-FP8_FROM = (8, 9)
-"""Compute capability from which cards multiply in FP8."""
 
 
 def check_fp8(config: BackboneConfig, where: str) -> None:
@@ -37,29 +37,32 @@ def check_fp8(config: BackboneConfig, where: str) -> None:
             f"{where}: was trained on a base in {config.precision}, and its adapter fits that one only; "
             "--precision fp8 is for bases in bf16, fp16 and fp32"
         )
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < FP8_FROM:
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < SINCE["fp8"]:
         raise UserError(
             "--precision fp8 needs a GPU that multiplies in FP8 (compute capability 8.9 or later: Ada, "
             "Hopper, Blackwell); leave it out here"
         )
 
 
-def serve(classifier: Classifier, config: BackboneConfig, precision: str = "") -> Classifier:
+def serve(classifier: Classifier, config: BackboneConfig, kind: str = "") -> Classifier:
     """Merge a classifier's adapter where its base allows that, and hold its layers in 8 bits where asked.
 
     Parameters
     ----------
     classifier : Classifier
         Changed in place; it cannot take another adapter afterwards.
-    precision : {"", "fp8", "fp16", "int8"}
-        In fp16 the classifier was loaded already.
+    config : BackboneConfig
+        As it was loaded.
+    kind : {"", "fp8", "int8", "int8_int8"}
+        Of the layers from here on (:mod:`distill.kernels.products`); empty leaves them as they were loaded.
     """
     if classifier.is_peft and config.precision in MERGED and not classifier.sharded:
         merge_adapters(classifier)
-    if precision in {"fp8", "int8"}:
+    if kind:
         if isinstance(classifier, PaddedClassifier | VerdictClassifier):
+            precision = kind.partition("_")[0]
             raise UserError(f"--precision {precision} is for decoders in packs with a head of their own")
-        quantise_linears(classifier.inner.get_decoder().layers, precision)
+        quantise_linears(classifier.inner.get_decoder().layers, kind)
     classifier.graphs.forget()
     classifier.__dict__.pop("trained", None)
     return classifier

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from data.candidates import CANDIDATES
 from data.encoding.encode import Encoder
 from data.encoding.template import PARTS
 from data.folds import Folds
 from data.ids import align
 from data.schema import Classes, Rows
 from data.softlabels import SoftLabels
-from ensemble.methods.calibrate import TemperatureScaling
 from ensemble.scoring.bootstrap import bootstrap
+from ensemble.scoring.ranking import METRICS, row_metrics
+from ensemble.sets.pool import fit_temperature
 from ensemble.solvers.numbers import log_loss
 
 
@@ -26,7 +28,8 @@ def scores(store: SoftLabels, rows: Rows, folds: Folds) -> dict[str, Any]:
     -------
     dict
         ``rows``, ``log_loss``, ``log_loss_ci95``, ``accuracy``, ``temperature``, ``log_loss_tempered``
-        (cross-fitted over the folds, while ``temperature`` is fitted on all rows).
+        (cross-fitted over the folds, while ``temperature`` is fitted on all rows); of rows with candidates
+        also the other :data:`~ensemble.scoring.ranking.METRICS`, by their names.
     """
     known = rows.labelled & ~folds.pinned
     ids = [rows.row_ids[i] for i in np.flatnonzero(known)]
@@ -34,18 +37,20 @@ def scores(store: SoftLabels, rows: Rows, folds: Folds) -> dict[str, Any]:
     targets, fold = rows.targets[known], folds.fold[known]
     losses = log_loss(probs, targets)
     interval = bootstrap(np.array(folds.group_ids)[known]).interval(losses)
-    tempered = np.empty_like(probs)
+    tempered, sets = np.empty_like(probs), rows.classes.candidates
     for number in np.unique(fold):
         inside = fold == number
-        fitted = TemperatureScaling().fit(probs[~inside], targets[~inside])
-        tempered[inside] = fitted.predict_on(probs[inside])
+        _, scaled = fit_temperature(probs[~inside], targets[~inside], sets)
+        tempered[inside] = scaled(probs[inside])
+    ranked = dict(zip(METRICS[1:], row_metrics(probs, targets).mean(axis=0)[1:].tolist(), strict=True))
     return {
         "rows": int(known.sum()),
         "log_loss": float(losses.mean()),
         "log_loss_ci95": interval.as_list(),
         "accuracy": float((probs.argmax(axis=1) == targets.argmax(axis=1)).mean()),
-        "temperature": TemperatureScaling().fit(probs, targets).temperature_,
+        "temperature": fit_temperature(probs, targets, sets)[0],
         "log_loss_tempered": float(log_loss(tempered, targets).mean()),
+        **(ranked if sets else {}),
     }
 
 
@@ -79,21 +84,42 @@ with torch.no_grad():
 """
 
 
+SETS = """\
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+path = "."  # this directory, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForSequenceClassification.from_pretrained(path).eval()
+def number(prompt, candidate):
+    pieces = [{pieces}]
+    ids = [i for piece in pieces for i in tokenizer(piece, add_special_tokens=False).input_ids]
+    return model(input_ids=torch.tensor([{prefix} + ids{suffix}])).logits[0].float()
+candidates = ["Hello!", "No."]
+with torch.no_grad():
+    numbers = torch.cat([number("Hi", candidate) for candidate in candidates])
+print(dict(zip(candidates, numbers.softmax(-1).tolist())))
+"""
+"""A row's candidates, read one by one; the softmax is over the row's own set."""
+
+
 def usage(encoder: Encoder, classes: Classes) -> str:
     """Return the lines that predict one row with plain ``transformers``."""
     pair = len(classes.orders) > 1
-    laid_out = encoder.template.layout((1, 1, 1) if pair else (1, 0, 0), pair, encoder.chat)
+    lines, shape = (PAIR, (1, 1, 1)) if pair else (PLAIN, (1, 0, 0))
+    if classes.candidates:
+        lines, shape = SETS, (1, 1, 0)
     pieces: list[str] = []
-    for piece in laid_out:
+    for piece in encoder.template.layout(shape, pair, encoder.chat):
         if not isinstance(piece, str):
-            pieces.append(PARTS[piece[0]])
+            own = classes.candidates and piece[0]
+            pieces.append("candidate" if own else PARTS[piece[0]])
             continue
         text = piece
         for name in (encoder.tokenizer.bos_token, encoder.tokenizer.cls_token):
             if not pieces and name and text.lstrip().startswith(name):  # the ids begin with it in any case
                 text = text.lstrip().removeprefix(name)
         pieces.append(repr(text))
-    return (PAIR if pair else PLAIN).format(
+    return lines.format(
         pieces=", ".join(pieces),
         prefix=encoder.prefix,
         suffix=f" + {encoder.suffix}" if encoder.suffix else "",
@@ -119,8 +145,9 @@ def model_card(
     lines_of_use : str
         From :func:`usage`.
     """
-    pair = manifest.get("swap") is not None
+    pair, sets = manifest.get("swap") is not None, CANDIDATES in manifest
     low, high = found["log_loss_ci95"]
+    ranked = METRICS if sets else METRICS[:1]
     distill, teachers = manifest.get("distill"), manifest.get("teachers") or {}
     base = str(manifest.get("backbone_source", manifest["backbone_path"]))
     origin = ""
@@ -131,7 +158,7 @@ def model_card(
     head = ModelCardData(
         license=licence,
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag="text-ranking" if sets else "text-classification",
         base_model=base if on_hub else None,
         tags=["distillation", *(["preference"] if pair else []), "distillstack"],
         model_name=manifest["name"],
@@ -144,14 +171,21 @@ def model_card(
         "",
         f"# {manifest['name']}",
         "",
-        f"A classifier of {', '.join(manifest['classes'])}: {made_of}, merged into one plain model.",
+        (
+            "One number for each candidate of a row"
+            if sets
+            else f"A classifier of {', '.join(manifest['classes'])}"
+        )
+        + f": {made_of}, merged into one plain model.",
         "",
         "## Scores",
         "",
-        "| rows | log-loss, out of fold | 95 % interval over prompts | accuracy | at its temperature |",
-        "|---|---|---|---|---|",
-        f"| {found['rows']} | {found['log_loss']:.4f} | {low:.4f} – {high:.4f} | {found['accuracy']:.3f} "
-        f"| {found['log_loss_tempered']:.4f} (T = {found['temperature']:.3f}) |",
+        f"| rows | log-loss, out of fold | 95 % interval over prompts | {' | '.join(ranked)} "
+        "| at its temperature |",
+        "|---" * (4 + len(ranked)) + "|",
+        f"| {found['rows']} | {found['log_loss']:.4f} | {low:.4f} – {high:.4f} | "
+        + " | ".join(f"{found[name]:.3f}" for name in ranked)
+        + f" | {found['log_loss_tempered']:.4f} (T = {found['temperature']:.3f}) |",
         "",
         "Scored are the fold models, each on the fold that it was not trained on"
         + (", both orders of a pair averaged" if pair else "")
@@ -197,7 +231,8 @@ def model_card(
         "",
         "## Use",
         "",
-        ("A pair" if pair else "A text") + " of one turn, with plain `transformers`:",
+        f"{'Candidates for a text' if sets else 'A pair' if pair else 'A text'} of one turn, with plain "
+        "`transformers`:",
         "",
         "```python",
         lines_of_use.rstrip(),

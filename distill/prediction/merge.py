@@ -17,7 +17,8 @@ from data.console.remote_code import remote_code_allowed
 from data.errors import UserError
 from distill.config import ModelConfig
 from distill.kernels.linear import dense, parts
-from distill.model.backbone import compute_dtype, load_trained, read_configuration
+from distill.model.backbone import load_trained, read_configuration
+from distill.model.held import compute_dtype
 from distill.model.padded import head_of
 from distill.model.verdict import VerdictClassifier
 from distill.quiet import quiet_transformers

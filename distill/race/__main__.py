@@ -84,7 +84,8 @@ def main(argv: Sequence[str]) -> None:
     if args.validation_rows < 0:
         raise UserError(f"--validation-rows is {args.validation_rows}; give 0 for all, or more")
     rows, folds, data_dir = open_data(args.data, recipe.data)
-    refuse_candidates(rows.classes, str(data_dir))
+    if args.probe:
+        refuse_candidates(rows.classes, f"{data_dir}: --probe", "race without it")
     if not 0 <= args.fold < folds.n_folds:
         raise UserError(f"--fold {args.fold}: the data have folds 0 to {folds.n_folds - 1}")
 

@@ -302,11 +302,10 @@ def rates_at_looks(run: Run, rules: Rules) -> list[float]:
 
 
 def budget_tokens(run: Run, train_rows: np.ndarray) -> float:
-    """Tokens that the whole budget trains on: rows x orders in a step x epochs."""
+    """Tokens that the whole budget trains on: rows, all of their candidates, x orders in a step x epochs."""
     encoded = run.examples.encoded
-    lengths = encoded.lengths.reshape(-1, encoded.orders)[train_rows]
-    a_row = lengths.sum(axis=1) if run.model.train.both_orders else lengths.mean(axis=1)
-    return float(run.model.train.epochs * a_row.sum())
+    every = encoded.lengths[encoded.of_rows(train_rows)].sum()
+    return float(run.model.train.epochs * every / (1 if run.model.train.both_orders else encoded.orders))
 
 
 def share_tokens(runs: list[Run], fold: int) -> list[float]:

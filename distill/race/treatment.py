@@ -31,7 +31,7 @@ def treatment(contestant: Contestant) -> dict[str, Any]:
         "share": counts[0] / max(1, counts[1]),
         "frozen_depth": lora.first_layer if lora.enabled else 0.0,
         "adapter_rate": lora.alpha / lora.r * train.lr if lora.enabled else train.lr,
-        "tokens_a_row": float(encoded.lengths.mean()),
+        "tokens_a_row": float(encoded.lengths.sum() / (encoded.orders * len(run.rows))),
         "truncated": encoded.truncated / max(1, len(encoded.lengths)),
         "tokens_a_second": tokens / max(seconds, 1e-9),
         "hours": seconds / 3600,

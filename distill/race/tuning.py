@@ -60,7 +60,9 @@ def tune_lr(run: Run, race_fold: int, out: Path) -> float:
     tried = {f"{lr:g}": means.get(lr) for lr in rates}
     if not means:
         raise UserError(f"--tune lr: all of {', '.join(tried)} diverged; give a lower train.lr")
-    found = best_rate(means, log(run.rows.classes.n))
+    sizes = run.rows.sizes
+    nothing = log(run.rows.classes.n) if sizes is None else float(np.log(sizes).mean())
+    found = best_rate(means, nothing)
     chosen = float(f"{found * SHARE**0.5:.2g}")
     write_json(done, {"lr": chosen, "tried": tried, "share": SHARE, "fold": fold})
     return chosen

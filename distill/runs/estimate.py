@@ -29,6 +29,7 @@ from data.schema import Rows
 from data.storage import local_path
 from distill.architectures import ARCHITECTURES, LLAMA, Measured, architecture, by_hub_name
 from distill.config import BackboneConfig, ModelConfig
+from distill.kernels.choice import LIBRARY
 from distill.packing.sharing import laid_lengths, prefixes_to_share
 from distill.runs.devices import Device, cpu_here
 from distill.runs.run_directory import PRETRAIN, RunDirectory
@@ -102,7 +103,7 @@ class Estimate:
 
 def estimates(units: Sequence[Unit], rows: Rows, folds: Folds, device: Device) -> list[Estimate]:
     """Estimate what is left of each unit on a device; finished ones cost nothing."""
-    lengths: dict[str, float] = {}
+    lengths: dict[str, tuple[float, float]] = {}
     found = []
     for unit in units:
         model = unit.model.model
@@ -125,14 +126,12 @@ def _estimate_stage(unit: Unit, device: Device) -> Estimate:
     return _estimate(stage, mean_tokens(model, rows), rows, folds, device)
 
 
-def _estimate(unit: Unit, per_row: float, rows: Rows, folds: Folds, device: Device) -> Estimate:
+def _estimate(unit: Unit, per_row: tuple[float, float], rows: Rows, folds: Folds, device: Device) -> Estimate:
     model = unit.model.model
     n, labelled = len(rows), float(rows.labelled.mean())
     held_out = int(RunDirectory(unit.model.out).part(unit.part).held_out(folds).sum())
-    orders = 2 if model.train.both_orders or len(rows.classes.orders) == 1 else 1
-    share = orders / 2 if len(rows.classes.orders) == 2 else 1.0
-    trained = per_row * (n - held_out) * labelled * model.train.epochs * share
-    predicted = per_row * (n if unit.everywhere else held_out)
+    trained = per_row[0] * (n - held_out) * labelled * model.train.epochs
+    predicted = per_row[1] * (n if unit.everywhere else held_out)
     if unit.finished():
         return Estimate(unit.name, 0, 0, 0, 0, 0, None, "finished")
     rate, predict_rate, source = _rates(unit, trained, device)
@@ -267,11 +266,13 @@ def _linear(layers: int, hidden: int, inner: int, heads: int, kv: int, head: int
     return float(layers * (2 * hidden * heads * head + 2 * hidden * kv * head + 3 * hidden * inner))
 
 
-def mean_tokens(model: ModelConfig, rows: Rows) -> float:
-    """Mean tokens of a row in all its orders, on a sample, by the tokenizer if it is on this machine.
+def mean_tokens(model: ModelConfig, rows: Rows) -> tuple[float, float]:
+    """Mean tokens of a row in an epoch and in prediction, on a sample, by the tokenizer if it is here.
 
-    A row with candidates is read once for each; where packs share prefixes, those count once a row.
+    A pair is predicted in both orders and trained in both or in one, a row with candidates read once for
+    each; where packs share prefixes, those of the sequences that are read together count once a row.
     """
+    epoch = 0.5 if len(rows.classes.orders) == 2 and not model.train.both_orders else 1.0
     chosen = np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64)
     sample = rows.take(chosen)
     if model.backbone.tiny is None:
@@ -290,15 +291,20 @@ def mean_tokens(model: ModelConfig, rows: Rows) -> float:
             encoder = Encoder(tokenizer, read_template(model.template), Truncation(**asdict(model.encode)))
             encoded, everything = encoder.encode(sample), np.arange(len(sample))
             able = model.backbone.packed and architecture(linear_parameters(model.backbone)[1]).packed
+            able = able and model.backbone.attention not in LIBRARY
             shared = prefixes_to_share(encoded, everything, model.train.shared_prefix, able)
-            return float(laid_lengths(encoded, encoded.of_rows(everything), shared).sum()) / len(sample)
+            sequences = encoded.of_rows(everything)
+            alone, together = (laid_lengths(encoded, sequences, one).mean() for one in (None, shared))
+            read = len(sequences) / len(sample)
+            return float(read * (together if epoch == 1 else epoch * alone)), float(read * together)
     per_token = CHARS_PER_TOKEN if model.backbone.tiny is None else CHARS_PER_TINY_TOKEN
     texts = candidate_rows(sample) if sample.classes.candidates else sample
     chars = np.zeros(len(texts))
     for name in ("prompt", "response_a", "response_b"):
         chars += [sum(map(len, turns or ())) for turns in texts.table.column(name).to_pylist()]
     tokens = np.minimum(chars / per_token + 10, model.encode.max_length)
-    return float(tokens.sum()) / len(sample) * len(sample.classes.orders)
+    read = float(tokens.sum()) / len(sample) * len(sample.classes.orders)
+    return epoch * read, read
 
 
 def table_of(found: Sequence[Estimate], device: Device) -> tuple[list[list[str]], list[str]]:

@@ -17,8 +17,10 @@ from data.frames import Frame, as_file
 from data.schema import Rows
 from data.softmax import softmax
 from data.sources.read import SourceOptions, read_source
+from distill.config import QUANTISED
 from distill.model.backbone import load_trained
 from distill.model.classifier import Classifier
+from distill.model.held import DTYPES, compute_dtype, held_in
 from distill.model.served import serve
 from distill.packing.examples import Examples
 from distill.runs.saved import Access, SavedModel, checked_tokenizer, identity, read_saved
@@ -123,13 +125,14 @@ class Loaded:
         if self._weights != weights and not self.saved.exported:
             check_weights(weights, self.saved.access.accept_changed)
         if self._classifier is None or not (model.lora.enabled or self._weights == weights):
-            backbone, n = self.saved.backbone, self.saved.classes.outputs
-            wanted = self.saved.access.precision
-            held = {"fp8": "bf16", "fp16": "fp16", "int8": "fp16"}.get(wanted, model.backbone.precision)
-            config = replace(model.backbone, precision=held)
-            loaded = load_trained(config, backbone, weights, model.lora.enabled, n)
-            alone = len(self.saved.weights) == 1
-            self._classifier = serve(loaded, config, wanted) if alone else loaded
+            config, kind = self.saved.served, ""
+            if config.precision in QUANTISED and model.backbone.precision not in QUANTISED:
+                # Made of the merged weights, which are loaded in what everything else is computed in.
+                kind, dtype = held_in(config), compute_dtype(config)
+                config = replace(config, precision=next(name for name, d in DTYPES.items() if d == dtype))
+            n, alone = self.saved.classes.outputs, len(self.saved.weights) == 1
+            loaded = load_trained(config, self.saved.backbone, weights, model.lora.enabled, n)
+            self._classifier = serve(loaded, config, kind) if alone else loaded
         elif self._weights != weights:
             self._classifier.load(weights)
         self._weights = weights
@@ -160,14 +163,19 @@ def check_finite(saved: SavedModel, rows: Rows, probs: np.ndarray) -> None:
 
 
 def load_run(
-    path: str | Path, *, backbone: str | None = None, accept_changed: bool = False, precision: str = ""
+    path: str | Path,
+    *,
+    backbone: str | None = None,
+    accept_changed: bool = False,
+    precision: str = "",
+    compute: str = "",
 ) -> Loaded:
     """Load a finished run, or a model that ``distill.export`` made of one, to predict with.
 
     Parameters
     ----------
     path : path
-    backbone, accept_changed, precision
+    backbone, accept_changed, precision, compute
         As in :class:`Access`.
 
     Raises
@@ -175,7 +183,7 @@ def load_run(
     UserError
         As :func:`read_saved`; the backbone or the tokenizer are not those of the training.
     """
-    return Loaded(read_saved(Path(path), Access(backbone, accept_changed, precision)))
+    return Loaded(read_saved(Path(path), Access(backbone, accept_changed, precision, compute)))
 
 
 def rows_for(saved: SavedModel, source: str, columns: Mapping[str, str] | None = None) -> Rows:

@@ -27,7 +27,6 @@ from distill.model.backbone import (
     add_adapters,
     attention_name,
     check_vocabulary,
-    compute_dtype,
     load_base,
     load_tokenizer,
     model_type,
@@ -36,6 +35,7 @@ from distill.model.backbone import (
 )
 from distill.model.classifier import Classifier
 from distill.model.files import opened_hashes
+from distill.model.held import compute_dtype
 from distill.model.shallow import CUT_FROM, shallow_copy
 from distill.model.tiny import tiny_backbone
 from distill.packing.examples import Examples

@@ -16,9 +16,18 @@ from data.errors import UserError, listing
 from data.files import read_json, sha256_files, sha256_text
 from data.schema import Classes
 from data.softlabels import MANIFEST, classes_of, read_manifest, run_hash
-from distill.config import CONFIG, BackboneConfig, EncodeConfig, LoraConfig, ModelConfig, StudentConfig
+from distill.config import (
+    CONFIG,
+    EIGHT_BITS,
+    BackboneConfig,
+    EncodeConfig,
+    LoraConfig,
+    ModelConfig,
+    StudentConfig,
+)
 from distill.model.backbone import load_tokenizer, on_machine, weight_hash
 from distill.model.files import opened_hashes
+from distill.model.held import check_card
 from distill.model.served import MERGED, check_fp8
 from distill.recipe import read_config
 from distill.runs.backbones import find_backbone
@@ -47,11 +56,15 @@ class Access:
     precision : {"", "fp8", "fp16", "int8"}
         What the base is held in for prediction; empty for the run's own, which a quantised base keeps in any
         case but fp8, which it refuses.
+    compute : {"", "auto", "bf16", "fp16", "fp32", "fp8", "int8"}
+        What a quantised base is multiplied in for prediction, as ``backbone.compute`` is for training; empty
+        for the run's own.
     """
 
     backbone: str | None = None
     accept_changed: bool = False
     precision: str = ""
+    compute: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,14 @@ class SavedModel:
     def backbone(self) -> str:
         """Where the checkpoint is that the run was trained from: a directory, or a hub name."""
         return self.access.backbone or backbone_place(self.path, self.manifest)
+
+    @property
+    def served(self) -> BackboneConfig:
+        """What the base is held in and multiplied in for prediction."""
+        own, access = self.model.backbone, self.access
+        return replace(
+            own, precision=access.precision or own.precision, compute=access.compute or own.compute
+        )
 
     @property
     def name(self) -> str:
@@ -154,9 +175,18 @@ def _served(saved: SavedModel) -> SavedModel:
     """Refuse a precision of prediction that this model or this machine does not have."""
     wanted = saved.access.precision
     if wanted in {"fp16", "int8"} and saved.model.backbone.precision not in MERGED:
-        return replace(saved, access=replace(saved.access, precision=""))
+        wanted = ""
+        saved = replace(saved, access=replace(saved.access, precision=""))
     if wanted == "fp8":
         check_fp8(saved.model.backbone, str(saved.path))
+    served = saved.served
+    bases = EIGHT_BITS.get(saved.access.compute)
+    if bases and (served.precision not in bases or not served.packed or served.shard):
+        raise UserError(
+            f"{saved.path}: --compute {served.compute} is for a base in {' or '.join(bases)}, in packs and "
+            f"not sharded; this one is in {served.precision}: --precision int8 holds one merged model so"
+        )
+    check_card(served, str(saved.path))
     if wanted in {"fp8", "int8"} and len(saved.weights) > 1:
         raise UserError(
             f"{saved.path}: has {len(saved.weights)} fold models, and --precision {wanted} is of one merged "
@@ -196,7 +226,8 @@ def _read_exported(path: Path, access: Access) -> SavedModel:
     if not isinstance(temperature, float | int) or not 0 < temperature < np.inf:
         raise UserError(f"{path / EXPORTED}: the temperature is {temperature!r}, no number above 0")
     named = config["id2label"]
-    if not isinstance(named, dict) or list(named.values()) != settings["classes"]:
+    classes = classes_of(settings, path / EXPORTED)
+    if not isinstance(named, dict) or tuple(named.values()) != output_names(classes):
         raise UserError(f"{path}: config.json and {EXPORTED} name other classes; restore the one changed")
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(str(dtype))
@@ -214,6 +245,11 @@ def _read_exported(path: Path, access: Access) -> SavedModel:
     if access.backbone and (Path(access.backbone) / "config.json").is_file():
         raise UserError(f"{path}: is an export, which needs no backbone; leave --backbone out")
     return _served(SavedModel(path, {**settings, "backbone_path": str(path)}, model, [path], access))
+
+
+def output_names(classes: Classes) -> tuple[str, ...]:
+    """What a plain model calls its outputs: the classes, or the one number of a candidate."""
+    return ("candidate",) if classes.candidates else classes.names
 
 
 def sealed(settings: Mapping[str, Any], directory: Path) -> dict[str, Any]:
@@ -285,6 +321,6 @@ def _check_opened(saved: SavedModel) -> None:
 def identity(saved: SavedModel) -> str:
     """Return a hash of everything a model's predictions depend on."""
     weights = [path for directory in saved.weights for path in sorted(directory.glob("*.safetensors"))]
-    settings = {**asdict(saved.model), "precision": saved.access.precision}
+    settings = {**asdict(saved.model), "served": [saved.served.precision, saved.served.compute]}
     settings["accepted"] = saved.access.accept_changed and opened_hashes(Path(saved.backbone))
     return sha256_text(run_hash(saved.manifest), json.dumps(settings, sort_keys=True), sha256_files(weights))

@@ -41,7 +41,7 @@ def read_stacked(path: Path) -> SoftLabels:
     """
     content, _ = load_stack(path)
     if content.get("candidates"):
-        refuse_candidates(place_classes(2), str(path))
+        refuse_candidates(place_classes(2), str(path), "give the stores that it blends as --teachers")
     hashes = content.get("rows", {}).get("hashes", {})
     missing = [name for name in ("rows_hash", "folds_hash") if name not in hashes]
     if missing or PREDICTIONS not in content.get("files", {}):

@@ -23,10 +23,7 @@ from distill.model.classifier import Classifier
 from distill.packing.examples import Examples
 from distill.processes import gathered, on_first
 from distill.training.predict import predict_logits
-from ensemble.methods.base import Training
-from ensemble.methods.blend import EqualMean
-from ensemble.methods.calibrate import TemperatureScaling
-from ensemble.sets.pool import SetTemperature
+from ensemble.sets.pool import fit_temperature
 from ensemble.solvers.numbers import log_loss
 
 CHECKS = 10
@@ -46,10 +43,8 @@ def scaled_log_loss(logits: np.ndarray, targets: np.ndarray, sets: bool = False)
     Of ``sets``, rows with candidates of their own, over the places that each row has.
     """
     probs = softmax(logits.mean(axis=1))
-    if sets:
-        scaling = SetTemperature(EqualMean()).fit_on(Training.of(probs[:, None], targets))
-        return float(log_loss(scaling.predict_on(probs[:, None]), targets).mean())
-    return float(log_loss(TemperatureScaling().fit(probs, targets).predict_on(probs), targets).mean())
+    _, scaled = fit_temperature(probs, targets, sets)
+    return float(log_loss(scaled(probs), targets).mean())
 
 
 class KeepBest(TrainerCallback):

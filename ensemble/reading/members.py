@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PARTS = "part-*.parquet"
+BLENDED = "blend such predictions by ensemble.stack and ensemble.predict"
+"""What to do with the predictions of rows that have candidates of their own."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def load_member(path: Path, classes: Classes | None = None, name: str | None = N
 def member_of(table: pa.Table, path: Path, classes: Classes | None, name: str) -> Member:
     """Read the table of a prediction set, which messages call by ``path``; as :func:`load_member`."""
     if {"candidate", "probability"} <= set(table.column_names):
-        refuse_candidates(place_classes(2), str(path))
+        refuse_candidates(place_classes(2), str(path), BLENDED)
     ids = read_ids(table, path)
     said = judge_columns(table.column_names, classes)
     if said:
@@ -254,7 +256,7 @@ def _load_store(path: Path, classes: Classes | None, name: str) -> Member:
             f"{path}: is a directory without {MANIFEST}, so not a soft-label store; give a store or a file"
         )
     store = read_store(path)
-    refuse_candidates(store.classes, str(path))
+    refuse_candidates(store.classes, str(path), BLENDED)
     if classes is not None and store.classes.names != classes.names:
         raise UserError(
             f"{path}: its classes are {listing(store.classes.names, 12)}, "

@@ -7,6 +7,7 @@ Methods with a bias, a scale or a tree a class have no meaning here and are left
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -16,7 +17,7 @@ from data.softmax import softmax
 from ensemble.methods.base import Blender, Training
 from ensemble.methods.blend import BestSingle, EqualMean, SimplexBlend
 from ensemble.methods.catalogue import TEMPERATURE
-from ensemble.methods.temperature import LEAST_T, MOST_T
+from ensemble.methods.temperature import LEAST_T, MOST_T, TemperatureScaling
 from ensemble.solvers.numbers import PROB_FLOOR, cross_entropy, with_error
 
 STRENGTHS = (np.inf, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
@@ -136,6 +137,20 @@ class SetTemperature(Blender):
         """Return the probabilities (n, K) at the fitted temperature."""
         logs, there = set_logs(self.base.predict_on(P)[:, None])
         return softmax_of_sets(logs[:, :, 0] / self.temperature_, there)
+
+
+def fit_temperature(
+    probs: np.ndarray, targets: np.ndarray, sets: bool
+) -> tuple[float, Callable[[np.ndarray], np.ndarray]]:
+    """Fit one temperature to a model's probabilities (n, K); return it, and what applies it to others.
+
+    Of ``sets``, rows with candidates of their own, it works within each.
+    """
+    if not sets:
+        plain = TemperatureScaling().fit(probs, targets)
+        return plain.temperature_, plain.predict_on
+    within = SetTemperature(EqualMean()).fit_on(Training.of(probs[:, None], targets))
+    return within.temperature_, lambda other: within.predict_on(other[:, None])
 
 
 def fit_weights(

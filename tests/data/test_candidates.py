@@ -14,6 +14,8 @@ from data.candidates import ABSENT, set_rows
 from data.classroom import simulate_classroom
 from data.dataset import check_prepared, load_prepared
 from data.encoding.encode import Encoder, Truncation, candidate_rows
+from data.encoding.lengths import cuts, measure
+from data.encoding.show import explain
 from data.encoding.template import Template
 from data.errors import UserError
 from data.files import write_parquet
@@ -247,6 +249,41 @@ def test_a_long_prompt_is_cut_and_the_candidate_is_not():
     assert encoded.truncated == 2
     assert encoded.lengths[:2].tolist() == [48, 48]
     assert "<candidate>:\ny\n" in tokenizer.decode(encoded[1])
+
+
+@pytest.mark.parametrize("side", ["left", "middle", "right"])
+@pytest.mark.parametrize("turns", [1, 4])
+def test_all_candidates_of_a_row_are_read_behind_the_same_prompt(side, turns):
+    """One that is long takes of the prompt for all of them, and no more than the prompt's share leaves it."""
+    own = ["x", "a long one " * 9, "y z"]
+    rows = rows_of(
+        prompt=[["one"], ["word " * 30] * turns, ["three"]], candidates=[["x", "y"], own, ["q", "r"]]
+    )
+    encoder = Encoder(small_tokenizer("byte_bpe"), Template(), Truncation(64, 0.4, side=side))
+    encoded = encoder.encode(rows)
+    texts = [encoder.tokenizer.decode(encoded[s], skip_special_tokens=True) for s in range(2, 5)]
+    before, after = zip(*(text.split("\n\n<candidate>:\n") for text in texts), strict=True)
+    assert len(set(before)) == 1
+    assert "word" in before[0]
+    assert (after[0], after[2]) == ("x\n\n<verdict>:", "y z\n\n<verdict>:")
+    assert encoded.lengths[2:5].max() == 64
+    assert encoded.truncated == 3
+    wide = candidate_rows(rows)
+    tokens, sizes = encoder.tokenize(wide), rows.sizes
+    for s in range(7):
+        pieces, _ = explain(encoder, tokens, s, False, sizes)
+        np.testing.assert_array_equal(np.concatenate([piece.ids for piece in pieces]), encoded[s])
+    lengths = measure(encoder, tokens, False, sizes)
+    ((_, cut, lost),) = cuts(encoder, tokens, lengths, False, [64])
+    assert cut == encoded.truncated / 7 == lengths.cut(64)
+    assert lost == pytest.approx(1 - encoded.lengths.sum() / lengths.rows.sum())
+
+
+def test_a_candidate_that_is_too_long_beside_a_short_prompt_is_cut_alone():
+    rows = rows_of(candidates=[["x", "long " * 90], ["x", "z", "w"], ["q", "r"]])
+    encoded = Encoder(small_tokenizer("byte_bpe"), Template(), Truncation(64)).encode(rows)
+    assert encoded.truncated == 1
+    assert encoded.lengths[1] == 64
 
 
 def test_templates_of_pairs_are_refused_and_own_ones_have_the_candidate():

@@ -11,10 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pyarrow import csv
-from recipes import TINY_RECIPE
 
 from data.candidates import ABSENT
-from data.classroom import simulate_classroom
 from data.dataset import load_prepared
 from data.encoding.encode import Encoder, Truncation
 from data.encoding.template import Template
@@ -24,38 +22,18 @@ from data.schema import make_rows, place_classes
 from data.softlabels import MANIFEST, OOF, read_store
 from distill import average, cross_fit, load_run, predict, student, teacher_oof
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig
-from distill.doctor.examine import diagnose
-from distill.export import main as export
 from distill.losses import LOSSES, cross_entropy, label_loss, named_terms
 from distill.model.backbone import add_adapters, load_base, load_tokenizer
 from distill.model.tiny import tiny_backbone
 from distill.packing.cutting import Cutter
 from distill.packing.examples import Examples
 from distill.packing.steps import plan_steps
-from distill.race.__main__ import main as race
 from distill.teaching.trust import check_store
 from distill.training.keep_best import scaled_log_loss
 from distill.training.predict import predict_logits
 from distill.training.trainer import train
 from ensemble import predict as blend
 from ensemble import stack
-
-RECIPE = TINY_RECIPE.replace("epochs: 2", "epochs: 1")
-
-
-@pytest.fixture(scope="module")
-def taught(tmp_path_factory):
-    """A classroom's rows with two teachers' stores and a student's, made by the commands; read-only."""
-    folder = tmp_path_factory.mktemp("classroom")
-    table = simulate_classroom(100, 5, 1)
-    csv.write_csv(table.slice(0, 72), folder / "train.csv")
-    csv.write_csv(table.slice(72).drop_columns(["Category", "Misconception"]), folder / "test.csv")
-    (folder / "recipe.yaml").write_text(RECIPE)
-    prepare_rows(folder / "train.csv", folder / "data", folds=2)
-    common = ["--recipe", str(folder / "recipe.yaml"), "--data", str(folder / "data")]
-    teacher_oof.main([*common, "--labels", "in_sample"])
-    student.main([*common, "student.distill.leakage=apart"])
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -289,20 +267,6 @@ def test_what_means_nothing_for_sets_is_refused(taught, tmp_path, override, mess
     words = ["--recipe", str(taught / "recipe.yaml"), "--data", str(taught / "data")]
     with pytest.raises(UserError, match=message):
         student.main([*words, "--out", str(tmp_path / "out"), override])
-
-
-def test_commands_that_do_not_serve_sets_say_so(taught, tmp_path):
-    message = "its rows have candidates of their own, which this does not serve"
-    data, recipe, llama = (str(taught / part) for part in ("data", "recipe.yaml", "data/llama"))
-    with pytest.raises(UserError, match=message):
-        race(["--recipe", recipe, "--data", data, "--backbones", "llama", "gemma2"])
-    with pytest.raises(UserError, match=message):
-        diagnose(llama)
-    with pytest.raises(UserError, match=message):
-        export(["--model", llama, "--out", str(tmp_path / "out"), "--average"])
-    words = ["--data", str(taught / "test.csv"), "--out", str(tmp_path / "x.csv")]
-    with pytest.raises(UserError, match=message):
-        predict.main(["--cascade", llama, str(taught / "data" / "gemma2"), *words])
 
 
 @pytest.mark.parametrize("recipe", ["map", "recipe.yaml"])

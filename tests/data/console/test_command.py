@@ -230,3 +230,24 @@ def test_a_module_of_an_extra_names_the_extra(monkeypatch):
     said = explained(ModuleNotFoundError("no torch", name="torch.nn"))
     assert said == "needs torch.nn, which the extra train brings: pip install 'distillstack[train]'"
     assert "lacks numpy" in explained(ModuleNotFoundError("no numpy", name="numpy"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "lines"),
+    [
+        ("UserError('no rows')", 2, 1),
+        ("ModuleNotFoundError('none', name='absent')", 2, 1),
+        ("ZeroDivisionError('of ours')", 1, 4),
+    ],
+)
+def test_a_guarded_script_ends_on_a_mistake_as_commands_do(raised, status, lines):
+    code = (
+        "from data.console.command import guard\n"
+        "from data.errors import UserError\n"
+        "guard()\n"
+        f"raise {raised}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert len(done.stderr.splitlines()) <= lines
+    assert ("Traceback" in done.stderr) == (status == 1)

@@ -13,6 +13,7 @@ from data.arena import ArenaConfig, simulate_arena
 from data.encoding.template import Template
 from distill.config import TinyConfig
 from distill.doctor.examine import all_checks, examine
+from distill.doctor.finding import broken_off
 from distill.doctor.subject import open_subjects
 from distill.model.tiny import tiny_backbone
 
@@ -226,6 +227,13 @@ def test_a_check_that_breaks_off_is_no_pass(healthy, tmp_path, monkeypatch, caps
     assert "0 failed, 1 could not be run" in shown
     assert main([str(healthy.data), "--json"]) == 1
     assert {r["status"] for r in json.loads(capsys.readouterr().out)} == {"pass", "error"}
+
+
+def test_a_check_for_which_a_package_is_missing_names_what_brings_it():
+    found = broken_off(ModuleNotFoundError("No module named 'bitsandbytes'", name="bitsandbytes"))
+    assert found.status == "error"
+    assert "pip install 'distillstack[train]'" in found.seen
+    assert "report" not in found.fix
 
 
 def test_a_damaged_store_is_a_fault_and_does_not_end_the_doctor(healthy, tmp_path):

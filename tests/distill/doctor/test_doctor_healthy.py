@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,18 @@ def test_a_remedy_is_one_that_helps_its_family(tiny, tmp_path):
         results = found(recipe, out, "declared_precision", "activations_fit_dtype")
         assert (not bad(results)) == packs_help, results
         assert "packed: true" not in "".join(r.fix for r in results.values())
+
+
+def test_plain_texts_are_tried_in_a_template_that_lays_out_nothing_else(tiny, tmp_path):
+    """Not as pairs, which such a template has no place for."""
+    (subject,) = open_subjects(str(tiny("llama")), tmp_path)
+    own = Template("own", "{{ prompts | join(' ') }} =>")
+    subject.__dict__["manifest"] = {"template": asdict(own), "classes": ["x", "y"], "swap": None}
+    checks = [
+        "special_tokens_in_text",
+        "verdict_cue_kept",
+        "start_token_on_training_path",
+        "truncation_commutes",
+    ]
+    results = {r.check: r.status for r in examine(subject, checks)}
+    assert results == dict.fromkeys(sorted(checks[:3]), "pass")

@@ -66,10 +66,25 @@ def test_a_prefix_that_packs_share_is_counted_once_a_row(tmp_path, trained):
     tokens = {}
     for wanted in ("false", "true", "auto"):
         model.train.shared_prefix = wanted
-        tokens[wanted] = mean_tokens(model, rows)
+        tokens[wanted], predicted = mean_tokens(model, rows)
+        assert predicted == tokens[wanted]
     assert tokens["auto"] == tokens["true"] < 0.5 * tokens["false"]
-    model.backbone.packed = False
-    assert mean_tokens(model, rows) == tokens["false"]
+    for apart in ({"packed": False}, {"attention": "flash_attention_3"}):
+        model.backbone = BackboneConfig(path=path, **apart)
+        assert mean_tokens(model, rows) == (tokens["false"], tokens["false"])
+
+
+def test_a_pair_in_one_order_shares_nothing_while_it_is_trained(trained):
+    rows, _ = load_prepared(trained)
+    path = str(next((trained / "backbones").glob("tiny-llama-*")))
+    model = ModelConfig(backbone=BackboneConfig(path=path))
+    both_alone, predicted_alone = mean_tokens(model, rows)
+    assert both_alone == predicted_alone
+    model.train.shared_prefix = "true"
+    both, predicted = mean_tokens(model, rows)
+    assert both == predicted < predicted_alone
+    model.train.both_orders = False
+    assert mean_tokens(model, rows) == (both_alone / 2, predicted)
 
 
 def test_the_size_of_a_model_that_is_not_here_comes_from_its_name():
