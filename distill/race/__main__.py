@@ -9,7 +9,6 @@ to its end from its last checkpoint, in a directory that ``distill.teacher_oof``
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -160,7 +159,7 @@ def plan_all(
 ) -> list[Run]:
     """Plan every backbone's run under the declared budget, its learning rate tuned first if asked."""
     from distill.losses import label_loss
-    from distill.race.race import share_seconds, share_tokens, with_epochs
+    from distill.race.race import refuse_few_steps, share_seconds, share_tokens, with_epochs
     from distill.race.tuning import tune_lr
     from distill.runs.run import plan_run
 
@@ -175,7 +174,10 @@ def plan_all(
             loss=label_loss,
         )  # fmt: skip
 
+    if rules.tune and folds.n_folds < 3:
+        raise UserError(f"--tune {rules.tune} needs a third fold to score on; the data have {folds.n_folds}")
     runs = [plan(name, model) for name, model in models.items()]
+    refuse_few_steps(runs, rules)  # the whole budget, before any of it is spent
     if rules.tune:
         tuned = [tune_lr(r, rules.fold, out / "tuning" / r.name) for r in runs]
         runs = [
@@ -183,14 +185,12 @@ def plan_all(
             for r, lr in zip(runs, tuned, strict=True)
         ]
     kind, _, amount = rules.budget.partition("=")
-    if kind == "rows" and not amount:
+    if kind == "rows":
         return runs
-    if kind == "tokens" and not amount:
+    if kind == "tokens":
         epochs = share_tokens(runs, rules.fold)
-    elif kind == "seconds" and re.fullmatch(r"\d+\.?\d*|\.\d+", amount) and float(amount) > 0:
-        epochs = share_seconds(runs, rules.fold, float(amount), out / "pace")
     else:
-        raise UserError(f"--budget {rules.budget}: not rows, tokens or seconds=S")
+        epochs = share_seconds(runs, rules.fold, float(amount), out / "pace")
     return [with_epochs(r, e) for r, e in zip(runs, epochs, strict=True)]
 
 

@@ -39,20 +39,18 @@ def tune_lr(run: Run, race_fold: int, out: Path) -> float:
     ----------
     run : Run
     race_fold : int
-        The fold the race is validated on; left out here.
+        The fold the race is validated on; left out here. There are two others or more.
     out : Path
         Keeps every rate's losses; a sweep that was killed goes on.
 
     Raises
     ------
     UserError
-        There are fewer than three folds, or no rate trained without diverging.
+        No rate trained without diverging.
     """
     done = out / "tuned.json"
     if done.exists():
         return float(read_json(done, "tuned rate")["lr"])
-    if run.folds.n_folds < 3:
-        raise UserError(f"--tune lr needs a third fold to score on; the data have {run.folds.n_folds}")
     fold = next(f for f in range(run.folds.n_folds) if f != race_fold)
     rates = [run.model.train.lr * factor for factor in FACTORS]
     losses = {lr: _losses(run, {race_fold, fold}, fold, lr, out / f"lr-{lr:g}") for lr in rates}

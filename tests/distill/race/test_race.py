@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
+from data.arena import ArenaConfig, simulate_arena
+from data.dataset import prepare
 from data.errors import UserError
 from data.files import read_json
 from distill.race import __main__ as race
@@ -28,9 +30,6 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory):
-    from data.arena import ArenaConfig, simulate_arena
-    from data.dataset import prepare
-
     directory = tmp_path_factory.mktemp("race-data")
     prepare(simulate_arena(ArenaConfig(n_rows=96, seed=1)), directory, n_folds=3, seed=1)
     return directory
@@ -278,6 +277,22 @@ def test_where_no_parabola_fits_the_rate_of_the_least_loss_is_taken():
 def test_mistakes_are_named(words, message, recipe, arena):
     with pytest.raises(UserError, match=message):
         race.main(["--recipe", str(recipe), "--data", str(arena), *words])
+
+
+@pytest.mark.parametrize("words", [["--budget", "steps"], ["--looks", "50"]])
+def test_a_mistake_is_named_before_rates_are_tuned(words, recipe, arena, tmp_path):
+    out = ["--out", str(tmp_path / "race"), "--tune", "lr"]
+    with pytest.raises(UserError, match=r"not rows, tokens|too few for 50 looks"):
+        race.main(["--recipe", str(recipe), "--data", str(arena), *BACKBONES, *out, *words])
+    assert not (tmp_path / "race" / "tuning").exists()
+
+
+def test_tuning_asks_for_a_third_fold_before_a_backbone_is_made(recipe, tmp_path):
+    data = tmp_path / "two"
+    prepare(simulate_arena(ArenaConfig(n_rows=32)), data, n_folds=2)
+    with pytest.raises(UserError, match="--tune lr needs a third fold to score on; the data have 2"):
+        race.main(["--recipe", str(recipe), "--data", str(data), *BACKBONES, "--tune", "lr"])
+    assert not (data / "race" / "backbones").exists()
 
 
 def test_row_losses_average_the_orders():
