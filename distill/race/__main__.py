@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -205,6 +206,14 @@ def verdict_of(race: Race) -> str:
         if groups < FEW_GROUPS
         else ""
     )
+    nothing = log(race.rows.classes.n)
+    lost = [c.name for c in race.contestants if c.losses[-1].mean() > nothing]
+    worse = (
+        f" Worse than knowing nothing, {nothing:.4f}: {listing(lost, 9)}; that tells of a learning rate too "
+        "high for it, which --tune lr looks for, or of too few rows, and not of the backbone."
+        if lost
+        else ""
+    )
     parts = []
     for i, other in enumerate(race.contestants):
         if i == winner:
@@ -227,7 +236,7 @@ def verdict_of(race: Race) -> str:
         f"{best.name} is ahead at {best.losses[-1].mean():.4f}. {'; '.join(parts)}. All intervals hold at "
         f"once with {1 - race.rules.alpha:.0%} confidence, and a stop is wrong no oftener than they miss, as "
         "long as gaps close no faster than they did. They cover rows and, from the third look on, how far "
-        f"losses wandered from look to look; other seeds they do not.{few}"
+        f"losses wandered from look to look; other seeds they do not.{few}{worse}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -293,6 +294,24 @@ def test_tuning_asks_for_a_third_fold_before_a_backbone_is_made(recipe, tmp_path
     with pytest.raises(UserError, match="--tune lr needs a third fold to score on; the data have 2"):
         race.main(["--recipe", str(recipe), "--data", str(data), *BACKBONES, "--tune", "lr"])
     assert not (data / "race" / "backbones").exists()
+
+
+def test_a_verdict_says_who_is_worse_than_knowing_nothing():
+    """A rate too high for one backbone had it end at 1.47, and the verdict spoke of backbones alone."""
+
+    def verdict(*means):
+        look = SimpleNamespace(difference=0.4, low=-1.4, high=2.2, share=1.0)
+        contestants = [
+            SimpleNamespace(name=name, losses=[np.full(4, mean)], stopped=None)
+            for name, mean in zip(("smol", "qwen"), means, strict=True)
+        ]
+        rows = SimpleNamespace(classes=SimpleNamespace(n=3))
+        rules = SimpleNamespace(alpha=0.05)
+        given = {"contestants": contestants, "groups": 99, "rows": rows, "rules": rules}
+        return race.verdict_of(SimpleNamespace(winner=0, last_look=lambda *_: look, **given))
+
+    assert "Worse than knowing nothing, 1.0986: qwen; that tells of a learning rate" in verdict(1.05, 1.47)
+    assert "knowing nothing" not in verdict(1.05, 1.09)
 
 
 def test_row_losses_average_the_orders():
