@@ -5,6 +5,7 @@ those of the modules beside this file (``distill.student`` and ``distill.doctor`
 attribute cannot be both.
 """
 
+import distill.quiet  # noqa: F401  (before any library that it quiets)
 from distillstack import face
 
 __all__, __getattr__, __dir__ = face(__name__, __file__)

@@ -105,6 +105,7 @@ def export(
 
     from data.dataset import load_prepared
     from data.encoding.encode import Encoder, pad_token_id
+    from data.encoding.plain_text import special_ids
     from data.encoding.template import recorded_template
     from data.encoding.truncate import Truncation
     from data.files import write_json, write_text
@@ -141,7 +142,11 @@ def export(
     helps = found["log_loss_tempered"] < found["log_loss"]
     found["folded"] = found["temperature"] if helps else 1.0
     fold_temperature(plain, found["folded"])
-    plain.config.pad_token_id = pad_token_id(tokenizer)
+    plain.config.pad_token_id = pad = pad_token_id(tokenizer)
+    if pad in special_ids(tokenizer):  # a batch is pooled right only where both pad alike
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    elif tokenizer.pad_token_id is not None:
+        plain.config.pad_token_id = tokenizer.pad_token_id
     names = output_names(rows.classes)
     plain.config.id2label = dict(enumerate(names))
     plain.config.label2id = {name: k for k, name in enumerate(names)}

@@ -213,7 +213,7 @@ def _classes(
                 raise UserError(
                     f"{where}: cannot tell which of the labels {listing(sorted(seen))} means that response A "
                     f"wins ({brief(odd[0], 40)} is first in row {seen[odd[0]]}, counted from 0); correct the "
-                    "label, or give --classes in the order A wins, B wins, tie"
+                    "label, or give --classes NAME,NAME,NAME in the order A wins, B wins, tie"
                 )
         else:
             if len(seen) < 2:

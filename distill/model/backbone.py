@@ -138,21 +138,27 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
                 device_map={"": device},
                 **options,
             )
-    if config.head == "score":
-        _tell_replaced_head(path, config.revision, n_classes)
     if config.head == "tokens":
         model.verdict_ids = verdict_ids(load_tokenizer(config, path), config.verdicts, n_classes)
     return prepared(model, config)
 
 
 @cache
-def _tell_replaced_head(path: str, revision: str | None, n_classes: int) -> None:
-    """Say once that the checkpoint has a head, as reward models do, which is not the one that is trained."""
+def tell_replaced_head(path: str, revision: str | None, called: str, n_classes: int) -> None:
+    """Say once that a checkpoint has a head, as reward models do, which is not the one that is trained.
+
+    Parameters
+    ----------
+    path : str
+        Where it is read from.
+    called : str
+        What the user knows it by: a copy that was cut from it has a name of ours.
+    """
     outputs = Checkpoint(path, revision=revision).outputs()
     if outputs:
         logging.getLogger(__name__).warning(
             "%s: has a head of %d outputs; it is replaced by a fresh one of %d classes",
-            path,
+            called,
             outputs,
             n_classes,
         )

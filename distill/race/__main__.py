@@ -9,7 +9,6 @@ to its end from its last checkpoint, in a directory that ``distill.teacher_oof``
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -161,7 +160,7 @@ def plan_all(
 ) -> list[Run]:
     """Plan every backbone's run under the declared budget, its learning rate tuned first if asked."""
     from distill.losses import label_loss
-    from distill.race.race import share_seconds, share_tokens, with_epochs
+    from distill.race.race import refuse_few_steps, share_seconds, share_tokens, with_epochs
     from distill.race.tuning import tune_lr
     from distill.runs.run import plan_run
 
@@ -176,7 +175,10 @@ def plan_all(
             loss=label_loss,
         )  # fmt: skip
 
+    if rules.tune and folds.n_folds < 3:
+        raise UserError(f"--tune {rules.tune} needs a third fold to score on; the data have {folds.n_folds}")
     runs = [plan(name, model) for name, model in models.items()]
+    refuse_few_steps(runs, rules)  # the whole budget, before any of it is spent
     if rules.tune:
         tuned = [tune_lr(r, rules.fold, out / "tuning" / r.name) for r in runs]
         runs = [
@@ -184,14 +186,12 @@ def plan_all(
             for r, lr in zip(runs, tuned, strict=True)
         ]
     kind, _, amount = rules.budget.partition("=")
-    if kind == "rows" and not amount:
+    if kind == "rows":
         return runs
-    if kind == "tokens" and not amount:
+    if kind == "tokens":
         epochs = share_tokens(runs, rules.fold)
-    elif kind == "seconds" and re.fullmatch(r"\d+\.?\d*|\.\d+", amount) and float(amount) > 0:
-        epochs = share_seconds(runs, rules.fold, float(amount), out / "pace")
     else:
-        raise UserError(f"--budget {rules.budget}: not rows, tokens or seconds=S")
+        epochs = share_seconds(runs, rules.fold, float(amount), out / "pace")
     return [with_epochs(r, e) for r, e in zip(runs, epochs, strict=True)]
 
 
@@ -199,11 +199,21 @@ def verdict_of(race: Race) -> str:
     """Say which backbone won, by how much, how sure that is, and what stopping early saved."""
     winner = race.winner
     best = race.contestants[winner]
+    from distill.race.race import uninformed_loss
+
     groups = race.groups
     few = (
         f" The fold has {groups} groups of rows, and intervals are over groups: so few can show only what is "
         "large and the same in all of them."
         if groups < FEW_GROUPS
+        else ""
+    )
+    nothing = uninformed_loss(race.rows)
+    lost = [c.name for c in race.contestants if c.losses[-1].mean() > nothing]
+    worse = (
+        f" Worse than knowing nothing, {nothing:.4f}: {listing(lost, 9)}; that tells of a learning rate too "
+        "high for it, which --tune lr looks for, or of too few rows, and not of the backbone."
+        if lost
         else ""
     )
     parts = []
@@ -228,7 +238,7 @@ def verdict_of(race: Race) -> str:
         f"{best.name} is ahead at {best.losses[-1].mean():.4f}. {'; '.join(parts)}. All intervals hold at "
         f"once with {1 - race.rules.alpha:.0%} confidence, and a stop is wrong no oftener than they miss, as "
         "long as gaps close no faster than they did. They cover rows and how far losses wandered "
-        f"from look to look, not other seeds.{few}"
+        f"from look to look, not other seeds.{few}{worse}"
     )
 
 

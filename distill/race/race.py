@@ -6,11 +6,12 @@ a checkpoint. So a killed race goes on where it was, and the winner is finished 
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
-from math import ceil
+from math import ceil, log
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from distill.runs.crossfit import fit_part
 from distill.runs.run import Run
 from distill.training.trainer import predict_logits, train
 from ensemble.solvers.numbers import cross_entropy
+
+BUDGET = re.compile(r"rows|tokens|seconds=(?=[\d.]*[1-9])(\d+\.?\d*|\.\d+)")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class Rules:
     validation_rows: int = 0
     budget: str = "rows"
     tune: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a budget that is none."""
+        if not BUDGET.fullmatch(self.budget):
+            raise UserError(f"--budget {self.budget}: not rows, tokens or seconds=S")
 
 
 @dataclass
@@ -134,15 +142,7 @@ class Race:
             raise UserError(
                 f"fold {rules.fold} has {len(inside)} labelled rows to validate on; it needs more"
             )
-        for contestant in contestants:
-            train_config = contestant.run.model.train
-            n_rows = len(training_rows(contestant.run, rules.fold))
-            steps = ceil(train_config.epochs * n_rows / train_config.rows_per_step)
-            if steps < rules.looks:
-                raise UserError(
-                    f"{contestant.name}: its budget is {steps} steps, too few for {rules.looks} looks; give "
-                    "fewer --looks, more rows or more epochs"
-                )
+        refuse_few_steps([contestant.run for contestant in contestants], rules)
         self.validation = inside
         groups = np.array([folds.group_ids[i] for i in inside])
         self.groups = len(np.unique(groups))
@@ -281,6 +281,23 @@ class Race:
 def row_losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Log-loss a row (n,) of logits (n, orders, K) averaged over orders."""
     return cross_entropy(softmax(logits.mean(axis=1)), targets)
+
+
+def refuse_few_steps(runs: Sequence[Run], rules: Rules) -> None:
+    """Refuse a budget of fewer steps than looks."""
+    for run in runs:
+        train_config = run.model.train
+        steps = ceil(train_config.epochs * len(training_rows(run, rules.fold)) / train_config.rows_per_step)
+        if steps < rules.looks:
+            raise UserError(
+                f"{run.name}: its budget is {steps} steps, too few for {rules.looks} looks; give fewer "
+                "--looks, more rows or more epochs"
+            )
+
+
+def uninformed_loss(rows: Rows) -> float:
+    """The log-loss of knowing nothing: all classes, or all of a row's candidates, alike."""
+    return log(rows.classes.n) if rows.sizes is None else float(np.log(rows.sizes).mean())
 
 
 def training_rows(run: Run, fold: int) -> np.ndarray:

@@ -15,14 +15,13 @@ pretraining), so what is found is multiplied by the root of the share.
 from __future__ import annotations
 
 from dataclasses import replace
-from math import log
 from pathlib import Path
 
 import numpy as np
 
 from data.errors import UserError
 from data.files import read_json, write_json
-from distill.race.race import row_losses
+from distill.race.race import row_losses, uninformed_loss
 from distill.runs.run import Run
 from distill.training.trainer import predict_logits, train
 
@@ -39,20 +38,18 @@ def tune_lr(run: Run, race_fold: int, out: Path) -> float:
     ----------
     run : Run
     race_fold : int
-        The fold the race is validated on; left out here.
+        The fold the race is validated on; left out here. There are two others or more.
     out : Path
         Keeps every rate's losses; a sweep that was killed goes on.
 
     Raises
     ------
     UserError
-        There are fewer than three folds, or no rate trained without diverging.
+        No rate trained without diverging.
     """
     done = out / "tuned.json"
     if done.exists():
         return float(read_json(done, "tuned rate")["lr"])
-    if run.folds.n_folds < 3:
-        raise UserError(f"--tune lr needs a third fold to score on; the data have {run.folds.n_folds}")
     fold = next(f for f in range(run.folds.n_folds) if f != race_fold)
     rates = [run.model.train.lr * factor for factor in FACTORS]
     losses = {lr: _losses(run, {race_fold, fold}, fold, lr, out / f"lr-{lr:g}") for lr in rates}
@@ -60,9 +57,7 @@ def tune_lr(run: Run, race_fold: int, out: Path) -> float:
     tried = {f"{lr:g}": means.get(lr) for lr in rates}
     if not means:
         raise UserError(f"--tune lr: all of {', '.join(tried)} diverged; give a lower train.lr")
-    sizes = run.rows.sizes
-    nothing = log(run.rows.classes.n) if sizes is None else float(np.log(sizes).mean())
-    found = best_rate(means, nothing)
+    found = best_rate(means, uninformed_loss(run.rows))
     chosen = float(f"{found * SHARE**0.5:.2g}")
     write_json(done, {"lr": chosen, "tried": tried, "share": SHARE, "fold": fold})
     return chosen

@@ -31,6 +31,7 @@ from distill.model.backbone import (
     load_tokenizer,
     model_type,
     refuse_unreachable,
+    tell_replaced_head,
     weight_hash,
 )
 from distill.model.classifier import Classifier
@@ -96,7 +97,11 @@ class Run:
 
     def untrained(self, seed: int) -> Classifier:
         """The loaded backbone with a fresh head and adapters, drawn by ``seed``."""
-        base = load_base(self.model.backbone, self.backbone, self.rows.classes.outputs)
+        config, outputs = self.model.backbone, self.rows.classes.outputs
+        base = load_base(config, self.backbone, outputs)
+        if config.head == "score":
+            called = self.manifest.get("backbone_source", self.backbone)
+            tell_replaced_head(self.backbone, config.revision, called, outputs)
         return add_adapters(base, self.model.lora, seed, self.model.train.gradient_checkpointing)
 
     def claim(self) -> None:

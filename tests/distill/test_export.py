@@ -13,13 +13,18 @@ import pyarrow.csv as pc
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from data.arena import ArenaConfig, simulate_arena
+from data.dataset import prepare
 from data.errors import UserError
 from data.files import locked
 from data.prepare import main as prepare_main
 from data.schema import read_rows
 from data.softmax import softmax
 from distill import export, predict, teacher_oof
+from distill.doctor.examine import examine
+from distill.doctor.subject import open_subjects
 from distill.prediction.card import scores
 from distill.prediction.merge import merged_model, plain_state
 from distill.runs.loaded import predict_rows
@@ -273,6 +278,31 @@ def test_a_padded_decoder_of_plain_texts_is_exported_and_predicted_with(tmp_path
     assert "pair" not in card
     assert "preference" not in card
     assert_card_predicts(out, tmp_path, "id,prompt\n7,Hi\n")
+
+
+def test_a_backbone_that_pads_with_eos_is_exported_to_pad_and_pool_alike(trained, tmp_path, tiny_recipe):
+    """As SmolLM2 is published; configuration and tokenizer of the export once named two tokens."""
+    base, out = tmp_path / "base", tmp_path / "mean"
+    shutil.copytree(next((trained / "backbones").glob("tiny-llama-*")), base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(base)
+    prepare(simulate_arena(ArenaConfig(n_rows=40)), tmp_path / "data", n_folds=2)
+    own = ["backbone.tiny=null", f"backbone.path={base}", "backbone.precision=fp32", "train.epochs=1"]
+    recipe = ["--recipe", str(tiny_recipe), *(f"teachers.llama.{line}" for line in own)]
+    teacher_oof.main([*recipe, "--data", str(tmp_path / "data"), "--only", "llama"])
+    export.main(["--model", str(tmp_path / "data" / "llama"), "--out", str(out), "--average"])
+
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    model = AutoModelForSequenceClassification.from_pretrained(out).eval()
+    assert tokenizer.pad_token_id == model.config.pad_token_id != tokenizer.eos_token_id
+    texts = ["short", "one that is longer than the other"]
+    with torch.no_grad():
+        together = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+        alone = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    (subject,) = open_subjects(str(out), tmp_path / "scratch")
+    assert [finding.status for finding in examine(subject, ["pad_token"])] == ["pass"]
 
 
 def test_written_models_follow_the_umask_and_the_tokenizer_has_its_length(trained, exported):

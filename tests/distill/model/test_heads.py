@@ -1,16 +1,21 @@
 """Checkpoints with a head of their own, and checkpoints saved quantised: the same in all precisions."""
 
 import json
-import logging
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 from data.errors import UserError
-from distill.config import BackboneConfig
-from distill.model import backbone
-from distill.model.backbone import load_base
+from distill.config import BackboneConfig, ModelConfig
+from distill.model.backbone import load_base, tell_replaced_head
+from distill.runs.units import ModelSpec
 
 PRECISIONS = ("fp32", "bf16", "nf4", "int8", "fp8")
 SHAPE = {
@@ -30,12 +35,10 @@ def loaded(path, precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_reward_models_head_is_replaced_and_that_is_said(tmp_path, caplog, precision):
+def test_a_reward_models_head_is_replaced(tmp_path, caplog, precision):
     path = saved(LlamaForSequenceClassification, tmp_path / "reward", num_labels=1)
-    backbone._tell_replaced_head.cache_clear()
-    with caplog.at_level(logging.WARNING):
-        model = loaded(path, precision)
-    assert "has a head of 1 outputs; it is replaced by a fresh one of 3 classes" in caplog.text
+    model = loaded(path, precision)
+    assert "head" not in caplog.text  # who trains it says so, who only loads it has nothing to say
     assert model.score.weight.shape == (3, 64)
     assert not model.score.weight.any()
     assert model.config.num_labels == 3
@@ -47,8 +50,24 @@ def test_a_head_of_the_right_size_is_replaced_too(tmp_path, precision):
     assert not loaded(path, precision).score.weight.any()
 
 
+def test_a_training_says_that_a_head_is_replaced_by_the_name_that_its_user_gave(tmp_path, trained, caplog):
+    path = next((trained / "backbones").glob("tiny-llama-*"))
+    reward = tmp_path / "reward"
+    config = AutoConfig.from_pretrained(path, num_labels=1)
+    LlamaForSequenceClassification(config).save_pretrained(reward)
+    AutoTokenizer.from_pretrained(path).save_pretrained(reward)
+    for layers in (None, 1):
+        tell_replaced_head.cache_clear()
+        caplog.clear()
+        model = ModelConfig(backbone=BackboneConfig(path=str(reward), precision="fp32", first_layers=layers))
+        run = ModelSpec("reward", model, trained, tmp_path / f"run-{layers}").plan()
+        run.untrained(0)
+        assert f"{reward}: has a head of 1 outputs; it is replaced by a fresh one of 3" in caplog.text
+
+
 def test_nothing_is_said_of_a_language_model(tmp_path, caplog):
-    loaded(saved(LlamaForCausalLM, tmp_path / "plain"), "fp32")
+    path = saved(LlamaForCausalLM, tmp_path / "plain")
+    tell_replaced_head(path, None, path, 3)
     assert "head" not in caplog.text
 
 

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from data.arena import ArenaConfig, simulate_arena
+from data.dataset import prepare
 from data.errors import UserError
 from data.files import read_json
 from distill.config import TrainConfig
@@ -30,9 +32,6 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory):
-    from data.arena import ArenaConfig, simulate_arena
-    from data.dataset import prepare
-
     directory = tmp_path_factory.mktemp("race-data")
     prepare(simulate_arena(ArenaConfig(n_rows=96, seed=1)), directory, n_folds=3, seed=1)
     return directory
@@ -293,6 +292,40 @@ def test_rates_at_the_looks_are_those_of_the_schedule():
 def test_mistakes_are_named(words, message, recipe, arena):
     with pytest.raises(UserError, match=message):
         race.main(["--recipe", str(recipe), "--data", str(arena), *words])
+
+
+@pytest.mark.parametrize("words", [["--budget", "steps"], ["--looks", "50"]])
+def test_a_mistake_is_named_before_rates_are_tuned(words, recipe, arena, tmp_path):
+    out = ["--out", str(tmp_path / "race"), "--tune", "lr"]
+    with pytest.raises(UserError, match=r"not rows, tokens|too few for 50 looks"):
+        race.main(["--recipe", str(recipe), "--data", str(arena), *BACKBONES, *out, *words])
+    assert not (tmp_path / "race" / "tuning").exists()
+
+
+def test_tuning_asks_for_a_third_fold_before_a_backbone_is_made(recipe, tmp_path):
+    data = tmp_path / "two"
+    prepare(simulate_arena(ArenaConfig(n_rows=32)), data, n_folds=2)
+    with pytest.raises(UserError, match="--tune lr needs a third fold to score on; the data have 2"):
+        race.main(["--recipe", str(recipe), "--data", str(data), *BACKBONES, "--tune", "lr"])
+    assert not (data / "race" / "backbones").exists()
+
+
+def test_a_verdict_says_who_is_worse_than_knowing_nothing():
+    """A rate too high for one backbone had it end at 1.47, and the verdict spoke of backbones alone."""
+
+    def verdict(*means):
+        look = SimpleNamespace(difference=0.4, low=-1.4, high=2.2, share=1.0)
+        contestants = [
+            SimpleNamespace(name=name, losses=[np.full(4, mean)], stopped=None)
+            for name, mean in zip(("smol", "qwen"), means, strict=True)
+        ]
+        rows = SimpleNamespace(classes=SimpleNamespace(n=3))
+        rules = SimpleNamespace(alpha=0.05)
+        given = {"contestants": contestants, "groups": 99, "rows": rows, "rules": rules}
+        return race.verdict_of(SimpleNamespace(winner=0, last_look=lambda *_: look, **given))
+
+    assert "Worse than knowing nothing, 1.0986: qwen; that tells of a learning rate" in verdict(1.05, 1.47)
+    assert "knowing nothing" not in verdict(1.05, 1.09)
 
 
 def test_row_losses_average_the_orders():
