@@ -1,8 +1,9 @@
 """``distill.predict`` from command to file, by a run of true shape: ``python -m benchmarks.gpu_predict``.
 
 Writes a random checkpoint of Llama-3.1-8B's shape, a run on it that has a random adapter, and a CSV file of
-rows of the real length mix; then runs the command on them, in the run's own bf16 with the adapter merged, and
-with ``--precision fp8``. A line says how long the command took, and what of it went into which step:
+rows of the real length mix; then runs the command on them, in the run's own bf16 with the adapter merged and
+with ``--precision fp8``, or as ``--precisions`` asks. A line says how long the command took, and what of it
+went into which step:
 
 - ``checked``: hashes of the checkpoint, adapter and tokenizer, that they are those of the training;
 - ``read`` and ``encoded``: the CSV file, its texts to tokens in both orders;
@@ -185,7 +186,9 @@ def inside(args: argparse.Namespace) -> None:
     ):
         watch.over(module, name, step)
     watch.over_packs(passes)
-    options = ["--precision", args.precision] if args.precision else []
+    precision, _, compute = args.precision.partition(":")
+    options = ["--precision", precision] if precision else []
+    options += ["--compute", compute] if compute else []
     argv = ["--model", str(args.run), "--data", str(args.data), "--out", str(args.predictions)]
     distill.predict.main([*argv, *options])
     tokens = sum(n for _, n in watch.packs)
@@ -201,7 +204,10 @@ def inside(args: argparse.Namespace) -> None:
 
 def command(args: argparse.Namespace, run: Path, rows: Path, precision: str) -> None:
     """Run the command in a process of its own, and say what it took."""
-    out, report = args.home / f"predictions-{precision or 'own'}.csv", args.home / "report.json"
+    out, report = (
+        args.home / f"predictions-{precision.replace(':', '-') or 'own'}.csv",
+        args.home / "report.json",
+    )
     report.unlink(missing_ok=True)
     own = ["--inside", "--run", run, "--data", rows, "--predictions", out, "--report", report]
     given = ["--precision", precision] if precision else []
@@ -243,7 +249,12 @@ def main() -> None:
     parser.add_argument("--lengths", type=Path, help="JSON list of real row lengths in tokens")
     parser.add_argument("--rows", type=int, default=2400 if CUDA else 24)
     parser.add_argument("--folds", type=int, default=0, help="also a run of so many fold models")
-    parser.add_argument("--precisions", nargs="*", default=["fp8", ""] if CUDA else [""])
+    parser.add_argument(
+        "--precisions",
+        nargs="*",
+        default=["fp8", ""] if CUDA else [""],
+        help="such as fp8, or int8:int8 with --compute int8; empty for the run's own",
+    )
     parser.add_argument("--seconds", type=float, default=240.0, help="after which a command is stopped")
     parser.add_argument("--out", type=Path, default=Path("gpu_predict.jsonl"))
     for name in ("--run", "--data", "--predictions", "--report"):
