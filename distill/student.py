@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     model = student_of(recipe, args.data or DEMO, out, args.teachers, args.leakage)
     units = units_for(model, folds, args.report_to)
     if args.dry_run:
-        print(estimated(units, rows, folds, args.launcher))
+        print(estimated([model], units, rows, folds, args.launcher))
         return 0
     if args.launcher == "ray":
         board = on_cluster([model], units, out.parent, "student", (rows, folds))

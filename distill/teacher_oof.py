@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     units = units_for(recipe, names, args.data or DEMO, out, folds, labels, strict, args.report_to)
     models, all_units = [model for model, _ in units], [unit for _, own in units for unit in own]
     if args.dry_run:
-        print(estimated(all_units, rows, folds, args.launcher))
+        print(estimated(models, all_units, rows, folds, args.launcher))
         return 0
     if args.launcher == "ray":
         board = on_cluster(models, all_units, out, "teacher_oof", (rows, folds))

@@ -5,27 +5,47 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from data import storage
 from data.console.command import format_table
 from data.folds import Folds
 from data.schema import Rows
 from data.softlabels import MANIFEST
 from distill.cluster.board import Board
-from distill.config import CONFIG
+from distill.config import CONFIG, StudentConfig
 from distill.runs.devices import H200, device_here
 from distill.runs.estimate import HEADER, estimates, table_of
 from distill.runs.run_directory import BACKBONES, PRETRAIN
 from distill.runs.units import WEIGHTS, ModelSpec, Unit
+from distill.teaching.teachers import NotYet
 
 
-def estimated(units: Sequence[Unit], rows: Rows, folds: Folds, launcher: str) -> str:
+def estimated(
+    models: Sequence[ModelSpec], units: Sequence[Unit], rows: Rows, folds: Folds, launcher: str
+) -> str:
     """Return the table that ``--dry-run`` prints; nothing is trained, downloaded or written for it.
 
-    The device is the one here; a cluster's cards are not known, and an H200 stands for them.
+    The device is the one here; a cluster's cards are not known, and an H200 stands for them. Teachers that
+    are still to be trained are no hindrance, and named below the table.
+
+    Raises
+    ------
+    UserError
+        A model would be refused: as :meth:`distill.runs.units.ModelSpec.foresee`.
     """
+    learnt, first = {}, []
+    for model in models:
+        try:
+            learnt[model.name] = model.foresee((rows, folds))
+        except NotYet as error:
+            first.append(f"before that: {error}")
+            if isinstance(model.model, StudentConfig) and model.model.distill.pseudo_labels is not None:
+                learnt[model.name] = lambda _: np.ones(len(rows), dtype=bool)
+                first.append("until then every unlabelled row counts as one that pseudo_labels lets in")
     device = device_here() if launcher == "local" else H200
-    body, notes = table_of(estimates(units, rows, folds, device), device)
-    return "\n".join([format_table(HEADER, body), *notes])
+    body, notes = table_of(estimates(units, rows, folds, device, learnt), device)
+    return "\n".join([format_table(HEADER, body), *notes, *first])
 
 
 def on_cluster(

@@ -47,13 +47,7 @@ def shallow_copy(source: str, layers: int, cache: Path, revision: str | None = N
         The checkpoint is not in safetensors, has no layers by number, or fewer than ``layers``.
     """
     home = _directory(source, revision)
-    config = read_json(home / "config.json", "configuration")
-    if not 1 <= layers <= config.get(DEPTH, 0):
-        depth = config.get(DEPTH, "no number of")
-        raise UserError(f"{source}: has {depth} layers, so backbone.first_layers cannot be {layers}")
-    hashed = weight_hash(source, revision)
-    key = sha256_text(hashed, json.dumps(config, sort_keys=True), str(layers))
-    out = cache / f"first-{layers}-{key[:12]}"
+    config, origin, out = _planned(source, home, layers, cache, revision)
     if (out / CUT_FROM).exists():
         return out
     with locked(cache, wait=True):  # runs beside each other may want the same one
@@ -67,10 +61,29 @@ def shallow_copy(source: str, layers: int, cache: Path, revision: str | None = N
                     shutil.copyfile(file, temporary / file.name)
             write_json(temporary / "config.json", shallow_config(config, layers))
             _copy_weights(home, layers, config[DEPTH], temporary)
-            origin = {"path": source, "weight_hash": hashed, "layers": config[DEPTH], "first_layers": layers}
             write_json(temporary / CUT_FROM, origin)
             os.replace(temporary, out)
     return out
+
+
+def copy_of(source: str, layers: int, cache: Path) -> tuple[dict[str, Any], Path]:
+    """What :func:`shallow_copy` of a local directory records of its origin, and where; makes nothing."""
+    return _planned(source, Path(source), layers, cache)[1:]
+
+
+def _planned(
+    source: str, home: Path, layers: int, cache: Path, revision: str | None = None
+) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    config = read_json(home / "config.json", "configuration")
+    depth = config.get(DEPTH, 0)
+    if not 1 <= layers <= depth:
+        raise UserError(
+            f"{source}: has {depth or 'no number of'} layers, so backbone.first_layers cannot be {layers}"
+        )
+    hashed = weight_hash(source, revision)
+    key = sha256_text(hashed, json.dumps(config, sort_keys=True), str(layers))
+    origin = {"path": source, "weight_hash": hashed, "layers": depth, "first_layers": layers}
+    return config, origin, cache / f"first-{layers}-{key[:12]}"
 
 
 def shallow_config(config: dict[str, Any], layers: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 FORMAT = 1
+MADE = "made.txt"
 PRETRAIN_LENGTH = 160
 PRETRAIN_BATCH = 16
 MASKED = 0.15
@@ -49,11 +50,8 @@ def tiny_backbone(tiny: TinyConfig, rows: Rows, template: Template, seed: int, c
     cache : Path
         Directory that holds made checkpoints.
     """
-    key = sha256_text(
-        str(FORMAT), str(sorted(asdict(tiny).items())), str(asdict(template)), str(seed), rows.content_hash
-    )
-    path = cache / f"tiny-{tiny.family}-{key[:12]}"
-    done = path / "made.txt"
+    path = place_of(tiny, rows, template, seed, cache)
+    done = path / MADE
     if done.exists():
         return path
     with locked(cache, wait=True):  # runs beside each other may want the same one
@@ -63,8 +61,16 @@ def tiny_backbone(tiny: TinyConfig, rows: Rows, template: Template, seed: int, c
             tokenizer = train_tokenizer(tiny.family, texts, tiny.vocab_size)
             _make_model(tiny, tokenizer, texts, seed, path)
             tokenizer.save_pretrained(path)
-            write_text(done, key + "\n")
+            write_text(done, path.name + "\n")
     return path
+
+
+def place_of(tiny: TinyConfig, rows: Rows, template: Template, seed: int, cache: Path) -> Path:
+    """Where :func:`tiny_backbone` has or would have the checkpoint: it is finished when ``MADE`` stands."""
+    key = sha256_text(
+        str(FORMAT), str(sorted(asdict(tiny).items())), str(asdict(template)), str(seed), rows.content_hash
+    )
+    return cache / f"tiny-{tiny.family}-{key[:12]}"
 
 
 def _texts(rows: Rows, template: Template) -> list[str]:

@@ -178,7 +178,8 @@ def plan_all(
     if rules.tune and folds.n_folds < 3:
         raise UserError(f"--tune {rules.tune} needs a third fold to score on; the data have {folds.n_folds}")
     runs = [plan(name, model) for name, model in models.items()]
-    refuse_few_steps(runs, rules)  # the whole budget, before any of it is spent
+    if not rules.budget.startswith("seconds"):  # which may be more steps than the rows are
+        refuse_few_steps(runs, rules)  # the whole budget, before any of it is spent
     if rules.tune:
         tuned = [tune_lr(r, rules.fold, out / "tuning" / r.name) for r in runs]
         runs = [

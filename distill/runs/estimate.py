@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,21 @@ class Estimate:
     source: str
 
 
-def estimates(units: Sequence[Unit], rows: Rows, folds: Folds, device: Device) -> list[Estimate]:
-    """Estimate what is left of each unit on a device; finished ones cost nothing."""
+def estimates(
+    units: Sequence[Unit],
+    rows: Rows,
+    folds: Folds,
+    device: Device,
+    learnt: Mapping[str, Callable[[int], np.ndarray]] | None = None,
+) -> list[Estimate]:
+    """Estimate what is left of each unit on a device; finished ones cost nothing.
+
+    Parameters
+    ----------
+    learnt : mapping of str to callable, optional
+        By model: from the number of a part to a mask, shape (n,), of the rows that it learns, held-out ones
+        not yet taken off; the labelled rows of models that are not named.
+    """
     lengths: dict[str, tuple[float, float]] = {}
     found = []
     for unit in units:
@@ -112,7 +125,10 @@ def estimates(units: Sequence[Unit], rows: Rows, folds: Folds, device: Device) -
             continue
         if unit.model.name not in lengths:
             lengths[unit.model.name] = mean_tokens(model, rows)
-        found.append(_estimate(unit, lengths[unit.model.name], rows, folds, device))
+        number = RunDirectory(unit.model.out).part(unit.part).number(folds.n_folds)
+        own = (learnt or {}).get(unit.model.name)
+        mask = rows.labelled if own is None else own(number)
+        found.append(_estimate(unit, lengths[unit.model.name], rows, folds, device, mask))
     return found
 
 
@@ -123,17 +139,23 @@ def _estimate_stage(unit: Unit, device: Device) -> Estimate:
     train = replace(model.train, epochs=model.pretrain.epochs or model.train.epochs)
     model = replace(model, train=train, template=model.pretrain.template or model.template)
     stage = replace(unit, model=replace(unit.model, model=model))
-    return _estimate(stage, mean_tokens(model, rows), rows, folds, device)
+    return _estimate(stage, mean_tokens(model, rows), rows, folds, device, rows.labelled)
 
 
-def _estimate(unit: Unit, per_row: tuple[float, float], rows: Rows, folds: Folds, device: Device) -> Estimate:
-    model = unit.model.model
-    n, labelled = len(rows), float(rows.labelled.mean())
-    held_out = int(RunDirectory(unit.model.out).part(unit.part).held_out(folds).sum())
-    trained = per_row[0] * (n - held_out) * labelled * model.train.epochs
-    predicted = per_row[1] * (n if unit.everywhere else held_out)
+def _estimate(
+    unit: Unit,
+    per_row: tuple[float, float],
+    rows: Rows,
+    folds: Folds,
+    device: Device,
+    learnt: np.ndarray,
+) -> Estimate:
     if unit.finished():
         return Estimate(unit.name, 0, 0, 0, 0, 0, None, "finished")
+    model = unit.model.model
+    held_out = RunDirectory(unit.model.out).part(unit.part).held_out(folds)
+    trained = per_row[0] * int((learnt & ~held_out).sum()) * model.train.epochs
+    predicted = per_row[1] * (len(rows) if unit.everywhere else int(held_out.sum()))
     rate, predict_rate, source = _rates(unit, trained, device)
     gpus = model.resources.gpus
     on_gpu = _on_gpu(model, device)

@@ -5,48 +5,38 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.candidates import CANDIDATES
-from data.encoding.encode import Encoder, Truncation, pad_token_id, tokenizer_hash
+from data.encoding.encode import Encoder, Truncation, pad_token_id
 from data.encoding.template import Template, read_template
 from data.encoding.tokens import find_tokens
 from data.errors import UserError
-from data.files import read_json
 from data.folds import Folds
 from data.ids import align
 from data.schema import Rows
 from data.softlabels import read_logits, write_logits
-from data.sources.misconceptions import sets_of
 from distill.config import ModelConfig
 from distill.model.backbone import (
     add_adapters,
-    attention_name,
     check_vocabulary,
     load_base,
     load_tokenizer,
-    model_type,
     refuse_unreachable,
     tell_replaced_head,
-    weight_hash,
 )
 from distill.model.classifier import Classifier
-from distill.model.files import opened_hashes
-from distill.model.held import compute_dtype
-from distill.model.shallow import CUT_FROM, shallow_copy
+from distill.model.shallow import shallow_copy
 from distill.model.tiny import tiny_backbone
 from distill.packing.examples import Examples
 from distill.processes import on_first
-from distill.runs.run_directory import BACKBONES, BESIDE, RunDirectory
+from distill.runs.described import of_backbone, of_data, of_recipe, place_beside, versions
+from distill.runs.run_directory import BACKBONES, RunDirectory
 from distill.training.trainer import Loss
 
 LessonsFor = Callable[[int], dict[str, Any]]
-FORMAT = 1
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -140,17 +130,6 @@ class Run:
         return logits
 
 
-def versions() -> dict[str, str]:
-    """Versions of the libraries that numbers depend on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def plan_run(
     kind: str,
     name: str,
@@ -175,19 +154,7 @@ def plan_run(
     details : mapping, optional
         Further manifest fields, such as a student's teachers.
     """
-    described = {
-        "format": FORMAT,
-        "kind": kind,
-        "name": name,
-        "label_kind": "oof",
-        "classes": list(rows.classes.names),
-        "swap": None if rows.classes.swap is None else list(rows.classes.swap),
-        "rows_hash": rows.content_hash,
-        "folds_hash": folds.content_hash,
-        "n_rows": len(rows),
-        "n_folds": folds.n_folds,
-        **candidate_details(rows),
-    }
+    described = of_data(kind, name, rows, folds)
     on_first(lambda: RunDirectory(out).refuse_other({**described, "seed": model.train.seed}, model))
     template = read_template(model.template)
     backbone = resolve_backbone(model, rows, template, out.parent)
@@ -204,60 +171,17 @@ def plan_run(
         row_ids=rows.row_ids,
         shared_prefix=model.train.shared_prefix,
     )
-    training = asdict(model.train)
-    training.pop("predict_rows")
-    if model.train.shared_prefix.lower() == "false":
-        training.pop("shared_prefix")
     manifest = {
         **described,
         "backbone_path": backbone,
         **place_beside(backbone, out),
-        "backbone": {
-            "weight_hash": on_first(lambda: weight_hash(backbone, model.backbone.revision)),
-            "files": opened_hashes(Path(backbone)),
-            "precision": model.backbone.precision,
-            "double_quant": model.backbone.double_quant,
-            "compute": str(compute_dtype(model.backbone)).removeprefix("torch."),
-            "attention": attention_name(model.backbone, model_type(model.backbone, backbone)),
-            **head_details(model),
-        },
-        **_origin(model, backbone),
-        "tokenizer_hash": tokenizer_hash(tokenizer),
-        **encoder.describe(),
+        **of_backbone(model, backbone, tokenizer),
+        **of_recipe(model, encoder.template, details),
         "truncated_share": encoded.truncated / max(1, len(encoded.lengths)),
-        "lora": asdict(model.lora),
-        "train": training,
-        "seed": model.train.seed,
-        **(details or {}),
         "data": os.path.relpath(data_dir, out),
         "versions": versions(),
     }
     return Run(name, out, model, backbone, rows, folds, examples, loss, manifest, lessons)
-
-
-def candidate_details(rows: Rows) -> dict[str, Any]:
-    """Manifest fields of rows with candidates: how many there are and, of questions known by name, which.
-
-    So a file of new rows that names its questions alone can be predicted.
-    """
-    if rows.sizes is None:
-        return {}
-    sizes = {"least": int(rows.sizes.min()), "most": int(rows.sizes.max())}
-    return {CANDIDATES: sizes, "sets": {name: list(found) for name, found in sets_of(rows).items()}}
-
-
-def place_beside(backbone: str, out: Path) -> dict[str, str]:
-    """Manifest field of a backbone that lies beside the run and moves with it: the way there from the run."""
-    if Path(backbone).is_dir() and Path(backbone).is_relative_to(out.parent.resolve()):
-        return {BESIDE: os.path.relpath(backbone, out.resolve())}
-    return {}
-
-
-def head_details(model: ModelConfig) -> dict[str, Any]:
-    """Manifest fields of a head that is not the usual one."""
-    if model.backbone.head == "score":
-        return {}
-    return {"head": model.backbone.head, "verdicts": list(model.backbone.verdicts)}
 
 
 def resolve_backbone(model: ModelConfig, rows: Rows, template: Template, home: Path) -> str:
@@ -279,11 +203,3 @@ def resolve_backbone(model: ModelConfig, rows: Rows, template: Template, home: P
         return whole
     cut = on_first(lambda: shallow_copy(whole, layers, cache, revision))
     return str(cut.resolve())
-
-
-def _origin(model: ModelConfig, backbone: str) -> dict[str, Any]:
-    """Manifest fields of a backbone cut from another: which, and how much of it."""
-    if model.backbone.first_layers is None:
-        return {}
-    cut = read_json(Path(backbone) / CUT_FROM, "record of a cut checkpoint")
-    return {"backbone_source": cut.pop("path"), "cut_from": cut}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -232,6 +232,31 @@ class RunDirectory:
                 "directory to start over"
             )
 
+    def refuse_another(self, manifest: Mapping[str, Any], unknown: Sequence[str] = ()) -> None:
+        """Refuse a directory where a training has left something for another manifest.
+
+        Parameters
+        ----------
+        unknown : sequence of str
+            Fields that the manifest may lack though the run will have them.
+
+        Raises
+        ------
+        UserError
+            As :meth:`claim`.
+        """
+        if not self.begun:
+            return
+        found = read_manifest(self.path)
+        for field in sorted(set(found) | set(manifest)):
+            if field == "backbone" and "files" not in found.get(field, {}):
+                raise UserError(
+                    f"{self.path}: was begun by an earlier version; end it with that one, choose another "
+                    "--out, or delete that directory to start over"
+                )
+            if field in manifest or field not in unknown:
+                self._refuse_other(field, found, manifest)
+
     def claim(self, manifest: dict[str, Any], model: ModelConfig) -> None:
         """Write the manifest and configuration, or see that those there are the same run's.
 
@@ -246,14 +271,7 @@ class RunDirectory:
         self.sweep()
         place, config = self.path / MANIFEST, self.path / CONFIG
         if self.begun:
-            found = read_manifest(self.path)
-            for field in sorted(set(found) | set(manifest)):
-                if field == "backbone" and "files" not in found.get(field, {}):
-                    raise UserError(
-                        f"{self.path}: was begun by an earlier version; end it with that one, choose another "
-                        "--out, or delete that directory to start over"
-                    )
-                self._refuse_other(field, found, manifest)
+            self.refuse_another(manifest)
             if not config.exists():
                 save_resolved(config, model)
             return

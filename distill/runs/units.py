@@ -7,12 +7,14 @@ can run one after another in this process, or on any machine that sees the same 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data import storage
 from data.console.progress import stage
@@ -26,11 +28,13 @@ from distill.losses import LOSSES, label_loss
 from distill.own_loss import use_own
 from distill.processes import on_first
 from distill.runs.crossfit import fit_part, join_folds, pretrained
-from distill.runs.pretraining import open_stage
-from distill.runs.run import Run, plan_run
+from distill.runs.described import foresee
+from distill.runs.pretraining import Stage, open_stage
+from distill.runs.run import LessonsFor, Run, plan_run
 from distill.runs.run_directory import ADAPTER, BACKBONES, FINAL, PRETRAIN, RunDirectory
 from distill.teaching.lessons import StudentLoss, lessons, pseudo_details, teacher_details
 from distill.teaching.teachers import open_teachers
+from distill.training.trainer import Loss
 
 WEIGHTS = (ADAPTER, BACKBONES)
 """Directories that a student needs nothing of."""
@@ -82,20 +86,53 @@ class ModelSpec:
     def plan(self, loaded: tuple[Rows, Folds] | None = None) -> Run:
         """Read the rows, unless they are given, and return the run that all of its units share."""
         rows, folds = loaded or load_prepared(self.data)
-        home = self.data if self.data.is_dir() else self.data.parent
-        stage = open_stage(self.model, rows, home)
-        run = self._planned(rows, folds, home, {} if stage is None else {"pretrain": stage.details})
+        stage = open_stage(self.model, rows, self._home)
+        kind, loss, learnt, details = self._described(rows, folds, stage)
+        run = plan_run(
+            kind, self.name, self.model, rows, folds, self._home, self.out,
+            loss=loss, lessons=learnt, details=details,
+        )  # fmt: skip
         return run if stage is None else replace(run, pretraining=partial(stage.plan, run))
 
-    def _planned(self, rows: Rows, folds: Folds, home: Path, details: dict[str, Any]) -> Run:
-        where = (self.name, self.model, rows, folds, home, self.out)
+    def foresee(self, loaded: tuple[Rows, Folds]) -> Callable[[int], np.ndarray]:
+        """Refuse what the run would be refused for, making nothing; return which rows each model learns.
+
+        Returns
+        -------
+        callable
+            From the number of a part to a mask of shape (n,), its held-out rows not yet taken off.
+
+        Raises
+        ------
+        NotYet
+            The student's teachers have not left what it learns from.
+        UserError
+            As of :meth:`plan` and of :meth:`distill.runs.run.Run.claim`.
+        """
+        rows, folds = loaded
+        stage = open_stage(self.model, rows, self._home)
+        kind, _, learnt, details = self._described(rows, folds, stage)
+        foresee(kind, self.name, self.model, rows, folds, self.out, details)
+        if learnt is None:
+            return lambda _: rows.labelled
+        return lambda number: np.isfinite(learnt(number)["targets"]).all(axis=1)
+
+    @property
+    def _home(self) -> Path:
+        return self.data if self.data.is_dir() else self.data.parent
+
+    def _described(
+        self, rows: Rows, folds: Folds, stage: Stage | None
+    ) -> tuple[str, Loss, LessonsFor | None, dict[str, Any]]:
+        """Kind, loss, lessons and further manifest fields of the run."""
+        details: dict[str, Any] = {} if stage is None else {"pretrain": stage.details}
         if rows.classes.candidates and self.model.backbone.head != "score":
             raise UserError(
                 f"recipe: backbone.head {self.model.backbone.head} reads the words of classes, and these "
                 "rows have candidates of their own, each of which gets one number; leave it at score"
             )
         if not isinstance(self.model, StudentConfig):
-            return plan_run("teacher", *where, loss=label_loss, details=details)
+            return "teacher", label_loss, None, details
         config = self.model.distill
         if self.own_loss:
             use_own(config.loss, self.own_loss)
@@ -105,16 +142,10 @@ class ModelSpec:
                 f"recipe: student.distill.loss {config.loss} counts every place alike, also those that a "
                 f"row's own candidates leave empty; for such rows there are {listing(known, 9)}"
             )
-        teachers = open_teachers(config, self.teachers, rows, folds, home, self.leakage)
-        return plan_run(
-            "student",
-            *where,
-            loss=StudentLoss(config),
-            lessons=None if teachers is None else lambda k: vars(lessons(config, teachers, rows, folds, k)),
-            details=teacher_details(config, teachers)
-            | pseudo_details(config, teachers, rows, folds)
-            | details,
-        )
+        teachers = open_teachers(config, self.teachers, rows, folds, self._home, self.leakage)
+        learnt = None if teachers is None else lambda k: vars(lessons(config, teachers, rows, folds, k))
+        details |= teacher_details(config, teachers) | pseudo_details(config, teachers, rows, folds)
+        return "student", StudentLoss(config), learnt, details
 
 
 def fetch_prepared(path: Path, stores: bool) -> None:

@@ -44,6 +44,10 @@ HUMAN_FLOOR = 0.02
 """Share of the uniform distribution mixed into human soft labels, whose zeros have no logarithm."""
 
 
+class NotYet(UserError):
+    """Teachers have not left what a student learns from; a command of theirs will."""
+
+
 @dataclass(frozen=True)
 class Teachers:
     """Soft labels of several teachers for the student's rows.
@@ -146,8 +150,10 @@ def find_teachers(directory: Path, kind: str = "oof") -> list[Path]:
 
     Raises
     ------
+    NotYet
+        There are none, or one is unfinished.
     UserError
-        There are none; or one is unfinished or damaged, which is not to be left out without a word.
+        One is damaged, which is not to be left out without a word.
     """
     teachers = []
     for path in sorted(directory.iterdir()):
@@ -159,14 +165,14 @@ def find_teachers(directory: Path, kind: str = "oof") -> list[Path]:
         if manifest["kind"] != "teacher" or manifest.get("label_kind") != kind:
             continue
         if not is_store(path):
-            raise UserError(
+            raise NotYet(
                 f"{path}: this teacher is unfinished; start its command again to finish it, or name the ones "
                 "to learn from with --teachers"
             )
         teachers.append(path)
     if not teachers:
         option = "" if kind == "oof" else f" --labels {kind}"
-        raise UserError(
+        raise NotYet(
             f"{directory}: holds no teacher's store of {kind} labels; run distill.teacher_oof{option} first, "
             "or give --teachers"
         )
@@ -247,7 +253,7 @@ def _derived(store: SoftLabels, rows: Rows, folds: Folds, kind: str) -> SoftLabe
                 f"{store.path}: is a student's store, which has no labels but those out of fold; give "
                 "--leakage standard"
             )
-        raise UserError(
+        raise NotYet(
             f"{path}: missing; run distill.teacher_oof with --labels in_sample first: there the labels for "
             "a fold's student come from the model that never saw the fold"
         )
@@ -290,7 +296,7 @@ def _fold_labels(store: SoftLabels, rows: Rows, folds: Folds, fold: int) -> np.n
     """
     path = store.path / f"fold-{fold}" / LABELS
     if not path.exists():
-        raise UserError(
+        raise NotYet(
             f"{path}: missing, so every label may come from a teacher that saw fold {fold}, on which the "
             "student is scored; run distill.teacher_oof with --leakage strict first"
         )

@@ -200,14 +200,14 @@ def test_budgets_of_tokens_and_seconds(recipe, arena, tmp_path):
     rows, folds = load_prepared(arena)
     models = dict(load_recipe(str(recipe)).teachers)
     models["llama"].train.both_orders = False
-    runs = race.plan_all(models, rows, folds, arena, tmp_path, Rules(budget="tokens"))
+    runs = race.plan_all(models, rows, folds, arena, tmp_path, Rules(4, budget="tokens"))
     inside = np.flatnonzero(folds.fold != 0)
     one, two = (budget_tokens(r, inside) for r in runs)
     assert one == pytest.approx(two)
     assert runs[1].model.train.epochs < runs[0].model.train.epochs
     assert runs[1].manifest["train"]["epochs"] == runs[1].model.train.epochs
-    timed = race.plan_all(models, rows, folds, arena, tmp_path, Rules(budget="seconds=5"))
-    again = race.plan_all(models, rows, folds, arena, tmp_path, Rules(budget="seconds=5"))
+    timed = race.plan_all(models, rows, folds, arena, tmp_path, Rules(4, budget="seconds=5"))
+    again = race.plan_all(models, rows, folds, arena, tmp_path, Rules(4, budget="seconds=5"))
     assert [r.model.train.epochs for r in timed] == [r.model.train.epochs for r in again]  # paced once
     with pytest.raises(UserError, match="budget"):
         race.plan_all(models, rows, folds, arena, tmp_path, Rules(budget="steps"))

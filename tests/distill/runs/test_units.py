@@ -11,7 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from data.dataset import load_prepared
+from data.errors import UserError
 from distill import student, teacher_oof
 from distill.recipe import load_recipe
 from distill.runs.units import ModelSpec, Unit, units_of
@@ -99,3 +102,55 @@ def test_a_dry_run_prints_the_units_and_leaves_nothing(command, tiny_recipe, tra
     assert "a product here, " in shown
     assert "time is that of this machine's CPU" in shown
     assert list(tmp_path.iterdir()) == []
+
+
+TEACHER = "teachers.llama"
+CHANGES = {
+    "lora": (teacher_oof, f"{TEACHER}.lora.r=3"),
+    "learning rate": (teacher_oof, f"{TEACHER}.train.lr=0.5"),
+    "template": (teacher_oof, f"{TEACHER}.template=notebook"),
+    "precision": (teacher_oof, f"{TEACHER}.backbone.precision=fp32"),
+    "backbone": (teacher_oof, f"{TEACHER}.backbone.tiny.layers=1"),
+    "loss": (student, "student.distill.weight=0.25"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_dry_run_refuses_what_the_run_would(name, tiny_recipe, trained, capsys):
+    command, change = CHANGES[name]
+    common = ["--recipe", str(tiny_recipe), "--data", str(trained), "--dry-run"]
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    assert command.main(common) == 0
+    assert "finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds another run: its manifest differs in"):
+        command.main([*common, change])
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+@pytest.mark.parametrize("change", ["path", "first_layers", "config", "gone", "none"])
+def test_a_dry_run_makes_no_checkpoint_to_compare(change, spec, trained, tmp_path):
+    """Of a run on a cut checkpoint: whatever it is to be cut from, the copy that is there is all there is."""
+    loaded, source = load_prepared(trained), next((trained / "backbones").glob("tiny-llama-*"))
+    backbone = replace(spec.model.backbone, tiny=None, path=str(source), first_layers=1)
+    cut = replace(spec, model=replace(spec.model, backbone=backbone), out=tmp_path / "runs" / "llama")
+    cut.plan(loaded).claim()
+    (cut.out / "fold-0" / "adapter").mkdir(parents=True)
+    other = shutil.copytree(source, tmp_path / "other")
+    if change == "path":
+        weights = load_file(other / "model.safetensors")
+        save_file({key: value + 1 for key, value in weights.items()}, other / "model.safetensors")
+    if change == "gone":
+        shutil.rmtree(tmp_path / "runs" / "backbones")
+    asked = replace(backbone, path=str(other))
+    if change == "first_layers":
+        asked = replace(asked, first_layers=None)
+    if change == "config":
+        asked = replace(asked, precision="fp32")
+    before = set(tmp_path.rglob("*"))
+    wanted = replace(cut, model=replace(spec.model, backbone=asked))
+    if change in ("gone", "none"):
+        assert wanted.foresee(loaded)(0).all()
+    else:
+        with pytest.raises(UserError, match=r"differs in (cut_from|backbone)"):
+            wanted.foresee(loaded)
+    assert set(tmp_path.rglob("*")) == before

@@ -74,6 +74,26 @@ def test_the_student_says_how_many_it_learnt(home):
     assert (record["n_rows"], record["n_unlabelled"]) == (48, told["rows"])
 
 
+def test_a_dry_run_counts_them(home, tiny_recipe, tmp_path, capsys):
+    def trained_on(place, *more):
+        out = ["--out", str(tmp_path / "planned"), "--dry-run"]
+        student.main(words(tiny_recipe, place, *out, *more))
+        shown = capsys.readouterr().out
+        (line,) = [line for line in shown.splitlines() if line.startswith("student/final")]
+        return int(line.split()[1].replace(",", "")), shown
+
+    taught = json.loads((home / "student" / "manifest.json").read_text())["pseudo_labelled"]["rows"]
+    plain, _ = trained_on(home, "student.distill.pseudo_labels=null")
+    assert trained_on(home)[0] == pytest.approx(plain * (48 + taught) / 48, rel=0.01)
+    for name in ("rows.parquet", "folds.parquet", "manifest.json"):
+        (tmp_path / "early").mkdir(exist_ok=True)
+        shutil.copy(home / name, tmp_path / "early" / name)
+    most, shown = trained_on(tmp_path / "early")
+    assert most == pytest.approx(plain * 80 / 48, rel=0.01)
+    assert "before that: " in shown
+    assert "run distill.teacher_oof first" in shown
+
+
 def test_a_second_round_is_taught_by_the_first_rounds_student(home, tiny_recipe, tmp_path, capsys):
     shutil.copytree(home / "backbones", tmp_path / "backbones")
     both = ["--teachers", str(home / "student"), str(home / "llama")]
