@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -17,6 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A page's commands are one long test: started first, they do not keep one worker busy at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/test_readme.py"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays; garbage, which every training has collected, is then looked for among less."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -319,7 +319,7 @@ def test_a_verdict_says_who_is_worse_than_knowing_nothing():
             SimpleNamespace(name=name, losses=[np.full(4, mean)], stopped=None)
             for name, mean in zip(("smol", "qwen"), means, strict=True)
         ]
-        rows = SimpleNamespace(classes=SimpleNamespace(n=3))
+        rows = SimpleNamespace(classes=SimpleNamespace(n=3), sizes=None)
         rules = SimpleNamespace(alpha=0.05)
         given = {"contestants": contestants, "groups": 99, "rows": rows, "rules": rules}
         return race.verdict_of(SimpleNamespace(winner=0, last_look=lambda *_: look, **given))
