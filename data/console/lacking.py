@@ -20,7 +20,7 @@ DEVELOPERS = ("dev", "bench")
 """Extras that are named where no other brings a package."""
 NEWEST_TOO_OLD = (3, 10)
 _LINE = re.compile(r"([\w.-]+)(?:[^;]*>=\s*([\d.]+))?(?:.*extra == ['\"](\w+)['\"])?")
-_ASKED = re.compile(r"pip install (?:(?:-U|--upgrade) )?['\"]?([\w-]+)")
+_ASKED = re.compile(r"pip install (?:-+\w+ )*['\"]?([\w-]+)")
 
 
 def lacks() -> str:
