@@ -118,12 +118,12 @@ def test_a_run_of_sets_is_exported_and_predicts_as_it_did(taught, tmp_path):
 
 
 def test_backbones_race_on_rows_of_sets(taught, tmp_path, capsys):
-    words = ["--recipe", str(taught / "recipe.yaml"), "--data", str(taught / "data"), "--looks", "2"]
+    words = ["--recipe", str(taught / "recipe.yaml"), "--data", str(taught / "data"), "--looks", "3"]
     race([*words, "--backbones", "llama", "gemma2", "--budget", "tokens", "--out", str(tmp_path / "race")])
     printed = capsys.readouterr().out
     assert "100%" in printed
     rows, folds = load_prepared(taught / "data")
-    losses = pq.read_table(tmp_path / "race" / "llama" / "look-2.parquet").column("loss").to_numpy()
+    losses = pq.read_table(tmp_path / "race" / "llama" / "look-3.parquet").column("loss").to_numpy()
     inside = folds.fold == 0
     assert len(losses) == inside.sum()
     assert losses.mean() < np.log(rows.sizes[inside]).mean() + 0.2
