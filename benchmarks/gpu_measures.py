@@ -92,7 +92,7 @@ def measure_training(
         **speed(config, timed, seconds, True),
         "peak_gib": round(peak(), 1),
         "first_step_s": round(clock.first, 1),
-        "steps": n_timed,
+        "steps_s": [round(clock.seconds(n, n + 1), 2) for n in range(WARM - 1, n_steps - 1)],
         "host_share": round(host_seconds(examples, steps[WARM:], tokens) * n_timed / seconds, 5),
         **compiled_graphs(),
         "kept_layers": plan.kept if plan.checkpoint == "auto" else plan.checkpoint,

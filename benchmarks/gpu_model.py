@@ -204,7 +204,7 @@ def make_classifier(
         path="random", precision=precision, compute=compute, double_quant=True,
         compile="auto" if compiled else "false",
     )  # fmt: skip
-    chosen = registered(attention_for(config.model_type, attention))
+    chosen = registered(attention_for(config, attention))
     weights, dtype = RandomWeights(family), compute_dtype(backbone)
     base = build(config, weights, held_in(backbone), dtype, chosen, DEVICE, backbone.double_quant, shard)
     classifier = add_adapters(prepared(base, backbone), LoraConfig(r=16, alpha=32), 0)

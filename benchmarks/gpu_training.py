@@ -116,12 +116,9 @@ def run_phase(phase: str, measures: list[str], args: argparse.Namespace) -> None
                     classifier, family, args.lengths, measure, args.steps, args.pack_tokens
                 )
             say(args.out, phase=phase, measure=measure, **found)
-            if args.profile and measure in {"train", "predict"}:
-                say(
-                    args.out,
-                    phase=phase,
-                    profile=profile(classifier, family, args.lengths, measure == "train"),
-                )
+            if args.profile and (kind := measure.partition("@")[0]) in {"train", "checkpoint", "predict"}:
+                found = profile(classifier, family, args.lengths, kind != "predict")
+                say(args.out, phase=phase, measure=kind, profile=found)
         except Exception as error:
             traceback.print_exc()
             say(args.out, phase=phase, measure=measure, error=f"{type(error).__name__}: {str(error)[:400]}")

@@ -1,10 +1,10 @@
 """Training and prediction on several GPUs of one host: ``python -m benchmarks.multi_gpu --gpus 2 --out DIR``.
 
-Llama-3.1-8B as a 3-class LoRA classifier, NF4 and bf16, on one GPU and on several: the same rows in the same
-steps (12 rows a GPU and step, both orders, real length mix), so that the losses must agree. Then the shape of
-Llama-3.1-70B in NF4, cut over the GPUs (:mod:`distill.model.sharding`). Only real tokens count. The
-single-GPU runs of both precisions go on two cards at the same time, so that the host is as busy as it is
-with several. Every line is written as it is measured; ``--tiny`` runs tiny models on CPUs, to check the
+Llama-3.1-8B as a 3-class LoRA classifier, NF4 with FP8 products and bf16, on one GPU and on several: the same
+rows in the same steps (12 rows a GPU and step, both orders, real length mix), so that the losses must agree.
+Then the shape of Llama-3.1-70B in NF4, cut over the GPUs (:mod:`distill.model.sharding`). Only real tokens
+count. The single-GPU runs of both precisions go on two cards at the same time, so that the host is as busy as
+it is with several. Every line is written as it is measured; ``--tiny`` runs tiny models on CPUs, to check the
 script itself.
 """
 
@@ -347,8 +347,8 @@ def main() -> None:
     deadline = time.monotonic() + 60 * args.minutes
     for line in planned_spread(args.lengths):
         one.say(args.out / FILE, planned=line)
-    together = [["nf4+train"], ["bf16+train+predict"]]
-    several = ["nf4+train+uneven+in_turn", "bf16+train+predict"]
+    together = [["nf4fp8+train"], ["bf16+train+predict"]]
+    several = ["nf4fp8+train+uneven+in_turn", "bf16+train+predict"]
     if args.gpus > 1:
         several.append("nf4+sharded")
     if args.only:

@@ -14,7 +14,7 @@ from data.errors import brief
 from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.small import TEXT, TOLERANCE, plain_model, some_ids
 from distill.doctor.subject import Subject
-from distill.kernels.agreement import gaps_to_formula
+from distill.kernels.agreement import Heads, gaps_to_formula
 from distill.model import backbone as loading
 from distill.model.padded import head_of
 
@@ -28,7 +28,7 @@ def attention_in_use(subject: Subject) -> str | None:
     """The attention implementation that would run; None is the library's default."""
     if subject.plain or (subject.is_encoder and not subject.family.refused):
         return None
-    return loading.attention_name(subject.model.backbone, subject.config.model_type)
+    return loading.attention_name(subject.model.backbone, subject.config)
 
 
 @check("attention", "config")
@@ -77,20 +77,9 @@ def attention_backend(subject: Subject) -> Finding | None:
 
 def kernel_in_packs(subject: Subject, attention: str) -> Finding:
     """Judge a kernel for packs by the formula, with the model's heads, cap and window felt."""
-    config = subject.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    heads = config.num_attention_heads
     try:
-        gaps = gaps_to_formula(
-            attention,
-            device,
-            torch.bfloat16,
-            (heads, getattr(config, "num_key_value_heads", None) or heads),
-            getattr(config, "head_dim", None) or config.hidden_size // heads,
-            getattr(config, "attn_logit_softcapping", None),
-            32 if getattr(config, "sliding_window", None) else None,
-            sharpness=30,
-        )
+        gaps = gaps_to_formula(attention, device, torch.bfloat16, Heads.of(subject.config), sharpness=30)
     except Exception as error:  # a kernel raises what its author liked
         return failed(
             f"{attention} cannot be used: {brief(error, 120)}",

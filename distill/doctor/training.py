@@ -29,7 +29,7 @@ from distill.doctor.rehearsal import (
 )
 from distill.doctor.small import plain_model
 from distill.doctor.subject import Subject
-from distill.kernels.choice import attention_for
+from distill.kernels.choice import declared
 from distill.losses import label_loss
 from distill.model.backbone import add_adapters, load_base
 from distill.training.trainer import train
@@ -184,7 +184,7 @@ def declared_precision(subject: Subject) -> Finding | None:
     if backbone.tiny is not None:
         family = architecture(backbone.tiny.family)
     family = family or architecture("")
-    attention_for(family.name, backbone.attention)  # raises, with the reason, where the cap would be lost
+    declared(family.name, backbone.attention)  # raises, with the reason, where the cap would be lost
     compute = backbone.compute if backbone.precision == "nf4" else backbone.precision
     if family.overflows and compute == "fp16" and not (backbone.packed and family.wide_residuals):
         return failed(

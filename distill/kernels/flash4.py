@@ -15,6 +15,7 @@ with a version. What no longer fits fails :func:`distill.kernels.agreement.agree
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from typing import Any
 
@@ -53,6 +54,7 @@ def _package() -> Any:
     """The module of the package that has its passes; compiled for the card at their first call."""
     from flash_attn.cute import interface
 
+    warnings.filterwarnings("ignore", "Argument aux_data", UserWarning)  # of its compiler, to its authors
     return interface
 
 

@@ -109,7 +109,7 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
         if model_config is not found:  # the text model alone, of a checkpoint that holds others beside it
             model_config.num_labels = n_classes
             options["key_mapping"] = {NESTED.pattern: "model."}
-        attention = _attention(config, model_config.model_type)
+        attention = _attention(config, model_config)
         if config.precision in QUANTISED or config.shard:
             if architecture(model_config.model_type).encoder:
                 raise UserError(
@@ -231,8 +231,9 @@ def packs(config: BackboneConfig, model_type: str) -> bool:
     return config.packed and not architecture(model_type).encoder
 
 
-def attention_name(config: BackboneConfig, model_type: str) -> str:
+def attention_name(config: BackboneConfig, model_config: Any) -> str:
     """Attention implementation of a backbone: ours in packs, the library's own in padded batches."""
+    model_type = model_config.model_type
     family = architecture(model_type)
     if family.refused:
         raise UserError(f"recipe: backbones of type {model_type} cannot be trained: {family.refused}")
@@ -246,7 +247,7 @@ def attention_name(config: BackboneConfig, model_type: str) -> str:
         if wanted == "auto" and compute_dtype(config) == torch.float32:
             # The kernels for packs want 16 bits; on any device float32 is for checking, not for speed.
             wanted = "eager" if family.capped else "sdpa"
-        return attention_for(model_type, wanted)
+        return attention_for(model_config, wanted)
     if config.attention == "auto":
         return "eager" if family.eager_only else "sdpa"
     if family.capped and config.attention == "sdpa":
@@ -254,9 +255,9 @@ def attention_name(config: BackboneConfig, model_type: str) -> str:
     return config.attention
 
 
-def _attention(config: BackboneConfig, model_type: str) -> str:
-    name = attention_name(config, model_type)
-    return registered(name) if packs(config, model_type) else name
+def _attention(config: BackboneConfig, model_config: Any) -> str:
+    name = attention_name(config, model_config)
+    return registered(name) if packs(config, model_config.model_type) else name
 
 
 def lora_targets(model: Any, lora: LoraConfig) -> tuple[list[str], list[int]]:
@@ -354,7 +355,7 @@ def load_full(config: BackboneConfig, path: str, n_classes: int) -> Any:
             path,
             fresh_head=False,
             dtype=compute_dtype(config),
-            attn_implementation=_attention(config, model_config.model_type),
+            attn_implementation=_attention(config, model_config),
         )
     _configure(model, config)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.kernels.agreement import shares_prefixes
+from distill.kernels.agreement import Heads, shares_prefixes
 from distill.kernels.choice import REGISTERED
 from distill.kernels.linear import fuse
 from distill.model.decoder import Plan, wide_residuals
@@ -81,7 +81,7 @@ class Classifier(nn.Module):
         """Whether packs may lay a row's prefix out once: by torch's own kernels, and those shown to do so."""
         attention = self.plan.attention
         if attention == "fa4":
-            return shares_prefixes(attention, self.device)
+            return shares_prefixes(attention, self.device, Heads.of(self.inner.config))
         return attention in {"eager", "sdpa", "varlen", "flex"}
 
     @property

@@ -20,8 +20,8 @@ from distill.config import ModelConfig
 from distill.model.backbone import (
     attention_name,
     load_tokenizer,
-    model_type,
     on_machine,
+    read_configuration,
     weight_hash,
 )
 from distill.model.files import opened_hashes
@@ -67,6 +67,7 @@ def of_data(kind: str, name: str, rows: Rows, folds: Folds) -> dict[str, Any]:
 
 def of_backbone(model: ModelConfig, backbone: str, tokenizer: Any) -> dict[str, Any]:
     """Manifest fields of the checkpoint that is trained from."""
+    text_config = read_configuration(backbone, model.backbone.revision).get_text_config()
     return {
         "backbone": {
             "weight_hash": on_first(lambda: weight_hash(backbone, model.backbone.revision)),
@@ -74,7 +75,7 @@ def of_backbone(model: ModelConfig, backbone: str, tokenizer: Any) -> dict[str, 
             "precision": model.backbone.precision,
             "double_quant": model.backbone.double_quant,
             "compute": str(compute_dtype(model.backbone)).removeprefix("torch."),
-            "attention": attention_name(model.backbone, model_type(model.backbone, backbone)),
+            "attention": attention_name(model.backbone, text_config),
             **head_details(model),
         },
         **_origin(model, backbone),

@@ -184,6 +184,6 @@ def test_a_name_tells_the_family(path, name):
 
 def test_what_is_not_in_the_table_is_refused_in_packs():
     with pytest.raises(UserError, match=r"gpt2 do not run in packs.*backbone\.packed to false"):
-        attention_name(BackboneConfig(precision="fp32"), "gpt2")
+        attention_name(BackboneConfig(precision="fp32"), AutoConfig.for_model("gpt2"))
     with pytest.raises(UserError, match=r"albert cannot be trained"):
-        attention_name(BackboneConfig(precision="fp32"), "albert")
+        attention_name(BackboneConfig(precision="fp32"), AutoConfig.for_model("albert"))

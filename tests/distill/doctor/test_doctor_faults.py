@@ -8,6 +8,7 @@ import pytest
 import torch
 from encoders import ENCODERS, tiny_encoder
 from planted import FAULTS, Healthy, find, recipe_file
+from transformers import AutoConfig
 
 from data.arena import ArenaConfig, simulate_arena
 from data.encoding.template import Template
@@ -115,11 +116,12 @@ def test_float32_takes_no_kernel_that_wants_16_bits(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     config = BackboneConfig(path="x", precision="fp32")
-    assert backbone.attention_name(config, "llama") == "sdpa"
-    assert backbone.attention_name(config, "gemma2") == "eager"
+    llama, gemma = AutoConfig.for_model("llama"), AutoConfig.for_model("gemma2")
+    assert backbone.attention_name(config, llama) == "sdpa"
+    assert backbone.attention_name(config, gemma) == "eager"
     assert not backbone._compiles(config)
     config = BackboneConfig(path="x", precision="bf16")
-    assert backbone.attention_name(config, "gemma2") == "flex"
+    assert backbone.attention_name(config, gemma) == "flex"
     assert backbone._compiles(config)
 
 

@@ -1,9 +1,13 @@
 """Block masks laid out from where documents start, against the library's look at every pair of tokens."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
+from transformers import AutoConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import import_utils
 
 from distill.kernels import agreement as flash
 from distill.kernels.attention import eager, sdpa
@@ -42,8 +46,6 @@ def test_block_masks_are_those_of_the_library(lengths, window):
 
 def test_a_flash_package_is_taken_only_where_it_computes_attention(monkeypatch):
     """Packages that are right, blind to documents, wrong in a gradient, or made for another machine."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-    from transformers.utils import import_utils
 
     def blind(module, q, k, v, mask, **options):
         return eager(module, q, k, v, mask, **{**options, "cu_seq_lens_q": options["cu_seq_lens_q"][[0, -1]]})
@@ -60,14 +62,36 @@ def test_a_flash_package_is_taken_only_where_it_computes_attention(monkeypatch):
         verdicts.append(flash.agrees("flash_attention_3", torch.device("cpu"), torch.float32))
     assert verdicts == [True, True, False, False, False]
 
-    monkeypatch.setattr(import_utils, "is_flash_attn_3_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for agrees, wanted in ((True, "flash_attention_3"), (False, "varlen")):
-        flash.flash_package.cache_clear()
-        monkeypatch.setattr(flash, "agrees", lambda *_, agrees=agrees: agrees)
-        assert attention_for("llama", "auto") == wanted
-        assert attention_for("gemma2", "auto") == "flex"
+
+@pytest.mark.parametrize(
+    ("installed", "wrong_at", "llama", "gemma"),
+    [
+        ("flash_attn_3", {}, "flash_attention_3", "flex"),
+        ("flash_attn_4", {}, "fa4", "fa4"),
+        ("flash_attn_4", {"size": 128}, "varlen", "fa4"),
+        ("flash_attn_4", {"size": 256}, "fa4", "flex"),
+        ("flash_attn_4", {"cap": 50.0}, "fa4", "flex"),
+        ("flash_attn_4", {"window": None}, "varlen", "flex"),
+        ("flash_attn_4", {"window": flash.WINDOW}, "fa4", "flex"),
+    ],
+)
+def test_auto_takes_a_package_by_what_it_is_at_the_models_own_heads(
+    monkeypatch, installed, wrong_at, llama, gemma
+):
+    """Caps by version 4 alone; a package wrong at one size of head is taken for the others."""
+
+    def agrees(name, device, dtype, heads):
+        return not wrong_at or any(getattr(heads, key) != value for key, value in wrong_at.items())
+
     flash.flash_package.cache_clear()
+    for name in ("flash_attn_3", "flash_attn_4"):
+        monkeypatch.setattr(import_utils, f"is_{name}_available", lambda here=name == installed: here)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(flash, "agrees", agrees)
+    shapes = {"llama": {"head_dim": 128}, "gemma2": {"head_dim": 256}}
+    taken = [attention_for(AutoConfig.for_model(name, **shape), "auto") for name, shape in shapes.items()]
+    flash.flash_package.cache_clear()
+    assert taken == [llama, gemma]
 
 
 def test_soft_capping_by_a_sigmoid_is_tanh():

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from data.errors import UserError
 from distill.kernels import flash4
-from distill.kernels.agreement import agrees, gaps_to_formula
+from distill.kernels.agreement import Heads, agrees, gaps_to_formula
 from distill.kernels.attention import attend
 from distill.kernels.choice import attention_for
 
@@ -60,10 +61,10 @@ def package(monkeypatch):
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_operator_is_the_formula(package, window, softcap, shared):
-    sizes = {"head_dim": 16, "softcap": softcap, "window": window, "sharpness": 8.0}
-    assert max(gaps_to_formula("fa4", CPU, torch.float32, shared=shared, **sizes)) < 1e-5
+    asked = torch.float32, Heads(size=16, cap=softcap, window=window), 8.0
+    assert max(gaps_to_formula("fa4", CPU, *asked, shared=shared)) < 1e-5
     if shared and window is None:
-        apart = gaps_to_formula("sdpa" if softcap is None else "eager", CPU, torch.float32, **sizes)
+        apart = gaps_to_formula("sdpa" if softcap is None else "eager", CPU, *asked)
         assert max(apart) < 1e-5
 
 
@@ -102,4 +103,4 @@ def test_the_compiler_sees_one_operator(package):
 
 def test_it_is_refused_without_its_package():
     with pytest.raises(UserError, match="needs the package flash-attn-4"):
-        attention_for("llama", "flash_attention_4")
+        attention_for(AutoConfig.for_model("llama"), "flash_attention_4")

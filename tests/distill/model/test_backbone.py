@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoConfig
 
 from data.arena import ArenaConfig, simulate_arena
 from data.encoding.template import Template
@@ -162,7 +163,7 @@ def test_soft_capping_is_never_dropped(checkpoint):
         bare = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     assert (capped - bare).abs().max() > 1e-3
     with pytest.raises(UserError, match="soft-capping"):
-        attention_for("gemma2", "sdpa")
+        attention_for(AutoConfig.for_model("gemma2"), "sdpa")
     with pytest.raises(ValueError, match="cannot soft-cap"):
         sdpa(None, None, None, None, None, softcap=50.0)
 
@@ -238,6 +239,7 @@ def test_tokens_without_an_embedding_are_refused(checkpoint):
 
 
 def test_an_architecture_that_would_see_across_documents_is_kept_out_of_packs():
+    stablelm = AutoConfig.for_model("stablelm")
     with pytest.raises(UserError, match=r"stablelm do not run in packs.*packed to false"):
-        attention_name(BackboneConfig(path="x", precision="fp32"), "stablelm")
-    assert attention_name(BackboneConfig(path="x", precision="fp32", packed=False), "stablelm") == "sdpa"
+        attention_name(BackboneConfig(path="x", precision="fp32"), stablelm)
+    assert attention_name(BackboneConfig(path="x", precision="fp32", packed=False), stablelm) == "sdpa"

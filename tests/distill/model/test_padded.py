@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 
 from data.arena import ArenaConfig, simulate_arena
 from data.encoding.encode import Encoder, Truncation, pad_token_id
@@ -137,7 +138,9 @@ def test_an_encoder_reads_each_row_alone_between_its_marks(rows, checkpoints):
 
 def test_soft_capping_is_never_dropped():
     with pytest.raises(UserError, match="soft-capping of gemma2"):
-        attention_name(BackboneConfig(path="x", packed=False, attention="sdpa"), "gemma2")
+        attention_name(
+            BackboneConfig(path="x", packed=False, attention="sdpa"), AutoConfig.for_model("gemma2")
+        )
 
 
 RELOAD = """
