@@ -147,12 +147,16 @@ def pooled_hidden(decoder: Any, pack: Pack, plan: Plan) -> Tensor:
             # Chosen here, so that layers of both kinds share compiled code where the masks are the same.
             windowed = window_of(layer, family) is not None
             options = {**options, "block_mask": masks[windowed]}
-        if learning and plan.compiled and not hidden.requires_grad:
-            # The first trained layer then runs the same compiled code as the others.
+        again = learning and (cut is not None or index >= first + _kept(plan, layers, first))
+        if learning and (plan.compiled or again) and not hidden.requires_grad:
+            # The first trained layer then runs the same compiled code as the others, and what is recomputed
+            # in a backward pass of its own is reached by one.
             hidden = hidden.detach().requires_grad_()
         with torch.set_grad_enabled(learning):
-            if learning and (cut is not None or index >= first + _kept(plan, layers, first)):
-                hidden = checkpoint(run, layer, hidden, options, use_reentrant=False)
+            if again:
+                # Without reentrance every tensor that a layer keeps passes through Python twice, and a pack
+                # of 8,000 tokens waits for the host.
+                hidden = checkpoint(run, layer, hidden, options, use_reentrant=True)
             elif learning and plan.checkpoint == "auto" and plan.kept is None and index > first:
                 hidden = _measured(plan, run, layer, hidden, options, len(whole) - first)
             else:
