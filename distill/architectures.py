@@ -191,7 +191,7 @@ GEMMA2 = Architecture(
     head_keys=("head_dim", "query_pre_attn_scalar"),
     measured={
         "nf4": Measured(8.32e9, 13364, 9214, 95.4, 33024),
-        "nf4+fp8": Measured(8.32e9, 18861, 18861 * RECOMPUTED, 95.5, 33024),
+        "nf4+fp8": Measured(8.32e9, 18861, 13032, 95.5, 33024),
         "bf16": Measured(8.32e9, 13636, 13636 * RECOMPUTED, 105.5, 33024),
         "fp8": Measured(8.32e9, 18835, 18835 * RECOMPUTED, 105.5, 52344),
     },
