@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.kernels.attention import masked, repeated, tokens_before
+from distill.kernels.operator import operator
 
 
 def flash4(
@@ -74,7 +75,7 @@ def _told(
     }
 
 
-@torch.library.custom_op("distillstack::flash4", mutates_args=())
+@operator("flash4")
 def flash4_forward(
     query: Tensor,
     key: Tensor,
@@ -111,13 +112,13 @@ def flash4_forward(
     return out, lse
 
 
-@flash4_forward.register_fake
+@torch.library.register_fake(flash4_forward)
 def _(query, key, value, bounds, key_bounds, longest, scaling, left, cap):  # type: ignore[no-untyped-def]
     tokens, heads = query.shape[:2]
     return torch.empty_like(query), query.new_empty((heads, tokens), dtype=torch.float32)
 
 
-@torch.library.custom_op("distillstack::flash4_backward", mutates_args=())
+@operator("flash4_backward")
 def flash4_backward(
     grad: Tensor,
     query: Tensor,
@@ -138,7 +139,7 @@ def flash4_backward(
     return found[0], found[1], found[2]
 
 
-@flash4_backward.register_fake
+@torch.library.register_fake(flash4_backward)
 def _(grad, query, key, value, *rest):  # type: ignore[no-untyped-def]
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
@@ -153,4 +154,4 @@ def _gradients(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
     return (*flash4_backward(grad, *ctx.saved_tensors, *ctx.rest), *[None] * 6)
 
 
-flash4_forward.register_autograd(_gradients, setup_context=_remember)
+torch.library.register_autograd(flash4_forward, _gradients, setup_context=_remember)

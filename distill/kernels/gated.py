@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.kernels.operator import operator
 from distill.kernels.scaled import quantise_rows
 
 ACTIVATIONS = {"SiLUActivation": "silu", "SiLU": "silu", "GELUTanh": "gelu"}
@@ -19,7 +20,7 @@ ACTIVATIONS = {"SiLUActivation": "silu", "SiLU": "silu", "GELUTanh": "gelu"}
 WIDEST = 32768
 
 
-@torch.library.custom_op("distillstack::gated_fp8", mutates_args=())
+@operator("gated_fp8")
 def gated_fp8(gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     """``activation(gate) * up``, each row rounded to FP8 under a scale of its own.
 
@@ -43,7 +44,7 @@ def gated_fp8(gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor
     return quantise_rows(acted * up.float())
 
 
-@gated_fp8.register_fake
+@torch.library.register_fake(gated_fp8)
 def _(gate, up, activation):  # type: ignore[no-untyped-def]
     return gate.new_empty(gate.shape, dtype=torch.float8_e4m3fn), gate.new_empty(
         (gate.shape[0], 1), dtype=torch.float32

@@ -47,6 +47,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.kernels.operator import operator
 from distill.kernels.rotation import rotated, rotated_mm
 from distill.kernels.scaled import FP8, quantise_rows, scaled_mm, turned
 from distill.kernels.unpack import NF4_BLOCK, block_scales, unpack
@@ -91,31 +92,31 @@ def _transposed_product(
     return dy @ dense(kind, stored, shape, dtype)
 
 
-@torch.library.custom_op("distillstack::frozen_mm", mutates_args=())
+@operator("frozen_mm")
 def _frozen_mm(
     x: Tensor, x_scale: Tensor | None, kind: str, stored: list[Tensor], shape: list[int], dtype: torch.dtype
 ) -> Tensor:
     return _product(x, x_scale, kind, stored, shape, dtype)
 
 
-@_frozen_mm.register_fake
+@torch.library.register_fake(_frozen_mm)
 def _(x, x_scale, kind, stored, shape, dtype):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape[0], shape[0], dtype=dtype)
 
 
-@torch.library.custom_op("distillstack::frozen_mm_backward", mutates_args=())
+@operator("frozen_mm_backward")
 def _frozen_mm_backward(
     dy: Tensor, dy_scale: Tensor | None, kind: str, stored: list[Tensor], shape: list[int], dtype: torch.dtype
 ) -> Tensor:
     return _transposed_product(dy, dy_scale, kind, stored, shape, dtype)
 
 
-@_frozen_mm_backward.register_fake
+@torch.library.register_fake(_frozen_mm_backward)
 def _(dy, dy_scale, kind, stored, shape, dtype):  # type: ignore[no-untyped-def]
     return dy.new_empty(dy.shape[0], shape[1], dtype=dtype)
 
 
-@torch.library.custom_op("distillstack::lora_mm", mutates_args=())
+@operator("lora_mm")
 def _lora_mm(
     x: Tensor,
     rounded: Tensor | None,
@@ -132,12 +133,12 @@ def _lora_mm(
     return y.addmm_(inner, b.t(), alpha=scaling), inner
 
 
-@_lora_mm.register_fake
+@torch.library.register_fake(_lora_mm)
 def _(x, rounded, x_scale, kind, stored, shape, a, b, scaling):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape[0], shape[0]), x.new_empty(x.shape[0], a.shape[0])
 
 
-@torch.library.custom_op("distillstack::lora_mm_backward", mutates_args=())
+@operator("lora_mm_backward")
 def _lora_mm_backward(
     dy: Tensor,
     rounded: Tensor | None,
@@ -162,7 +163,7 @@ def _lora_mm_backward(
     return dx.addmm_(d_inner, a, alpha=scaling), da, db
 
 
-@_lora_mm_backward.register_fake
+@torch.library.register_fake(_lora_mm_backward)
 def _(dy, rounded, dy_scale, x, inner, kind, stored, shape, a, b, scaling, needs_x):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape if needs_x else (0,)), torch.empty_like(a), torch.empty_like(b)
 

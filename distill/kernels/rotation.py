@@ -24,6 +24,7 @@ from math import gcd
 import torch
 from torch import Tensor
 
+from distill.kernels.operator import operator
 from distill.kernels.scaled import by_torch, has_kernels, int8_product, quantise_rows, scaled_mm
 
 BLOCK = 64
@@ -46,7 +47,7 @@ def rotated(x: Tensor) -> Tensor:
     return (x.reshape(-1, size) @ hadamard(size, x.device, x.dtype)).view(x.shape)
 
 
-@torch.library.custom_op("distillstack::quantise_rotated", mutates_args=())
+@operator("quantise_rotated")
 def quantise_rotated(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rotate and round each row to int8 under a scale of its own: (m, k) int8 and (m, 1) float32."""
     fits = x.dtype.itemsize == 2 and x.shape[1] % BLOCK == 0 and x.shape[1] <= WIDEST
@@ -57,7 +58,7 @@ def quantise_rotated(x: Tensor) -> tuple[Tensor, Tensor]:
     return quantise_rows(rotated(x), torch.int8)
 
 
-@quantise_rotated.register_fake
+@torch.library.register_fake(quantise_rotated)
 def _(x):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape, dtype=torch.int8), x.new_empty((x.shape[0], 1), dtype=torch.float32)
 
