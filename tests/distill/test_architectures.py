@@ -1,9 +1,12 @@
 """Every family of the table: packed equals one by one equals padded, forward and gradient."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from transformers import (
+    AttentionInterface,
     AutoConfig,
     AutoModelForSequenceClassification,
     Gemma3Config,
@@ -14,6 +17,9 @@ from data.encoding.encode import Encoded
 from data.errors import UserError
 from distill.architectures import ARCHITECTURES, PACKED, architecture, by_hub_name
 from distill.config import BackboneConfig
+from distill.kernels.agreement import WINDOW as WINDOW_OF_PROBES
+from distill.kernels.agreement import Heads
+from distill.kernels.attention import eager
 from distill.kernels.choice import registered
 from distill.model.backbone import attention_name, load_base, load_full
 from distill.model.classifier import Classifier
@@ -81,6 +87,27 @@ def assert_same(one, other):
     for name, gradient in one[1].items():
         scale = float(gradient.abs().max()) + 1e-3
         torch.testing.assert_close(other[1][name] / scale, gradient / scale, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("name", [name for name in PACKED if not architecture(name).text])
+def test_what_a_kernel_is_judged_for_is_what_layers_ask_of_it(name, monkeypatch):
+    """Numbers of heads, their size, cap and window, as read off a configuration before there is a model."""
+    classifier, _ = models_of(name, "eager", 4)
+    asked = set()
+
+    def seen(module, query, key, value, mask, **options):
+        window = WINDOW_OF_PROBES if options.get("sliding_window") else None
+        shape = query.shape[1], key.shape[1], query.shape[3]
+        asked.add(Heads(*shape, options.get("softcap"), window))
+        return eager(module, query, key, value, mask, **options)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, registered("eager"), seen)
+    encoded = Encoded(np.arange(10, 40, dtype=np.int32), np.array([0, 30]), 1, 0)
+    classifier.plan.prune = False
+    classifier(pack=pack(encoded, np.arange(1), 0))
+    judged = Heads.of(config_of(name))
+    assert judged in asked
+    assert asked <= {judged, replace(judged, window=None)}
 
 
 CASES = [
