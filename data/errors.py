@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 
 _USER = re.compile(r"://[^/\s@]*@")
+_SPACED = re.compile(r"[\s,;]")
 _QUERY = re.compile(r"(://[^\s?]*)\?[^\s]*")
 
 NO_LOCKS = (
@@ -50,12 +51,21 @@ def is_disk_full(error: BaseException) -> bool:
     return False
 
 
-def listing(items: Iterable[object], limit: int = 5) -> str:
-    """Join ``items`` for a message, naming at most ``limit`` of them and counting the rest."""
-    values = [printable(str(item)) for item in items]
+def listing(items: Iterable[object], limit: int = 5, names: bool = True) -> str:
+    """Join ``items`` for a message, naming at most ``limit`` of them and counting the rest.
+
+    ``names`` are shown as :func:`named` shows them; phrases are left as they are.
+    """
+    values = [named(str(item)) if names else printable(str(item)) for item in items]
     shown = ", ".join(values[:limit])
     rest = len(values) - limit
     return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def named(name: str) -> str:
+    """Return a name for a message: in quotes where a reader could not tell where it begins and ends."""
+    text = printable(name)
+    return text if text and not _SPACED.search(text) else repr(text)
 
 
 def printable(text: str) -> str:

@@ -263,7 +263,7 @@ def class_notes(rows: Rows, folds: Folds, limit: int = 4) -> list[str]:
         held = np.bincount(inside, minlength=rows.classes.n)
         lacking += [(fold, k) for k in np.flatnonzero((counts > 0) & (held == counts))]
     if lacking:
-        shown = listing((f"{names[k]} (fold {fold})" for fold, k in lacking), limit)
+        shown = listing((f"{names[k]} (fold {fold})" for fold, k in lacking), limit, names=False)
         notes.append(
             f"{len(lacking):,} classes have all their rows in one fold, whose training lacks them: {shown}; "
             "give more rows of them, or leave them out"

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,16 +72,13 @@ def main(argv: Sequence[str]) -> None:
     if args.onnx:
         import onnxruntime  # noqa: F401 (named, where they lack, before anything is written)
         import onnxscript  # noqa: F401
-    saved = read_saved(args.model, access_of(args))
+    saved = read_saved(args.model, replace(access_of(args), merges=True))
     with held(args.out):
         if any(args.out.iterdir()) and not (args.out / EXPORTED).exists():
             raise UserError(f"{args.out}: is not empty; choose another --out, or delete that directory")
-        found = export(saved, args.out, args.average, args.dtype, args.data, args.license)
-        if args.onnx:
-            from distill.prediction.onnx import write_int8, write_onnx
-
-            graph = write_onnx(args.out)
-            print(f"ONNX: {write_int8(graph) if args.onnx == 'int8' else graph}")
+        found = export(saved, args.out, args.average, args.dtype, args.data, args.license, args.onnx)
+    if args.onnx:
+        print(f"ONNX: {args.out / found['graph']}")
     line = [saved.name, str(found["rows"]), f"{found['log_loss']:.4f}", f"{found['folded']:.3f}"]
     print(
         format_table(
@@ -92,9 +90,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def export(
-    saved: SavedModel, out: Path, average: bool, dtype: str, data: Path | None, licence: str
+    saved: SavedModel,
+    out: Path,
+    average: bool,
+    dtype: str,
+    data: Path | None,
+    licence: str,
+    onnx: str | None = None,
 ) -> dict[str, Any]:
-    """Write the plain model, tokenizer, settings and card into ``out``; return the run's scores.
+    """Write the plain model, tokenizer, settings, card and graphs into ``out``; return the run's scores.
+
+    All is written beside ``out`` and put there by renaming, so that what is there is whole.
 
     Raises
     ------
@@ -167,6 +173,14 @@ def export(
         )
         if (out / EXPORTED).exists():
             refuse_other(out, temporary)
+        if onnx:
+            from distill.prediction.onnx import moved, write_graphs
+
+            del plain
+            found["graph"] = write_graphs(temporary, onnx == "int8").relative_to(temporary)
+        if (out / EXPORTED).exists():
+            if onnx:
+                moved(temporary, out)
         else:
             if out.exists():
                 out.rmdir()

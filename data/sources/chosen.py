@@ -79,7 +79,8 @@ class ChosenReader:
             if not at:
                 raise UserError(
                     f"{where} has no prompt, and chosen and rejected do not begin with one conversation "
-                    f"(an answer after one of {listing(repr(s) for s in SPEAKERS)}); give a column prompt"
+                    f"(an answer after one of {listing(map(repr, SPEAKERS), names=False)}); give a column "
+                    "prompt"
                 )
             pair = tuple(clean_text(text[at:].strip(), place.cleaning, where) for text in (chosen, rejected))
             return [clean_text(shared[:at].strip(), place.cleaning, where)], (pair[0], pair[1])

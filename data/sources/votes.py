@@ -70,7 +70,8 @@ def _shares(values: tuple[object, ...], row_id: object, where: str) -> np.ndarra
         shares = np.full(len(texts), np.nan)
     if not ((shares >= 0) & (shares <= 1 + SUM_TOLERANCE)).all() or abs(shares.sum() - 1) > SUM_TOLERANCE:
         shown = listing(
-            f"{name}={brief(value, 40)}" for name, value in zip(PREFERENCE.names, values, strict=True)
+            (f"{name}={brief(value, 40)}" for name, value in zip(PREFERENCE.names, values, strict=True)),
+            names=False,
         )
         raise UserError(
             f"{where}: row {brief(row_id)} has {shown}; exactly one of them must be 1 "

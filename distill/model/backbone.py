@@ -89,8 +89,10 @@ def read_configuration(path: str, revision: str | None = None, **changes: Any) -
     return found
 
 
-def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
+def load_base(config: BackboneConfig, path: str, n_classes: int, multiplies: bool = True) -> Any:
     """Load the frozen base with a fresh float32 head of ``n_classes`` outputs.
+
+    ``multiplies`` is whether it is to compute anything here, which the card must have the products for.
 
     Returns a ``*ForSequenceClassification`` model in evaluation mode, its head all zeros: a fresh
     classifier predicts the uniform distribution, whatever the scale of the backbone's hidden states. With
@@ -98,7 +100,8 @@ def load_base(config: BackboneConfig, path: str, n_classes: int) -> Any:
     """
     import transformers
 
-    check_card(config, "recipe")
+    if multiplies:
+        check_card(config, "recipe")
     task = TASKS[config.head]
     dtype = compute_dtype(config)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else CPU
@@ -331,12 +334,17 @@ def _compiles(config: BackboneConfig) -> bool:
 
 
 def load_trained(
-    config: BackboneConfig, path: str, trained: Path, lora_enabled: bool, n_classes: int
+    config: BackboneConfig,
+    path: str,
+    trained: Path,
+    lora_enabled: bool,
+    n_classes: int,
+    multiplies: bool = True,
 ) -> Classifier:
-    """Load a trained classifier for prediction from the directory that :meth:`Classifier.save` wrote."""
+    """Load a trained classifier from where :meth:`Classifier.save` wrote it; see :func:`load_base`."""
     if not lora_enabled:
         return wrap(load_full(config, str(trained), n_classes))
-    classifier = wrap(load_base(config, path, n_classes))
+    classifier = wrap(load_base(config, path, n_classes, multiplies))
     with _named_failures(str(trained)):
         classifier.load(trained)
     return classifier

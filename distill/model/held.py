@@ -29,20 +29,26 @@ def held_in(config: BackboneConfig) -> str:
     return "int8_int8" if config.precision == config.compute == "int8" else config.precision
 
 
-def check_card(config: BackboneConfig, where: str) -> None:
+IN_A_RECIPE = ("use compute auto", "use another precision")
+"""What to do where a card lacks the products of a recipe's compute, or those of its precision."""
+
+
+def check_card(config: BackboneConfig, where: str, remedies: tuple[str, str] = IN_A_RECIPE) -> None:
     """Refuse products in 8 bits on a card that has none; without a card they are written out.
 
     Parameters
     ----------
     where : str
         The recipe, or the run, for the message.
+    remedies : tuple of str, optional
+        What to do instead, as :data:`IN_A_RECIPE`.
     """
-    asked, products, remedy = f"compute {config.compute}", config.compute, "compute auto"
+    asked, products, remedy = f"compute {config.compute}", config.compute, remedies[0]
     if config.precision == "fp8":
-        asked, products, remedy = "precision fp8", "fp8", "another precision"
+        asked, products, remedy = "precision fp8", "fp8", remedies[1]
     since = SINCE.get(products)
     if since and torch.cuda.is_available() and torch.cuda.get_device_capability() < since:
         raise UserError(
             f"{where}: {asked} needs a card with such products, of compute capability {since[0]}.{since[1]} "
-            f"or higher; {torch.cuda.get_device_name()} has none: use {remedy}"
+            f"or higher; {torch.cuda.get_device_name()} has none: {remedy}"
         )

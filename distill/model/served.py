@@ -13,10 +13,9 @@ import torch
 from data.errors import UserError
 from distill.config import BackboneConfig
 from distill.kernels.linear import merge_adapters, quantise_linears
+from distill.model.backbone import model_type, packs
 from distill.model.classifier import Classifier
 from distill.model.held import SINCE
-from distill.model.padded import PaddedClassifier
-from distill.model.verdict import VerdictClassifier
 
 MERGED = ("bf16", "fp16", "fp32")
 """Precisions of a base whose adapters are merged."""
@@ -44,6 +43,31 @@ def check_fp8(config: BackboneConfig, where: str) -> None:
         )
 
 
+def check_own_head(config: BackboneConfig, backbone: str, where: str, precision: str) -> None:
+    """Refuse to hold in 8 bits what is no decoder in packs with a head of its own, by its files alone.
+
+    Parameters
+    ----------
+    config : BackboneConfig
+        That of the run.
+    backbone : str
+        The checkpoint.
+    where : str
+        The run, for the message.
+    precision : {"fp8", "int8"}
+    """
+    what = "reads its language model's own logits (backbone.head tokens)"
+    if config.head == "score":
+        kind = model_type(config, backbone)
+        if packs(config, kind):
+            return
+        what = f"runs in padded batches ({kind})"
+    raise UserError(
+        f"{where}: {what}, and --precision {precision} is for decoders in packs with a head of their own; "
+        "leave it out"
+    )
+
+
 def serve(classifier: Classifier, config: BackboneConfig, kind: str = "") -> Classifier:
     """Merge a classifier's adapter where its base allows that, and hold its layers in 8 bits where asked.
 
@@ -59,9 +83,6 @@ def serve(classifier: Classifier, config: BackboneConfig, kind: str = "") -> Cla
     if classifier.is_peft and config.precision in MERGED and not classifier.sharded:
         merge_adapters(classifier)
     if kind:
-        if isinstance(classifier, PaddedClassifier | VerdictClassifier):
-            precision = kind.partition("_")[0]
-            raise UserError(f"--precision {precision} is for decoders in packs with a head of their own")
         quantise_linears(classifier.inner.get_decoder().layers, kind)
     classifier.graphs.forget()
     classifier.__dict__.pop("trained", None)

@@ -108,7 +108,7 @@ def merged_model(
     total: dict[str, torch.Tensor] = {}
     for path in weights:
         check_weights(path, accepted)
-        trained = load_trained(config.backbone, backbone, path, config.lora.enabled, n_classes)
+        trained = load_trained(config.backbone, backbone, path, config.lora.enabled, n_classes, False)
         state = plain_state(trained.model, compute_dtype(config.backbone))
         if isinstance(trained, VerdictClassifier):
             state["score.weight"] = trained.as_score(state.pop("lm_head.weight"))

@@ -2,11 +2,13 @@
 
 The graph is traced by torch's own exporter from the plain model, with rows and tokens left open, so that any
 padded batch fits; the pooled position, soft-capping and sliding windows are in it. What a runtime needs to
-know beside it (classes, template, truncation, temperature) stands in ``distillstack.json``.
+know beside it (classes, template, truncation, temperature) stands in ``distillstack.json``. Weights that are
+too many for one file of the format lie beside it, under the graph's name with ``.data``.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from data.errors import UserError
 from data.files import make_directory
+from distill.model.files import writing
 from distill.quiet import quiet_exporter, quiet_transformers
 
 FOLDER = "onnx"
@@ -25,6 +28,12 @@ EXAMPLE = (2, 12)
 BLOCK = 32
 IN_INT8 = 4
 """ONNX Runtime's name for products in int8, too."""
+
+
+LARGEST = (1 << 31) - (1 << 20)
+"""Bytes of a graph's weights from which on they lie beside it: protobuf ends below 2 GiB."""
+ENTRY = 1024
+"""Bytes of a tensor that is worth an entry there."""
 
 
 class Logits(nn.Module):
@@ -76,7 +85,7 @@ def write_onnx(exported: Path) -> Path:
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{exported}: {model.config.model_type} cannot be traced to ONNX ({reason})"
+            f"models of type {model.config.model_type} cannot be traced to ONNX ({reason}); leave --onnx out"
         ) from error
     assert program is not None
     make_directory(path.parent)
@@ -107,5 +116,33 @@ def write_int8(graph: Path) -> Path:
             onnx.load(graph), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=IN_INT8
         )
         quantiser.process()
-        onnx.save(quantiser.model.model, path)
+        made = quantiser.model.model
+        weights = sum(len(tensor.raw_data) for tensor in made.graph.initializer)
+        onnx.save(
+            made,
+            path,
+            save_as_external_data=weights > LARGEST,
+            location=f"{path.name}.data",
+            size_threshold=ENTRY,
+        )
     return path
+
+
+def write_graphs(exported: Path, int8: bool) -> Path:
+    """Write the graph of an export, and of it one in int8 where asked; return the last one's path.
+
+    Raises
+    ------
+    UserError
+        As :func:`write_onnx`; the disk is full.
+    """
+    with writing(exported):
+        graph = write_onnx(exported)
+        return write_int8(graph) if int8 else graph
+
+
+def moved(made: Path, exported: Path) -> None:
+    """Put the graphs of an export into another that is the same, weights first."""
+    make_directory(exported / FOLDER)
+    for file in sorted((made / FOLDER).iterdir(), key=lambda file: file.suffix != ".data"):
+        os.replace(file, exported / FOLDER / file.name)

@@ -28,7 +28,7 @@ from distill.config import (
 from distill.model.backbone import load_tokenizer, on_machine, weight_hash
 from distill.model.files import opened_hashes
 from distill.model.held import check_card
-from distill.model.served import MERGED, check_fp8
+from distill.model.served import MERGED, check_fp8, check_own_head
 from distill.recipe import read_config
 from distill.runs.backbones import find_backbone
 from distill.runs.run_directory import BESIDE, FINAL, RunDirectory
@@ -40,6 +40,11 @@ KINDS = {"teacher": ModelConfig, "student": StudentConfig}
 CARD = "README.md"
 EXPORTED = "distillstack.json"
 """In a directory of :mod:`distill.export`: what a plain checkpoint has no place for."""
+ELSEWHERE = (
+    "predict with --compute auto, or with its distill.export",
+    "distill.export it, and predict with that",
+)
+"""What to do with a run whose products the card lacks."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,15 @@ class Access:
     compute : {"", "auto", "bf16", "fp16", "fp32", "fp8", "int8"}
         What a quantised base is multiplied in for prediction, as ``backbone.compute`` is for training; empty
         for the run's own.
+    merges : bool
+        The weights are merged and nothing is predicted, which a card without the run's products can, too.
     """
 
     backbone: str | None = None
     accept_changed: bool = False
     precision: str = ""
     compute: str = ""
+    merges: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,10 @@ def _served(saved: SavedModel) -> SavedModel:
             f"{saved.path}: --compute {served.compute} is for a base in {' or '.join(bases)}, in packs and "
             f"not sharded; this one is in {served.precision}: --precision int8 holds one merged model so"
         )
-    check_card(served, str(saved.path))
+    if not saved.access.merges:
+        check_card(served, str(saved.path), ELSEWHERE)
+    if wanted in {"fp8", "int8"}:
+        check_own_head(saved.model.backbone, saved.backbone, str(saved.path), wanted)
     if wanted in {"fp8", "int8"} and len(saved.weights) > 1:
         raise UserError(
             f"{saved.path}: has {len(saved.weights)} fold models, and --precision {wanted} is of one merged "

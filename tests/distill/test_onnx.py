@@ -86,6 +86,45 @@ def test_gemma_2_with_soft_capping_and_a_window_shorter_than_the_batch(tmp_path:
     assert_alike(tmp_path, write_onnx(tmp_path), 96)
 
 
+def test_weights_that_are_too_many_for_one_file_lie_beside_the_graph(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a vocabulary of 256,000 tokens has them: a graph's own file ends at 2 GiB."""
+    from distill.prediction import onnx
+
+    monkeypatch.setattr(onnx, "LARGEST", 10_000)
+    out = tmp_path / "student"
+    export.main(["--model", str(trained / "student"), "--out", str(out), "--onnx", "int8"])
+    small = out / "onnx" / "model_int8.onnx"
+    assert small.with_name("model_int8.onnx.data").stat().st_size > 50_000
+    assert_alike(out, small, AutoModelForSequenceClassification.from_pretrained(out).config.vocab_size, 0.02)
+
+
+def test_an_export_appears_with_its_graphs_or_not_at_all(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And graphs are added to one that is there, whole."""
+    from data import UserError
+    from distill.prediction import onnx
+
+    def stopped(graph: Path) -> Path:
+        assert not (tmp_path / "student" / "onnx").exists()
+        raise UserError(f"{graph.name}: the disk is full")
+
+    words = ["--model", str(trained / "student"), "--out", str(tmp_path / "student")]
+    monkeypatch.setattr(onnx, "write_int8", stopped)
+    with pytest.raises(UserError, match="the disk is full"):
+        export.main([*words, "--onnx", "int8"])
+    assert not list(tmp_path.iterdir())
+    export.main(words)
+    with pytest.raises(UserError, match="the disk is full"):
+        export.main([*words, "--onnx", "int8"])
+    assert not (tmp_path / "student" / "onnx").exists()
+    export.main([*words, "--onnx"])
+    assert [path.name for path in (tmp_path / "student" / "onnx").iterdir()] == ["model.onnx"]
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
 def test_a_graph_is_of_float32(trained: Path, tmp_path: Path) -> None:
     from data import UserError
 

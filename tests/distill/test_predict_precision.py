@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig, LlamaConfig
 
 from data.errors import UserError
 from data.schema import read_rows
@@ -13,7 +14,10 @@ from distill import load_run, predict
 from distill.config import BackboneConfig
 from distill.export import main as export
 from distill.kernels.linear import parts
+from distill.model import backbone
 from distill.model.held import SINCE, check_card
+from distill.model.served import check_own_head
+from distill.runs import saved
 from distill.runs.loaded import predict_rows
 from distill.runs.saved import Access, identity, read_saved
 from ensemble.solvers.numbers import cross_entropy
@@ -39,8 +43,8 @@ def kinds(model):
     }
 
 
-def losses(saved, rows):
-    logits = predict_rows(saved, rows)
+def losses(run, rows):
+    logits = predict_rows(run, rows)
     return logits, cross_entropy(softmax(logits.mean(axis=1)), rows.targets)
 
 
@@ -112,15 +116,15 @@ def test_products_that_a_base_is_not_held_for_are_refused(plain, access, words):
     ],
 )
 def test_a_card_without_such_products_is_told_of_before_anything_is_loaded(monkeypatch, config, words):
-    backbone = BackboneConfig(path="x", **config)
-    check_card(backbone, "run")
+    asked = BackboneConfig(path="x", **config)
+    check_card(asked, "run")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "P100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
     with pytest.raises(UserError, match=f"run: {words}"):
-        check_card(backbone, "run")
+        check_card(asked, "run")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: SINCE["fp8"])
-    check_card(backbone, "run")
+    check_card(asked, "run")
 
 
 def test_the_commands_choices_are_those_of_training(capsys):
@@ -130,3 +134,44 @@ def test_the_commands_choices_are_those_of_training(capsys):
     assert shown is not None
     choices = BackboneConfig.__dataclass_fields__["compute"].metadata["choices"]
     assert tuple(shown[1].split(",")) == choices
+
+
+def test_a_card_without_a_runs_products_exports_it_all_the_same(trained, tmp_path, monkeypatch):
+    def refused(config, where, *remedies):
+        raise UserError(f"{where}: needs a card")
+
+    for module in (saved, backbone):
+        monkeypatch.setattr(module, "check_card", refused)
+    with pytest.raises(UserError, match="needs a card"):
+        read_saved(trained / "llama")
+    export(["--model", str(trained / "llama"), "--average", "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [({"compute": "fp8"}, "predict with --compute auto"), ({"precision": "fp8"}, "distill.export it, and")],
+)
+def test_what_to_do_on_such_a_card_is_what_a_run_can_do(monkeypatch, config, words):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    with pytest.raises(UserError, match=f"run: .*A100 has none: {words}"):
+        check_card(BackboneConfig(path="x", **config), "run", saved.ELSEWHERE)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "words"),
+    [
+        (BertConfig, {}, r"run: runs in padded batches \(bert\), and --precision int8 is for decoders"),
+        (LlamaConfig, {"packed": False}, r"run: runs in padded batches \(llama\)"),
+        (LlamaConfig, {"head": "tokens"}, "run: reads its language model's own logits"),
+    ],
+)
+def test_8_bits_are_refused_by_the_files_alone(config, changes, words, tmp_path):
+    config().save_pretrained(tmp_path)
+    place = str(tmp_path)
+    with pytest.raises(UserError, match=words):
+        check_own_head(BackboneConfig(path=place, precision="bf16", **changes), place, "run", "int8")
+    LlamaConfig().save_pretrained(tmp_path)
+    check_own_head(BackboneConfig(path=place, precision="bf16"), place, "run", "int8")
