@@ -42,6 +42,8 @@ def test_a_tutorial_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
     assert TUTORIALS[name] in printed, printed
     assert "error:" not in printed, printed
+    assert "is not read here" not in printed, printed
+    assert "in_sample out-of-fold" not in printed, printed
 
 
 @pytest.mark.parametrize("path", EVERY, ids=lambda path: path.stem)
@@ -107,6 +109,7 @@ def test_runs(path: Path, members: int, tmp_path: Path, monkeypatch: pytest.Monk
     ).execute()
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert not members or f"folds: {run} (" in printed or f"folds: {run}\n" in printed, printed
     assert ("teacher-0, teacher-1" if members else "member 1, member 2, member 3") in printed
     assert not [output for output in outputs if output.get("name") == "stderr"]
     assert any("image/png" in output.get("data", {}) for output in outputs)

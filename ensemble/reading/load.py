@@ -28,6 +28,7 @@ from ensemble.reading.members import (
 )
 from ensemble.reading.problem import Problem
 from ensemble.reading.refusals import refuse_member_as_labels, refuse_odd_name, refuse_other_data
+from ensemble.reading.stores import data_of
 
 
 def load_problem(
@@ -185,11 +186,11 @@ def _shared_classes(paths: list[Path]) -> Classes | None:
 
 
 def _made_from(store: Member | None, required: bool) -> Path | None:
-    """The data that a store's manifest names, where they are; a relative path may start at the store."""
+    """The data that a store's manifest names, where they are."""
     if store is None or not (store.manifest or {}).get("data"):
         return None
     stated = str((store.manifest or {})["data"])
-    place = next((place for place in (store.path / stated, Path(stated)) if place.exists()), None)
+    place = data_of(store.path, stated)
     if place is None and required:
         raise UserError(f"{store.path}: was made from {stated}, which is not there; give --labels or --data")
     return place

@@ -1,7 +1,11 @@
-"""Which of the soft-label stores under a folder are members: one rule for commands and notebooks."""
+"""Which of the soft-label stores under a folder are members, and where the data of one are.
+
+One rule for commands and notebooks.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from data.errors import UserError, listing
@@ -61,3 +65,18 @@ def member_stores(folder: Path) -> tuple[list[str], list[str]]:
         else:
             paths.append(str(path))
     return paths, notes
+
+
+def data_of(store: Path, stated: str) -> Path | None:
+    """Where the data are that a store's manifest states; a relative path may start at the store.
+
+    Returns
+    -------
+    Path or None
+        Without the way through the store and back, where that names the same; none where nothing is there.
+    """
+    place = next((place for place in (store / stated, Path(stated)) if stated and place.exists()), None)
+    if place is None:
+        return None
+    short = Path(os.path.normpath(place))
+    return short if short.exists() and short.samefile(place) else place

@@ -21,6 +21,7 @@ from ensemble.reading.dealing import N_FOLDS, deal
 from ensemble.reading.members import Source, split_name
 from ensemble.reading.problem import Problem
 from ensemble.reading.refusals import refuse_few_rows
+from ensemble.reading.stores import data_of
 from ensemble.sets.long import SetMember, is_of_sets, read_member
 
 
@@ -182,8 +183,7 @@ def _data_of(
     store = next((member for member in members if member.manifest is not None), None)
     place = data
     if place is None and store is not None:
-        stated = str((store.manifest or {}).get("data", ""))
-        place = next((p for p in (store.path / stated, Path(stated)) if stated and p.exists()), None)
+        place = data_of(store.path, str((store.manifest or {}).get("data", "")))
     if place is None:
         if labels is None:
             raise UserError("no labels to score against; give --labels FILE or --data DIR")
