@@ -18,6 +18,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def fetch(path: Path, parts: Sequence[str] | None = None, skip: Sequence[str] = 
     parts : sequence of str, optional
         Bring only the files directly under the address and these directories of it; all, by default.
     skip : sequence of str
-        Directories that are not brought, wherever they are.
+        Names of directories and files that are not brought, wherever they are; patterns of a shell.
     """
     address = address_of(path)
     if address is None:
@@ -174,7 +175,7 @@ def fetch(path: Path, parts: Sequence[str] | None = None, skip: Sequence[str] = 
         seen = _seen(record)
         for name in found:
             relative = name[len(base.rstrip("/")) :].lstrip("/")
-            if set(skip) & set(relative.split("/")[:-1]):
+            if any(fnmatchcase(piece, pattern) for piece in relative.split("/") for pattern in skip):
                 continue
             version, local = fs.ukey(name), target / relative
             if seen.get(relative) == [version, _content(local)]:

@@ -24,10 +24,11 @@ from distill.teaching.teachers import NotYet
 def estimated(
     models: Sequence[ModelSpec], units: Sequence[Unit], rows: Rows, folds: Folds, launcher: str
 ) -> str:
-    """Return the table that ``--dry-run`` prints; nothing is trained, downloaded or written for it.
+    """Return the table that ``--dry-run`` prints; nothing is trained for it.
 
-    The device is the one here; a cluster's cards are not known, and an H200 stands for them. Teachers that
-    are still to be trained are no hindrance, and named below the table.
+    Of what lies on other storage the mirror gets what says how far it is, and no weights. The device is the
+    one here; a cluster's cards are not known, and an H200 stands for them. Teachers that are still to be
+    trained are no hindrance, and named below the table.
 
     Raises
     ------
@@ -36,6 +37,7 @@ def estimated(
     """
     learnt, first = {}, []
     for model in models:
+        model.fetch_records()
         try:
             learnt[model.name] = model.foresee((rows, folds))
         except NotYet as error:

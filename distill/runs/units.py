@@ -38,6 +38,8 @@ from distill.training.trainer import Loss
 
 WEIGHTS = (ADAPTER, BACKBONES)
 """Directories that a student needs nothing of."""
+HEAVY = ("*.safetensors", "checkpoint-*", BACKBONES)
+"""What need not be here to see how far a run is."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,25 @@ class ModelSpec:
 
     def fetch(self) -> None:
         """Bring what the model is made from, where it lies on other storage."""
-        taught = isinstance(self.model, StudentConfig) and not self.teachers
-        fetch_prepared(self.data, stores=taught)
-        if self.model.pretrain.data:
-            fetch_prepared(storage.local_path(self.model.pretrain.data), stores=False)
+        self._fetch_sources(WEIGHTS)
         storage.fetch(self.out.parent / BACKBONES)
+
+    def fetch_records(self) -> None:
+        """Bring what says what the model is made from and how far it is, where it lies on other storage."""
+        self._fetch_sources(HEAVY)
+        storage.fetch(self.out, skip=HEAVY)
+
+    def _fetch_sources(self, skip: Sequence[str]) -> None:
+        taught = isinstance(self.model, StudentConfig) and not self.teachers
+        fetch_prepared(self.data, taught, skip)
+        if self.model.pretrain.data:
+            fetch_prepared(storage.local_path(self.model.pretrain.data), False, skip)
         for teacher in self.teachers:
-            storage.fetch(teacher, skip=WEIGHTS)
+            storage.fetch(teacher, skip=skip)
             if self.leakage == "apart":
-                storage.fetch(derived_path(teacher, "in_sample"), skip=WEIGHTS)
+                storage.fetch(derived_path(teacher, "in_sample"), skip=skip)
             if isinstance(self.model, StudentConfig) and self.model.distill.pseudo_labels is not None:
-                storage.fetch(derived_path(teacher, "fold_mean"), skip=WEIGHTS)
+                storage.fetch(derived_path(teacher, "fold_mean"), skip=skip)
 
     def plan(self, loaded: tuple[Rows, Folds] | None = None) -> Run:
         """Read the rows, unless they are given, and return the run that all of its units share."""
@@ -148,10 +158,10 @@ class ModelSpec:
         return "student", StudentLoss(config), learnt, details
 
 
-def fetch_prepared(path: Path, stores: bool) -> None:
+def fetch_prepared(path: Path, stores: bool, skip: Sequence[str] = WEIGHTS) -> None:
     """Bring prepared data from other storage, with the stores beside them or without."""
     directory = path.parent if path.suffix else path
-    storage.fetch(directory, None if stores else (), skip=WEIGHTS)
+    storage.fetch(directory, None if stores else (), skip=skip)
 
 
 @dataclass(frozen=True)

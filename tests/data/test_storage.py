@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import fsspec
@@ -93,7 +94,9 @@ def test_what_is_not_there_or_not_known_is_named(mirrors, trained):
         teacher_oof.main(["--data", "memory://nothing/at/all"])
 
 
-def test_a_teacher_trains_from_and_to_another_storage(mirrors, tiny_recipe, trained, tmp_path, monkeypatch):
+def test_a_teacher_trains_from_and_to_another_storage(
+    mirrors, tiny_recipe, trained, tmp_path, monkeypatch, capsys
+):
     for name in ("rows.parquet", "folds.parquet"):
         mirrors.pipe(f"/arena/{name}", (trained / name).read_bytes())
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
@@ -102,6 +105,12 @@ def test_a_teacher_trains_from_and_to_another_storage(mirrors, tiny_recipe, trai
     assert mirrors.cat("/stores/llama/oof.parquet") == (trained / "llama" / "oof.parquet").read_bytes()
     assert mirrors.exists("/stores/llama/fold-1/adapter/adapter_model.safetensors")
     assert not [name for name, file in mirrors.store.items() if b"hunter2" in file.getvalue()]
+
+    monkeypatch.setenv("DISTILLSTACK_SCRATCH", str(tmp_path / "another machine"))
+    capsys.readouterr()
+    assert teacher_oof.main([*command, "--out", "memory://stores", "--dry-run"]) == 0
+    assert re.findall(r"^llama/fold-\d .* finished$", capsys.readouterr().out, re.M)
+    assert not list((tmp_path / "another machine").rglob("*.safetensors"))
 
     rows = tmp_path / "rows"
     prepare(simulate_arena(ArenaConfig(n_rows=24, seed=9)), rows, n_folds=2)

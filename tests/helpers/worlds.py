@@ -186,6 +186,13 @@ CASES = [
         pairs=(f"distill.predict --model data/llama --data new.csv {TABLE} --out out.csv",),
     ),
     Case(
+        "predict with several",
+        f"distill.predict --model data/llama data/student --data new.csv {TABLE} --out out",
+        ("data/llama", "data/student", "data/backbones", "new.csv", "columns.yaml"),
+        free=("new.csv",),
+        pairs=(f"distill.predict --model data/llama data/student --data new.csv {TABLE} --out out",),
+    ),
+    Case(
         "predict in shards",
         "distill.predict --model data/student --data data/rows.parquet --out out --shard-rows 8",
         ("data/student", "data/backbones", "data/rows.parquet"),
@@ -228,8 +235,14 @@ CASES = [
         pairs=("distill.export --model data/student --out out",),
     ),
     Case(
+        "export with graphs",
+        "distill.export --model data/student --out out --onnx int8",
+        ("data/student", "data/backbones", *PREPARED),
+        pairs=("distill.export --model data/student --out out --onnx",),
+    ),
+    Case(
         "race",
-        "distill.race --recipe recipe.yaml --data data --looks 2",
+        "distill.race --recipe recipe.yaml --data data --looks 3",
         ("recipe.yaml", *PREPARED),
     ),
     Case(
@@ -383,6 +396,7 @@ TIMED = {
     "metrics.jsonl": rb'.*"train_runtime".*\n|"epoch": .*',
     "look-1.json": rb'"(seconds|peak)": [^,}]+',
     "look-2.json": rb'"(seconds|peak)": [^,}]+',
+    "look-3.json": rb'"(seconds|peak)": [^,}]+',
     "race.html": rb"(?s).*",
 }
 """Files that say how long something took and what memory, and where; the rest of them is compared."""
