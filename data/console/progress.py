@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 Item = TypeVar("Item")
 
@@ -39,7 +39,9 @@ def stage(name: str) -> Iterator[None]:
 
 
 class Lines:
-    """Lines on how far something is, for logs: one a minute at most, none on a terminal.
+    """Lines on how far something is, for logs: one a minute, none on a terminal.
+
+    The minute is the command's: many things that take less, one after another, are told of as well.
 
     Parameters
     ----------
@@ -52,17 +54,22 @@ class Lines:
         Of it, before this start.
     """
 
+    _told: ClassVar[float | None] = None
+    """When the last line was written; at first, when the first of these was made."""
+
     def __init__(self, what: str, total: float | None, unit: str, done: float = 0.0) -> None:
         self.what, self.total, self.unit, self._before = what, total, unit, done
-        self._started = self._told = time.monotonic()
+        self._started = time.monotonic()
+        if Lines._told is None:
+            Lines._told = self._started
         self._quiet = sys.stderr.isatty() or not is_first()
 
     def tell(self, done: float, more: str = "") -> None:
         """Say that so much is done, if a minute has passed since the last line."""
         now = time.monotonic()
-        if self._quiet or now - self._told < EVERY_S:
+        if self._quiet or now - (Lines._told or 0.0) < EVERY_S:
             return
-        self._told = now
+        Lines._told = now
         parts = [
             f"{done:,.0f} of {self.total:,.0f} {self.unit}" if self.total else f"{done:,.0f} {self.unit}"
         ]

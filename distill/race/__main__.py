@@ -9,7 +9,7 @@ to its end from its last checkpoint, in a directory that ``distill.teacher_oof``
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,10 +100,11 @@ def main(argv: Sequence[str]) -> None:
     out = args.out or data_dir / "race"
     rules = Rules(args.looks, args.alpha, args.fold, args.validation_rows, args.budget, args.tune or "")
     with held(out):
-        runs = plan_all(models, rows, folds, data_dir, out, rules)
+        runs = plan_all(models, rows, folds, data_dir, out, rules, tell)
         race = Race([Contestant(r) for r in runs], rows, folds, rules, out)
-        race.claim()
-        race.go(tell=lambda line: print(line, flush=True))
+        for contestant in runs:
+            contestant.claim()
+        race.go(tell)
         race.finish()
         verdict = verdict_of(race)
         page, picture = write_pages(race, verdict)
@@ -112,6 +113,11 @@ def main(argv: Sequence[str]) -> None:
     print()
     print(format_table(DIFFERENCES, difference_lines(race)))
     print(f"\n{verdict}\n{page}\n{picture}")
+
+
+def tell(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
 
 
 def show_probe(models: dict[str, ModelConfig], rows: Rows, folds: Folds, out: Path, most: int) -> None:
@@ -123,7 +129,7 @@ def show_probe(models: dict[str, ModelConfig], rows: Rows, folds: Folds, out: Pa
         raise UserError(f"--probe-rows is {most}; give 0 for all, or more")
     rows, folds = some_rows(rows, folds, most)
     with held(out):
-        found = probe_all(models, rows, folds, out, tell=lambda line: print(line, flush=True))
+        found = probe_all(models, rows, folds, out, tell)
     print()
     print(format_table(PROBED, probe_lines(found, folds)))
     print(
@@ -156,11 +162,20 @@ def choose(recipe: Recipe, names: Sequence[str] | None, where: str) -> dict[str,
 
 
 def plan_all(
-    models: dict[str, ModelConfig], rows: Rows, folds: Folds, data_dir: Path, out: Path, rules: Rules
+    models: dict[str, ModelConfig],
+    rows: Rows,
+    folds: Folds,
+    data_dir: Path,
+    out: Path,
+    rules: Rules,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> list[Run]:
-    """Plan every backbone's run under the declared budget, its learning rate tuned first if asked."""
+    """Plan every backbone's run under the declared budget, its learning rate tuned first if asked.
+
+    ``tell`` is given a line about every rate that was tuned.
+    """
     from distill.losses import label_loss
-    from distill.race.race import refuse_few_steps, share_seconds, share_tokens, with_epochs
+    from distill.race.race import claim, refuse_few_steps, share_seconds, share_tokens, with_epochs
     from distill.race.tuning import tune_lr
     from distill.runs.run import plan_run
 
@@ -180,8 +195,9 @@ def plan_all(
     runs = [plan(name, model) for name, model in models.items()]
     if not rules.budget.startswith("seconds"):  # which may be more steps than the rows are
         refuse_few_steps(runs, rules)  # the whole budget, before any of it is spent
+    claim(out, runs, rules)
     if rules.tune:
-        tuned = [tune_lr(r, rules.fold, out / "tuning" / r.name) for r in runs]
+        tuned = [tune_lr(r, rules.fold, out / "tuning" / r.name, tell) for r in runs]
         runs = [
             plan(r.name, replace(r.model, train=replace(r.model.train, lr=lr)))
             for r, lr in zip(runs, tuned, strict=True)
@@ -211,9 +227,10 @@ def verdict_of(race: Race) -> str:
     )
     nothing = uninformed_loss(race.rows)
     lost = [c.name for c in race.contestants if c.losses[-1].mean() > nothing]
+    rate = "" if race.rules.tune else "a learning rate too high for it, which --tune lr looks for, or of "
     worse = (
-        f" Worse than knowing nothing, {nothing:.4f}: {listing(lost, 9)}; that tells of a learning rate too "
-        "high for it, which --tune lr looks for, or of too few rows, and not of the backbone."
+        f" Worse than knowing nothing, {nothing:.4f}: {listing(lost, 9)}; that tells of {rate}too few rows, "
+        "and not of the backbone."
         if lost
         else ""
     )

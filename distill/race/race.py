@@ -6,6 +6,7 @@ a checkpoint. So a killed race goes on where it was, and the winner is finished 
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from data.errors import UserError
 from data.files import numbers_of, read_json, write_json, write_parquet
 from data.folds import Folds
 from data.schema import Rows
+from data.softlabels import MAY_CHANGE
 from data.softmax import softmax
 from distill.config import ModelConfig
 from distill.model.classifier import Classifier
@@ -29,9 +31,12 @@ from distill.race.intervals import Look, PairedLooks
 from distill.race.meter import Meter, parameters
 from distill.runs.crossfit import fit_part
 from distill.runs.run import Run
+from distill.runs.run_directory import difference
 from distill.training.trainer import predict_logits, train
 from ensemble.solvers.numbers import cross_entropy
 
+RACE = "race.json"
+"""What was asked for, in the directory of a race."""
 BUDGET = re.compile(r"rows|tokens|seconds=(?=[\d.]*[1-9])(\d+\.?\d*|\.\d+)")
 
 
@@ -155,27 +160,6 @@ class Race:
         """Contestants that are still trained."""
         return [i for i, c in enumerate(self.contestants) if c.stopped is None]
 
-    def claim(self) -> None:
-        """Write down the race, or see that the directory holds this very race."""
-        described = {
-            "rules": asdict(self.rules),
-            "contestants": {
-                c.name: c.run.manifest["backbone"] | c.run.manifest["train"] for c in self.contestants
-            },
-            "rows_hash": self.rows.content_hash,
-            "folds_hash": self.folds.content_hash,
-        }
-        path = self.out / "race.json"
-        if path.exists():
-            found = read_json(path, "race")
-            for key, value in described.items():
-                if found.get(key) != value:
-                    raise UserError(f"{self.out}: holds another race: its {key} differ; choose another --out")
-        else:
-            write_json(path, described)
-        for contestant in self.contestants:
-            contestant.run.claim()
-
     def go(self, tell: Callable[[str], None] = lambda _: None) -> None:
         """Train to each look in turn until one contestant is left or the budget is spent.
 
@@ -292,6 +276,36 @@ def refuse_few_steps(runs: Sequence[Run], rules: Rules) -> None:
             raise UserError(
                 f"{run.name}: its budget is {steps} steps, too few for {rules.looks} looks; give fewer "
                 "--looks, more rows or more epochs"
+            )
+
+
+def claim(out: Path, runs: Sequence[Run], rules: Rules) -> None:
+    """Write down what race was asked for, or see that the directory holds this very one.
+
+    Before rates are tuned or paces taken, which are kept there and would serve another race as well.
+
+    Raises
+    ------
+    UserError
+        It holds another; the message names what differs.
+    """
+    described = {
+        "rules": asdict(rules),
+        "contestants": {
+            run.name: {key: value for key, value in run.manifest.items() if key not in MAY_CHANGE}
+            for run in runs
+        },
+    }
+    path = out / RACE
+    if not path.exists():
+        write_json(path, described)
+        return
+    found = read_json(path, "race")
+    wanted = json.loads(json.dumps(described))
+    for key in wanted:
+        if found.get(key) != wanted[key]:
+            raise UserError(
+                f"{out}: holds another race: {difference(key, found, wanted)}; choose another --out"
             )
 
 

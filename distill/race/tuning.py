@@ -14,6 +14,7 @@ pretraining), so what is found is multiplied by the root of the share.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 SHARE = 0.25
 
 
-def tune_lr(run: Run, race_fold: int, out: Path) -> float:
+def tune_lr(run: Run, race_fold: int, out: Path, tell: Callable[[str], None] = lambda _: None) -> float:
     """Return a learning rate by its loss on a fold that the race neither trains nor validates on.
 
     It is :func:`best_rate` of the sweep, times the root of the share of the budget that this trained for.
@@ -41,26 +42,59 @@ def tune_lr(run: Run, race_fold: int, out: Path) -> float:
         The fold the race is validated on; left out here. There are two others or more.
     out : Path
         Keeps every rate's losses; a sweep that was killed goes on.
+    tell : callable
+        Is given a line about what was found, and what it is worth.
 
     Raises
     ------
     UserError
         No rate trained without diverging.
     """
-    done = out / "tuned.json"
+    done, nothing = out / "tuned.json", uninformed_loss(run.rows)
     if done.exists():
-        return float(read_json(done, "tuned rate")["lr"])
+        found = read_json(done, "tuned rate")
+        tell(in_words(run.name, found["lr"], found["tried"], found["fold"], nothing))
+        return float(found["lr"])
     fold = next(f for f in range(run.folds.n_folds) if f != race_fold)
     rates = [run.model.train.lr * factor for factor in FACTORS]
     losses = {lr: _losses(run, {race_fold, fold}, fold, lr, out / f"lr-{lr:g}") for lr in rates}
     means = {lr: float(loss.mean()) for lr, loss in losses.items() if loss is not None}
     tried = {f"{lr:g}": means.get(lr) for lr in rates}
     if not means:
-        raise UserError(f"--tune lr: all of {', '.join(tried)} diverged; give a lower train.lr")
-    found = best_rate(means, uninformed_loss(run.rows))
-    chosen = float(f"{found * SHARE**0.5:.2g}")
+        raise UserError(
+            f"--tune lr: all of {', '.join(tried)} diverged; give a lower train.lr and another --out"
+        )
+    chosen = float(f"{best_rate(means, nothing) * SHARE**0.5:.2g}")
     write_json(done, {"lr": chosen, "tried": tried, "share": SHARE, "fold": fold})
+    tell(in_words(run.name, chosen, tried, fold, nothing))
     return chosen
+
+
+def in_words(name: str, lr: float, tried: Mapping[str, float | None], fold: int, nothing: float) -> str:
+    """Say which rate was taken and from what, and where the sweep cannot know.
+
+    Parameters
+    ----------
+    tried : mapping of str to float or None
+        Mean log-loss by rate; None where it diverged.
+    nothing : float
+        The log-loss of knowing nothing.
+    """
+    losses = {float(rate): loss for rate, loss in tried.items() if loss is not None}
+    shown = ", ".join(
+        f"{rate} " + ("diverged" if loss is None else f"{loss:.4f}") for rate, loss in tried.items()
+    )
+    line = f"{name}: learning rate {lr:g}, by a quarter of the budget at each, scored on fold {fold}: {shown}"
+    if min(losses.values()) >= nothing:
+        return (
+            f"{line}; none of them knows more than nothing ({nothing:.4f}), so that this is a guess: so few "
+            "steps learn too little to tell; give more rows or epochs, or leave --tune out"
+        )
+    rates = [float(rate) for rate in tried]
+    side = {rates[0]: "lower", rates[-1]: "higher"}.get(best_rate(losses, nothing))
+    if side is not None:
+        line += f"; a {side} one than these may be better still: try a {side} train.lr in another --out"
+    return line
 
 
 def best_rate(losses: dict[float, float], nothing: float) -> float:

@@ -228,7 +228,7 @@ class RunDirectory:
         if field not in MAY_CHANGE and found.get(field) != wanted.get(field):
             raise UserError(
                 f"{self.path}: holds another run: its manifest differs in "
-                f"{_difference(field, found, wanted)}; choose another --out, or delete that "
+                f"{difference(field, found, wanted)}; choose another --out, or delete that "
                 "directory to start over"
             )
 
@@ -280,11 +280,11 @@ class RunDirectory:
         write_json(place, manifest)
 
 
-def _difference(field: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def difference(field: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Name the first field, nested ones dotted, in which two manifests differ, with both values."""
     mine, theirs = found.get(field), wanted.get(field)
     if isinstance(mine, dict) and isinstance(theirs, dict):
         for key in sorted(set(mine) | set(theirs)):
             if mine.get(key) != theirs.get(key):
-                return f"{field}.{_difference(key, mine, theirs)}"
+                return f"{field}.{difference(key, mine, theirs)}"
     return f"{field} ({mine} there, {theirs} asked for)"

@@ -14,6 +14,7 @@ from data.console.progress import Lines, progress_of_tokens, stage
 def clock(monkeypatch):
     """A clock that a test sets."""
     now = [0.0]
+    monkeypatch.setattr(Lines, "_told", None)
     monkeypatch.setattr("data.console.progress.time.monotonic", lambda: now[0])
     return now
 
@@ -43,6 +44,14 @@ def test_what_takes_less_than_a_minute_is_silent(clock, capsys):
     for _ in progress.progress(range(5), "reading"):
         clock[0] += 10
     assert capsys.readouterr().err == ""
+
+
+def test_many_short_things_one_after_another_are_told_of_once_a_minute(clock, capsys):
+    for rate in range(9):
+        for _ in progress.progress(range(2), f"rate {rate}"):
+            clock[0] += 10
+    told = capsys.readouterr().err.splitlines()
+    assert [line[6:12] for line in told] == ["rate 3", "rate 6"]
 
 
 def test_loops_and_tokens_tell_too(clock, capsys):

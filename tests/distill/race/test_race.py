@@ -1,6 +1,7 @@
 """The race: one budget, the same rows, a killed race continued, the loser stopped and the winner finished."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from data.files import read_json
 from distill.config import TrainConfig
 from distill.race import __main__ as race
 from distill.race.race import Race, Rules, rates_at_looks, row_losses
-from distill.race.tuning import SHARE, best_rate
+from distill.race.tuning import SHARE, best_rate, in_words
 
 BACKBONES = ["--backbones", "llama", "gemma2"]
 
@@ -206,8 +207,9 @@ def test_budgets_of_tokens_and_seconds(recipe, arena, tmp_path):
     assert one == pytest.approx(two)
     assert runs[1].model.train.epochs < runs[0].model.train.epochs
     assert runs[1].manifest["train"]["epochs"] == runs[1].model.train.epochs
-    timed = race.plan_all(models, rows, folds, arena, tmp_path, Rules(4, budget="seconds=5"))
-    again = race.plan_all(models, rows, folds, arena, tmp_path, Rules(4, budget="seconds=5"))
+    place = tmp_path / "timed"
+    timed = race.plan_all(models, rows, folds, arena, place, Rules(4, budget="seconds=5"))
+    again = race.plan_all(models, rows, folds, arena, place, Rules(4, budget="seconds=5"))
     assert [r.model.train.epochs for r in timed] == [r.model.train.epochs for r in again]  # paced once
     with pytest.raises(UserError, match="budget"):
         race.plan_all(models, rows, folds, arena, tmp_path, Rules(budget="steps"))
@@ -263,6 +265,50 @@ def test_where_no_parabola_fits_the_rate_of_the_least_loss_is_taken():
     assert best_rate({1e-4: 1.0, 2e-4: 0.9, 4e-4: 0.85}, 1.1) == 4e-4  # still falling: none beyond the tried
 
 
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ((0.95, 0.9, 0.88, 0.9, 1.0), r"8e-05 0\.9500, .*0\.0013 1\.0000$"),
+        ((1.1, 1.12, 1.2, 1.3, None), r"0\.0013 diverged; none of them knows more than nothing \(1\.0986\)"),
+        ((0.8, 0.9, 1.0, 1.1, 1.2), "; a lower one than these may be better still"),
+        ((1.0, 0.98, 0.95, 0.9, 0.8), "; a higher one than these may be better still"),
+        ((1.0, 0.98, 0.95, 0.9, None), r"diverged$"),
+    ],
+)
+def test_what_a_sweep_is_worth_is_said(losses, words):
+    tried = dict(zip(("8e-05", "0.00016", "0.00032", "0.00064", "0.0013"), losses, strict=True))
+    line = in_words("llama", 1.5e-4, tried, 1, np.log(3))
+    assert line.startswith(
+        "llama: learning rate 0.00015, by a quarter of the budget at each, scored on fold 1"
+    )
+    assert re.search(words, line), line
+
+
+def test_a_sweep_of_another_request_is_not_taken_up(recipe, arena, tmp_path, capsys):
+    """As of one that was stopped for being slow, and is asked for anew with shorter rows."""
+    from dataclasses import replace
+
+    from data.dataset import load_prepared
+    from distill.race.race import Rules
+    from distill.recipe import load_recipe
+
+    rows, folds = load_prepared(arena)
+    model = load_recipe(str(recipe)).teachers["llama"]
+    model = replace(model, train=replace(model.train, epochs=4))
+    told = []
+    for _ in range(2):
+        race.plan_all({"llama": model}, rows, folds, arena, tmp_path, Rules(tune="lr"), told.append)
+    assert told[0] == told[1]
+    (tmp_path / "tuning" / "llama" / "tuned.json").unlink()
+    shorter = replace(model, encode=replace(model.encode, max_length=64))
+    dearer = replace(model, train=replace(model.train, lr=model.train.lr * 2))
+    for other, field in ((shorter, "llama.truncation.max_length"), (dearer, "llama.train.lr")):
+        with pytest.raises(UserError, match=f"another race: contestants.{field} .*another --out"):
+            race.plan_all({"llama": other}, rows, folds, arena, tmp_path, Rules(tune="lr"))
+    with pytest.raises(UserError, match=r"another race: rules\.budget"):
+        race.plan_all({"llama": model}, rows, folds, arena, tmp_path, Rules(budget="seconds=9"))
+
+
 def test_rates_at_the_looks_are_those_of_the_schedule():
     def rates(schedule, warmup):
         rows = SimpleNamespace(fold=np.arange(120) % 3)
@@ -313,19 +359,20 @@ def test_tuning_asks_for_a_third_fold_before_a_backbone_is_made(recipe, tmp_path
 def test_a_verdict_says_who_is_worse_than_knowing_nothing():
     """A rate too high for one backbone had it end at 1.47, and the verdict spoke of backbones alone."""
 
-    def verdict(*means):
+    def verdict(*means, tune=""):
         look = SimpleNamespace(difference=0.4, low=-1.4, high=2.2, share=1.0)
         contestants = [
             SimpleNamespace(name=name, losses=[np.full(4, mean)], stopped=None)
             for name, mean in zip(("smol", "qwen"), means, strict=True)
         ]
         rows = SimpleNamespace(classes=SimpleNamespace(n=3), sizes=None)
-        rules = SimpleNamespace(alpha=0.05)
+        rules = SimpleNamespace(alpha=0.05, tune=tune)
         given = {"contestants": contestants, "groups": 99, "rows": rows, "rules": rules}
         return race.verdict_of(SimpleNamespace(winner=0, last_look=lambda *_: look, **given))
 
     assert "Worse than knowing nothing, 1.0986: qwen; that tells of a learning rate" in verdict(1.05, 1.47)
     assert "knowing nothing" not in verdict(1.05, 1.09)
+    assert "qwen; that tells of too few rows, and not" in verdict(1.05, 1.47, tune="lr")
 
 
 def test_row_losses_average_the_orders():
