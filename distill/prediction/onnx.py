@@ -88,6 +88,8 @@ def write_onnx(exported: Path) -> Path:
             f"models of type {model.config.model_type} cannot be traced to ONNX ({reason}); leave --onnx out"
         ) from error
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # where on this machine its line of code stands, and who is at home there
     make_directory(path.parent)
     program.save(path)
     return path

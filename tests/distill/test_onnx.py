@@ -48,6 +48,9 @@ def test_an_exported_llama_student(trained: Path, tmp_path: Path, capsys: pytest
     config = AutoModelForSequenceClassification.from_pretrained(out).config
     assert config.model_type == "llama"
     assert_alike(out, graph, config.vocab_size)
+    for file in (graph, small):  # which are given away
+        assert b"distill/prediction" not in file.read_bytes()
+        assert b"site-packages" not in file.read_bytes()
     assert small.stat().st_size < graph.stat().st_size
     assert_alike(out, small, config.vocab_size, atol=0.02)
     rows = load_prepared(trained)[0].take(np.arange(3))
