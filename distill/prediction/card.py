@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from data.candidates import CANDIDATES
 from data.encoding.encode import Encoder
 from data.encoding.template import PARTS
+from data.errors import listing
 from data.folds import Folds
 from data.ids import align
 from data.schema import Classes, Rows
@@ -174,7 +175,7 @@ def model_card(
         (
             "One number for each candidate of a row"
             if sets
-            else f"A classifier of {', '.join(manifest['classes'])}"
+            else f"A classifier of {listing(manifest['classes'], 99)}"
         )
         + f": {made_of}, merged into one plain model.",
         "",
@@ -220,7 +221,7 @@ def model_card(
     if before := manifest.get("pretrain"):
         lines.append(
             f"- before: trained on other rows ({before['rows_hash'][:12]}) of classes "
-            f"{', '.join(before['classes'])}, whose head is discarded"
+            f"{listing(before['classes'], 99)}, whose head is discarded"
         )
     if averaged := manifest.get("averaged"):
         names = ", ".join(str(one["name"]) for one in averaged)

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.encoding.encode import Encoder, Truncation, pad_token_id
 from data.encoding.template import recorded_template
-from data.errors import UserError
+from data.errors import UserError, listing
 from data.files import sha256_text
 from data.frames import Frame, as_file
 from data.schema import Rows
@@ -231,8 +231,8 @@ def examples_of(saved: SavedModel, rows: Rows, tokenizer: Any = None) -> Example
         )
     if not saved.classes.suit(rows.classes):
         raise UserError(
-            f"{saved.path}: was trained on classes {', '.join(saved.classes.names)}; "
-            f"the rows have {', '.join(rows.classes.names)}"
+            f"{saved.path}: was trained on classes {listing(saved.classes.names, 12)}; "
+            f"the rows have {listing(rows.classes.names, 12)}"
         )
     tokenizer = tokenizer or checked_tokenizer(saved)
     template = recorded_template(saved.manifest["template"], saved.path)

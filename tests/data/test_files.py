@@ -200,6 +200,8 @@ def test_file_hash_sees_names_and_bytes(tmp_path: Path) -> None:
 def test_listing_counts_what_it_leaves_out() -> None:
     assert listing([1, 2], 2) == "1, 2"
     assert listing(range(7), 5) == "0, 1, 2, 3, 4 and 2 more"
+    assert listing(["not generated", "generated", "a,b", ""]) == "'not generated', generated, 'a,b', ''"
+    assert listing(["not b (fold 1)"], names=False) == "not b (fold 1)"
 
 
 def test_a_byte_changed_in_a_parquet_file_is_noticed(tmp_path: Path) -> None:
