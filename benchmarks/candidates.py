@@ -21,12 +21,13 @@ from pathlib import Path
 import numpy as np
 from pyarrow import csv
 
+from data.classes import Classes
 from data.classroom import simulate_classroom
 from data.console.command import format_table
 from data.dataset import prepare
 from data.folds import Folds, make_folds, write_folds
 from data.ids import align
-from data.schema import Classes, Rows, make_rows, write_rows
+from data.schema import Rows, make_rows, write_rows
 from data.sources.misconceptions import QUESTION
 from data.sources.read import read_source
 from distill import cross_fit

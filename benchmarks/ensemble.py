@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.ensemble_peers import autogluon_greedy, likelihoods_of, slsqp
 from benchmarks.greedy import greedy_weights
-from data.schema import Classes
+from data.classes import Classes
 from data.softmax import softmax
 from ensemble.methods.base import Blender
 from ensemble.methods.blend import EqualMean, GeometricMean, SimplexBlend

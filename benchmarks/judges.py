@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.classes import PREFERENCE
 from data.ids import places
-from data.schema import PREFERENCE
 from data.softmax import softmax
 from ensemble.methods.pool import LogPool
 from ensemble.reading.fresh import read_fresh

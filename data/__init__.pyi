@@ -1,11 +1,11 @@
 from data.arena import ArenaConfig as ArenaConfig
 from data.arena import simulate_arena as simulate_arena
+from data.classes import Classes as Classes
 from data.dataset import load_prepared as load_prepared
 from data.errors import UserError as UserError
 from data.folds import Folds as Folds
 from data.folds import make_folds as make_folds
 from data.prepare import prepare_rows as prepare_rows
-from data.schema import Classes as Classes
 from data.schema import Rows as Rows
 from data.softlabels import SoftLabels as SoftLabels
 from data.softlabels import read_store as read_store

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.arena_text import Dice, Quality, Request, write_request, write_response
+from data.classes import PREFERENCE
 from data.errors import UserError
-from data.schema import PREFERENCE, Rows, make_rows
+from data.schema import Rows, make_rows
 
 SOURCE = "simulated arena"
 CONTESTANTS = {

@@ -11,8 +11,8 @@ import math
 import re
 from collections.abc import Collection
 
+from data.classes import Classes
 from data.errors import UserError, brief, listing
-from data.schema import Classes
 
 MISSING = ("", "na", "nan", "none", "null")
 """How an unlabelled cell is written, in any letter case, where no class is called so."""

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.candidates import CANDIDATES
+from data.classes import Classes
 from data.errors import UserError, brief, listing
 from data.files import read_json, read_parquet, require_columns, sha256_text, write_parquet
 from data.ids import places
-from data.schema import Classes
 from data.set_logits import long_table, read_long
 from data.softmax import softmax
 

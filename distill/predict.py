@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> int:
     check_models(args.model or args.cascade)
     sharded = in_shards(args)
     targets = [] if sharded else output_files(args.out, args.model or args.cascade[:1])
-    from data.schema import refuse_candidates
+    from data.classes import refuse_candidates
     from data.sources.plan import read_column_map
     from distill.processes import held, join_others, on_first
     from distill.runs.loaded import check_finite, predict_rows, probabilities, rows_for

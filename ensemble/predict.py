@@ -19,7 +19,8 @@ from data.ids import places
 if TYPE_CHECKING:
     import numpy as np
 
-    from data.schema import Classes, Rows
+    from data.classes import Classes
+    from data.schema import Rows
     from ensemble.methods.base import Blender
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from data.classes import Classes
 from data.errors import UserError, brief, listing
 from data.files import read_json, sha256_files, sha256_text, write_json, write_text
-from data.schema import Classes, Rows
+from data.schema import Rows
 from ensemble.methods import catalogue  # noqa: F401 (a stack may hold any of its kinds)
 from ensemble.methods.base import Blender, from_dict
 from ensemble.methods.model_text import checked_model

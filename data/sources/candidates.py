@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.candidates import CANDIDATES
+from data.classes import place_classes
 from data.errors import UserError, brief, listing
 from data.ids import id_column
 from data.labels import cell_text, is_missing
-from data.schema import Rows, make_rows, place_classes
+from data.schema import Rows, make_rows
 from data.sources.clean import TEXT_TURNS, clean_text
 from data.sources.formats import SourceOptions, source_format
 from data.sources.open import Columns, Table

@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from data.classes import PREFERENCE_NO_TIE
 from data.errors import UserError, brief, listing
 from data.ids import id_column
-from data.schema import PREFERENCE_NO_TIE, Rows, make_rows
+from data.schema import Rows, make_rows
 from data.sources.clean import DEALT, clean_text
 from data.sources.formats import SourceOptions, source_format
 from data.sources.messages import read_turns

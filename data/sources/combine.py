@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.candidates import CANDIDATES
+from data.classes import PREFERENCE, Classes, label_type
 from data.errors import UserError, brief, listing
 from data.ids import refuse_repeated
-from data.schema import PREFERENCE, Classes, Rows, label_type, with_usual_types
+from data.schema import Rows, with_usual_types
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -5,10 +5,11 @@ Each row holds one conversation a model as a list of messages, and a winner.
 
 from __future__ import annotations
 
+from data.classes import PREFERENCE
 from data.errors import UserError, brief
 from data.labels import BOTH_BAD as BOTH_BAD_NAMES
 from data.labels import cell_text, winner_index
-from data.schema import PREFERENCE, Rows, make_rows
+from data.schema import Rows, make_rows
 from data.sources.clean import BOTH_BAD
 from data.sources.formats import source_format
 from data.sources.messages import read_turns

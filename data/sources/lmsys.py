@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
+from data.classes import PREFERENCE
 from data.errors import UserError, brief
-from data.schema import PREFERENCE, Rows, make_rows
+from data.schema import Rows, make_rows
 from data.sources.clean import PLAIN_TEXTS, Cleaning, clean_turns
 from data.sources.formats import SourceOptions, source_format
 from data.sources.open import Columns, Table

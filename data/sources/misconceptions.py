@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from data.candidates import CANDIDATES
+from data.classes import place_classes
 from data.errors import UserError, brief, listing
 from data.labels import cell_text, is_missing
-from data.schema import Rows, make_rows, place_classes
+from data.schema import Rows, make_rows
 from data.sources.clean import clean_text
 from data.sources.formats import SourceOptions, source_format
 from data.sources.open import Columns, Table

@@ -6,9 +6,10 @@ import re
 
 import numpy as np
 
+from data.classes import PREFERENCE
 from data.errors import UserError, brief
 from data.labels import cell_text
-from data.schema import PREFERENCE, Rows, make_rows
+from data.schema import Rows, make_rows
 from data.sources.clean import TIED_VOTES, clean_turns
 from data.sources.formats import source_format
 from data.sources.open import Columns

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.classes import Classes
 from data.errors import UserError, brief, listing
-from data.schema import Classes
 from data.sources.clean import Cleaning, clean_text, clean_turns, is_utf8
 from data.sources.open import Columns, Table
 

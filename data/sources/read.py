@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.classes import CLASSES_KEY
 from data.console.progress import progress
 from data.errors import UserError
 from data.ids import refuse_repeated
 from data.labels import refuse_counting
-from data.schema import CLASSES_KEY, ID_KEY, Rows, read_rows
+from data.schema import ID_KEY, Rows, read_rows
 from data.sources import (  # noqa: F401  they register
     candidates,
     chosen,

@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from data.classes import MAX_CLASSES, PREFERENCE, PREFERENCE_NO_TIE, Classes
 from data.errors import UserError, brief, listing
 from data.ids import id_column
 from data.labels import BOTH_BAD, cell_text, is_missing, refuse_counting
-from data.schema import MAX_CLASSES, PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows, make_rows
+from data.schema import Rows, make_rows
 from data.sources.clean import TEXT_TURNS
 from data.sources.formats import SourceOptions, source_format
 from data.sources.open import Columns, Table

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 
+from data.classes import PREFERENCE
 from data.errors import UserError, brief
-from data.schema import PREFERENCE, Rows, make_rows
+from data.schema import Rows, make_rows
 from data.sources.clean import RATED_TIES, UNPAIRED
 from data.sources.formats import SourceOptions, source_format
 from data.sources.messages import read_content, read_turns

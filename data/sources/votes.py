@@ -6,9 +6,10 @@ import json
 
 import numpy as np
 
+from data.classes import PREFERENCE, Classes
 from data.errors import UserError, brief, listing
 from data.labels import BOTH_BAD, LabelReader, cell_text, is_missing, winner_index
-from data.schema import PREFERENCE, SUM_TOLERANCE, Classes
+from data.schema import SUM_TOLERANCE
 from data.sources.clean import BOTH_BAD_TIES, MISSING_LABELS, SOFT_VOTES
 from data.sources.open import Columns
 from data.sources.place import Place, require

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from data.schema import PREFERENCE_NO_TIE, Rows, make_rows
+from data.classes import PREFERENCE_NO_TIE
+from data.schema import Rows, make_rows
 from data.sources.formats import source_format
 from data.sources.open import Columns, Table
 from data.sources.place import TEXTS, Place, require

@@ -67,8 +67,8 @@ def main(argv: Sequence[str]) -> int:
     if args.predict_ids is not None and args.ids is None:
         raise UserError("--predict-ids needs --ids: the two are compared")
     if args.cost and args.data is not None:
+        from data.classes import refuse_candidates
         from data.dataset import load_prepared
-        from data.schema import refuse_candidates
 
         classes = load_prepared(args.data)[0].classes
         refuse_candidates(classes, f"{args.data}: --cost", "without --data it is that of the simulated arena")

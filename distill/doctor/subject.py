@@ -17,13 +17,14 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from data.classes import PREFERENCE, Classes
 from data.console.remote_code import in_words, refused, remote_code_allowed
 from data.dataset import load_prepared
 from data.encoding.tokenizer import load_tokenizer
 from data.errors import UserError, listing
 from data.files import read_json, read_parquet
 from data.folds import Folds
-from data.schema import PREFERENCE, Classes, Rows, read_rows
+from data.schema import Rows, read_rows
 from data.softlabels import SoftLabels, classes_of, is_store, read_manifest, read_store
 from distill.architectures import Architecture, architecture
 from distill.config import ModelConfig, StudentConfig

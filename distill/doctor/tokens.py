@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from data.candidates import CANDIDATES
+from data.classes import PREFERENCE, Classes, place_classes
 from data.encoding.encode import Encoder, Truncation, opens_turns, pad_token_id, tokenizer_hash
 from data.encoding.plain_text import special_ids
 from data.encoding.template import Template, recorded_template
-from data.schema import PREFERENCE, Classes, Rows, make_rows, place_classes
+from data.schema import Rows, make_rows
 from distill.doctor.finding import Finding, check, failed, passed, warned
 from distill.doctor.small import TEXT
 from distill.doctor.subject import SPECIAL_IDS, Subject, read_ids

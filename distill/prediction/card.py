@@ -9,12 +9,13 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from data.candidates import CANDIDATES
+from data.classes import Classes
 from data.encoding.encode import Encoder
 from data.encoding.template import PARTS
 from data.errors import listing
 from data.folds import Folds
 from data.ids import align
-from data.schema import Classes, Rows
+from data.schema import Rows
 from data.softlabels import SoftLabels
 from ensemble.scoring.bootstrap import bootstrap
 from ensemble.scoring.ranking import METRICS, row_metrics

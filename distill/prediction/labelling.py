@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.classes import classes_of
 from data.console.remote_code import allow_remote_code, remote_code_allowed
 from data.errors import UserError
 from data.ids import refuse_repeated_batches
-from data.schema import HASHED, Rows, classes_of, validate
+from data.schema import HASHED, Rows, validate
 from data.shards import (
     Shard,
     ShardPlan,

@@ -70,7 +70,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
-    from data.schema import refuse_candidates
+    from data.classes import refuse_candidates
     from distill.processes import held, stand_alone
     from distill.recipe import load_recipe
 

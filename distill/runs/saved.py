@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from data.classes import Classes
 from data.encoding.encode import tokenizer_hash
 from data.errors import UserError, listing
 from data.files import read_json, sha256_files, sha256_text
-from data.schema import Classes
 from data.softlabels import MANIFEST, classes_of, read_manifest, run_hash
 from distill.config import (
     CONFIG,

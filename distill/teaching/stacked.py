@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.classes import place_classes, refuse_candidates
 from data.errors import UserError
 from data.files import read_parquet, require_columns
-from data.schema import place_classes, refuse_candidates
 from data.softlabels import SoftLabels
 from ensemble.saved import BOUND, STACK, classes_of, load_stack
 

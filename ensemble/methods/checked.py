@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from data.classes import Classes
 from data.errors import UserError, listing
 from data.frames import is_frame
 from data.labels import LabelReader
-from data.schema import SUM_TOLERANCE, Classes
+from data.schema import SUM_TOLERANCE
 from ensemble.reading.columns import DUST
 from ensemble.reading.fresh import joined
 from ensemble.reading.given import members_given, named_members

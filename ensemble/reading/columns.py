@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.classes import PREFERENCE, PREFERENCE_NO_TIE, RESERVED, Classes
 from data.errors import UserError, brief, listing
 from data.frames import PANDAS_INDEX
 from data.ids import id_column, refuse_repeated
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, RESERVED, SUM_TOLERANCE, Classes
+from data.schema import SUM_TOLERANCE
 
 if TYPE_CHECKING:
     import pyarrow as pa

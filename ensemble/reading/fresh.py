@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.classes import Classes
 from data.errors import UserError, listing
 from data.ids import places
-from data.schema import Classes
 from ensemble.reading.maps import JudgeMap
 from ensemble.reading.members import Member, load_member, onto_common, split_name
 

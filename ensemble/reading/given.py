@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.classes import Classes
 from data.errors import UserError, listing
 from data.frames import as_table, is_frame, numbered
 from data.ids import align
-from data.schema import Classes
 from ensemble.reading.columns import check_ids, check_probabilities
 from ensemble.reading.labels import Labels, labels_in, load_labels
 from ensemble.reading.members import Member, load_member, member_of, name_of

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.classes import Classes
 from data.folds import Folds
 from data.frames import is_frame
 from data.ids import places
 from data.labels import cell_text, is_missing
-from data.schema import Classes
 from ensemble.reading.dealing import N_FOLDS
 from ensemble.reading.given import by_row, labels_given, members_given
 from ensemble.reading.join import join_members

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.classes import PREFERENCE, PREFERENCE_NO_TIE, Classes
 from data.errors import UserError, brief, listing
 from data.labels import BOTH_BAD, cell_text, is_missing
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes
 from ensemble.reading.columns import class_columns, number_column
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.classes import PREFERENCE, PREFERENCE_NO_TIE, Classes
 from data.errors import UserError, listing
 from data.files import read_table
 from data.labels import WINNERS, LabelReader, cell_text, winner_index
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows
+from data.schema import Rows
 from ensemble.reading.columns import class_columns, number_column, read_ids, read_probabilities
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data.classes import PREFERENCE, PREFERENCE_NO_TIE, Classes, classes_of
 from data.dataset import ROWS, load_prepared
 from data.errors import UserError, listing
 from data.files import readable_parquet, refuse_impossible, table_columns
 from data.folds import FOLDS, read_folds
 from data.ids import places
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, classes_of
 from data.softlabels import check_joinable
 from ensemble.reading.columns import infer_classes
 from ensemble.reading.join import join_members

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.classes import PREFERENCE, PREFERENCE_NO_TIE, Classes, place_classes, refuse_candidates
 from data.errors import UserError, brief, listing
 from data.files import read_json, read_table, readable_parquet, refuse_impossible, sha256_text, table_columns
 from data.ids import id_column, places
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, place_classes, refuse_candidates
 from data.shards import KEY, key_of
 from ensemble.reading.arrays import read_array
 from ensemble.reading.columns import (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.classes import Classes
 from data.errors import UserError, listing
-from data.schema import Classes
 from data.softmax import softmax
 from ensemble.solvers.designs import SharedDesign
 from ensemble.solvers.newton import SoftmaxProblem, minimise

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from data.classes import Classes
 from data.errors import UserError, listing
-from data.schema import Classes, Rows
+from data.schema import Rows
 from ensemble.reading.judges import Judge
 from ensemble.reading.maps import mapped
 from ensemble.reading.members import Source

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data.classes import PREFERENCE, PREFERENCE_NO_TIE, Classes
 from data.errors import UserError, brief, listing
 from data.folds import Folds
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows
+from data.schema import Rows
 from ensemble.reading.columns import as_number
 from ensemble.reading.labels import Labels
 from ensemble.reading.members import Member

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from data.classes import Classes
 from data.errors import UserError, brief, listing
 from data.files import read_json, write_json
-from data.schema import Classes
 from ensemble.methods.blend import SimplexBlend
 from ensemble.methods.temperature import LEAST_T, MOST_T
 from ensemble.reading.maps import JudgeMap

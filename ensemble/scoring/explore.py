@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data.schema import PREFERENCE, Classes
+from data.classes import PREFERENCE, Classes
 from data.softmax import softmax
 from ensemble.reading.load import load_problem
 from ensemble.reading.problem import Problem

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from data.classes import place_classes
 from data.dataset import load_prepared
 from data.errors import UserError, brief, listing
 from data.files import read_table, sha256_text
 from data.folds import Folds, read_folds
 from data.ids import places
 from data.labels import cell_text, is_missing
-from data.schema import Rows, place_classes
+from data.schema import Rows
 from data.softlabels import check_joinable, second_order_leak
 from ensemble.reading.columns import read_ids
 from ensemble.reading.dealing import N_FOLDS, deal

@@ -11,7 +11,8 @@ import pytest
 from benchmarks import pretrained_parts
 from benchmarks.pretrained_parts import collect, restore
 from benchmarks.pretrained_scores import Judge, calibration_error
-from data.schema import PREFERENCE, make_rows
+from data.classes import PREFERENCE
+from data.schema import make_rows
 
 
 def test_a_home_travels_in_parts_without_the_teachers_weights(

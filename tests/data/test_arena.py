@@ -25,10 +25,11 @@ from data.arena_text import (
     write_request,
     write_response,
 )
+from data.classes import PREFERENCE
 from data.errors import UserError
 from data.folds import make_folds
 from data.groups import group_prompts
-from data.schema import PREFERENCE, Rows, validate
+from data.schema import Rows, validate
 
 WORTHS = hnp.arrays(np.float64, (4, 2), elements=st.floats(-30, 30))
 

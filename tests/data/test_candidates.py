@@ -11,6 +11,7 @@ from pyarrow import csv
 from small_tokenizers import small_tokenizer
 
 from data.candidates import ABSENT, set_rows
+from data.classes import PREFERENCE, Classes, place_classes
 from data.classroom import simulate_classroom
 from data.dataset import check_prepared, load_prepared
 from data.encoding.encode import Encoder, Truncation, candidate_rows
@@ -20,7 +21,7 @@ from data.encoding.template import Template
 from data.errors import UserError
 from data.files import write_parquet
 from data.prepare import prepare_rows
-from data.schema import PREFERENCE, Classes, describe_file, make_rows, place_classes, read_rows, write_rows
+from data.schema import describe_file, make_rows, read_rows, write_rows
 from data.softlabels import CONTENT, MADE_BY, SoftLabels, read_logits, write_logits
 from data.softmax import softmax
 from data.sources.formats import SourceOptions

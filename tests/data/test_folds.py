@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from data.classes import PREFERENCE
 from data.dataset import sources_of
 from data.errors import UserError
 from data.files import write_parquet
@@ -24,7 +25,7 @@ from data.folds import (
     write_folds,
 )
 from data.groups import Near, group_prompts, normalise_prompt
-from data.schema import PREFERENCE, Rows, make_rows, with_usual_types
+from data.schema import Rows, make_rows, with_usual_types
 
 
 def rows_with(prompts: list[str], labels: list[int | None]) -> Rows:

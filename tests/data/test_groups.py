@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.classes import PREFERENCE
 from data.errors import UserError
 from data.groups import (
     SHINGLE,
@@ -17,7 +18,7 @@ from data.groups import (
     shared_prompts,
     shingle_hashes,
 )
-from data.schema import PREFERENCE, Rows, make_rows
+from data.schema import Rows, make_rows
 
 LONG = "Write a short story about a lighthouse keeper who finds a message in a bottle on the beach"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from data.classes import RESERVED, Classes
 from data.errors import UserError
 from data.labels import LabelReader, winner_index
-from data.schema import RESERVED, Classes
 
 
 @pytest.mark.parametrize("cell", [None, "", " ", float("nan"), "NaN", "NA", "nan", "None", "null"])

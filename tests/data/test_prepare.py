@@ -15,12 +15,13 @@ import pytest
 from tables import STORY, distinct, hash_word, tokenizer_file, write_table
 
 from data.arena import ArenaConfig, simulate_arena
+from data.classes import Classes
 from data.dataset import load_prepared, prepare
 from data.errors import UserError
 from data.files import locked, sha256_files
 from data.folds import Folds, read_folds, write_folds
 from data.prepare import main
-from data.schema import Classes, Rows, read_rows, write_rows
+from data.schema import Rows, read_rows, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["folds.parquet", "manifest.json", "rows.parquet"]

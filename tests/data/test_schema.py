@@ -11,17 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data.classes import PREFERENCE, PREFERENCE_NO_TIE, Classes
 from data.errors import UserError
-from data.schema import (
-    PREFERENCE,
-    PREFERENCE_NO_TIE,
-    Classes,
-    Rows,
-    make_rows,
-    read_rows,
-    validate,
-    write_rows,
-)
+from data.schema import Rows, make_rows, read_rows, validate, write_rows
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 TURNS = st.lists(TEXT, min_size=1, max_size=3)

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from data.classes import PREFERENCE, Classes
 from data.errors import UserError
 from data.files import read_json, read_parquet, write_json, write_parquet
-from data.schema import PREFERENCE, Classes
 from data.softlabels import (
     JOIN_FIELDS,
     MANIFEST,

@@ -13,12 +13,13 @@ import torch
 from pyarrow import csv
 
 from data.candidates import ABSENT
+from data.classes import place_classes
 from data.dataset import load_prepared
 from data.encoding.encode import Encoder, Truncation
 from data.encoding.template import Template
 from data.errors import UserError
 from data.prepare import prepare_rows
-from data.schema import make_rows, place_classes
+from data.schema import make_rows
 from data.softlabels import MANIFEST, OOF, read_store
 from distill import average, cross_fit, load_run, predict, student, teacher_oof
 from distill.config import BackboneConfig, LoraConfig, TinyConfig, TrainConfig

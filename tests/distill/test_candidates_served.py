@@ -10,9 +10,10 @@ import pytest
 from pyarrow import csv
 
 from data.candidates import ABSENT
+from data.classes import place_classes
 from data.dataset import load_prepared
 from data.errors import UserError
-from data.schema import make_rows, place_classes
+from data.schema import make_rows
 from data.softlabels import read_store
 from distill import load_run, predict
 from distill.doctor.__main__ import main as doctor

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from stack_files import CLASSES, write_csv, write_sets
 
+from data.classes import PREFERENCE
 from data.errors import UserError
 from data.files import sha256_text
-from data.schema import PREFERENCE
 from ensemble.methods.blend import SimplexBlend
 from ensemble.methods.catalogue import METHODS, fit_methods
 from ensemble.output import write_result

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from stack_files import CLASSES, prepared, write_csv, write_sets, write_store
 
+from data.classes import PREFERENCE
 from data.errors import UserError
 from data.files import locked
-from data.schema import PREFERENCE
 from ensemble import predict, stack
 from ensemble.output import write_result
 from ensemble.reading.features import NAMES

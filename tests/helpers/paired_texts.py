@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.schema import PREFERENCE, Rows, make_rows
+from data.classes import PREFERENCE
+from data.schema import Rows, make_rows
 from distill.race.probe import texts_of
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data.classes import PREFERENCE
 from data.dataset import load_prepared, prepare
 from data.files import read_json, read_parquet, write_json, write_parquet
-from data.schema import PREFERENCE, Rows, make_rows
+from data.schema import Rows, make_rows
 from data.softlabels import MADE_BY, run_hash, write_logits
 from data.softmax import softmax
 

@@ -8,11 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_tokenizers import KINDS, small_tokenizer
 
+from data.classes import PREFERENCE, Classes
 from data.encoding.encode import Encoder, pad_token_id, tokenizer_hash
 from data.encoding.template import Template
 from data.encoding.truncate import Truncation
 from data.errors import UserError
-from data.schema import PREFERENCE, Classes, make_rows
+from data.schema import make_rows
 from distill.model.tiny import train_tokenizer
 
 TEXTS = ["What is the capital of France?", "Paris is the capital.", "I do not know, sorry."] * 20

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from small_tokenizers import small_tokenizer
 
+from data.classes import PREFERENCE
 from data.encoding.encode import Encoder
 from data.encoding.lengths import cuts, measure, plot
 from data.encoding.template import Template
 from data.encoding.truncate import Truncation
-from data.schema import PREFERENCE, make_rows
+from data.schema import make_rows
 
 
 def rows_of_many_turns(n=40):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from small_tokenizers import KINDS, small_tokenizer
 
+from data.classes import PREFERENCE, Classes
 from data.encoding.encode import Encoder
 from data.encoding.show import explain, show_row
 from data.encoding.template import Template
 from data.encoding.truncate import Truncation
-from data.schema import PREFERENCE, Classes, make_rows
+from data.schema import make_rows
 
 
 def conversation(texts, n=5):

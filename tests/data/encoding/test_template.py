@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from small_tokenizers import small_tokenizer
 
+from data.classes import PREFERENCE
 from data.encoding.encode import Encoder, Truncation
 from data.encoding.template import Template, read_template, template_names
 from data.errors import UserError
-from data.schema import PREFERENCE, make_rows
+from data.schema import make_rows
 
 TURNS = (["Hi", None], ["one"], ["two", "three"])
 LLAMA_CHAT = (

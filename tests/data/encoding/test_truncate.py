@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from small_tokenizers import KINDS, small_tokenizer
 from tokenizers import normalizers
 
+from data.classes import PREFERENCE
 from data.encoding.encode import Encoder
 from data.encoding.plain_text import special_ids
 from data.encoding.template import Template
 from data.encoding.truncate import Truncation, budgets, cut, fit, share_evenly
 from data.errors import UserError
-from data.schema import PREFERENCE, make_rows
+from data.schema import make_rows
 
 length = st.integers(0, 400)
 SPELLED = (

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.classes import PREFERENCE, PREFERENCE_NO_TIE, Classes
 from data.errors import UserError
 from data.files import sha256_text
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes, Rows, make_rows
+from data.schema import Rows, make_rows
 from data.sources.combine import combine, pair_keys
 
 

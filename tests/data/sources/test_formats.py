@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from source_files import arena_100k, write_jsonl
 
+from data.classes import PREFERENCE
 from data.errors import UserError
-from data.schema import PREFERENCE, Rows, make_rows
+from data.schema import Rows, make_rows
 from data.sources.formats import FORMATS, SourceOptions, current_name, source_format
 from data.sources.open import Columns
 from data.sources.place import Place

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from source_files import arena_100k, parts, text, write_jsonl, write_parquet
 
-from data.schema import PREFERENCE
+from data.classes import PREFERENCE
 from data.sources.clean import BOTH_BAD, IMAGES, UNANSWERED
 from data.sources.read import read_source
 

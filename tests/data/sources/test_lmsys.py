@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 from source_files import LMSYS_HEADER, LMSYS_ROWS, write_csv, write_jsonl
 
+from data.classes import PREFERENCE
 from data.errors import UserError
 from data.files import write_parquet
-from data.schema import PREFERENCE
 from data.sources.clean import NULL_TURNS, SURROGATES
 from data.sources.read import read_source
 

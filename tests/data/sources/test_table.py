@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from source_files import write_csv, write_jsonl
 
+from data.classes import PREFERENCE, PREFERENCE_NO_TIE, Classes
 from data.errors import UserError
 from data.files import write_parquet
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes
 from data.sources.clean import SURROGATES
 from data.sources.formats import SourceOptions
 from data.sources.read import read_source

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from source_files import write_parquet
 
-from data.schema import PREFERENCE_NO_TIE
+from data.classes import PREFERENCE_NO_TIE
 from data.sources.formats import SourceOptions
 from data.sources.read import read_source
 

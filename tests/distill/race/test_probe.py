@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from paired_texts import pairs
 
+from data.classes import PREFERENCE
 from data.folds import make_folds
-from data.schema import PREFERENCE, Rows, make_rows
+from data.schema import Rows, make_rows
 from distill.race.probe import length_features, probe, state_features, texts_of
 
 

@@ -9,9 +9,9 @@ import pytest
 from stack_files import change_manifest
 
 from data.arena import ArenaConfig, simulate_arena
+from data.classes import PREFERENCE
 from data.dataset import load_prepared, prepare
 from data.errors import UserError
-from data.schema import PREFERENCE
 from data.softlabels import read_logits, read_store
 from distill import student, teacher_oof
 from distill.config import DistillConfig

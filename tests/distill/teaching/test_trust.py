@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from data.arena import ArenaConfig, simulate_arena
+from data.classes import PREFERENCE
 from data.errors import UserError
 from data.files import write_json
 from data.folds import Folds, make_folds
-from data.schema import PREFERENCE
 from data.softlabels import write_logits
 from distill.config import DistillConfig
 from distill.teaching.lessons import lessons, row_weights

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from stack_files import CLASSES, write_csv, write_sets
 
+from data.classes import Classes
 from data.errors import UserError
-from data.schema import Classes
 from data.softmax import softmax
 from ensemble.lint.suspects import in_sample_suspects, leave_out_suspects
 from ensemble.reading.problem import Problem

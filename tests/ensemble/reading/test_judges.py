@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from stack_files import write_csv, write_sets
 
+from data.classes import PREFERENCE, PREFERENCE_NO_TIE, Classes
 from data.errors import UserError
-from data.schema import PREFERENCE, PREFERENCE_NO_TIE, Classes
 from ensemble.reading.judges import Judge
 from ensemble.reading.load import load_problem
 from ensemble.reading.maps import JudgeMap, cross_fitted, fit_map

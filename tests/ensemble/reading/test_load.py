@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from stack_files import CLASSES, prepared, write_csv, write_sets, write_store
 
+from data.classes import PREFERENCE, Classes
 from data.errors import UserError
 from data.folds import read_folds, write_folds
-from data.schema import PREFERENCE, Classes
 from ensemble.reading.labels import load_labels
 from ensemble.reading.load import load_problem
 from ensemble.reading.members import load_member, split_name

@@ -9,7 +9,7 @@ import pytest
 from stack_files import write_sets
 from tasks import task
 
-from data.schema import Classes
+from data.classes import Classes
 from ensemble.reading.load import load_problem
 from ensemble.reading.oddities import exchanged, odd_members
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from stack_files import CLASSES, competition, prepared, write_csv, write_sets, write_store
 
+from data.classes import PREFERENCE
 from data.errors import UserError
-from data.schema import PREFERENCE, make_rows
+from data.schema import make_rows
 from data.softmax import softmax
 from ensemble.methods.blend import SimplexBlend
 from ensemble.methods.pool import LogPool

@@ -20,7 +20,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 from stack_files import prepared, write_sets, write_store
 
-from data.schema import Classes
+from data.classes import Classes
 from data.softmax import softmax
 from ensemble.methods.base import Blender
 from ensemble.methods.blend import EqualMean, SimplexBlend

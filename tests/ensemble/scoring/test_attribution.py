@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.schema import Classes
+from data.classes import Classes
 from ensemble.methods.blend import SimplexBlend
 from ensemble.reading.problem import Problem
 from ensemble.scoring.bootstrap import bootstrap

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tasks import task
 
-from data.schema import PREFERENCE, Classes
+from data.classes import PREFERENCE, Classes
 from data.softmax import softmax
 from ensemble.methods.base import Blender
 from ensemble.methods.blend import EqualMean

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stack_files import prepared, write_store
 
-from data.schema import Classes
+from data.classes import Classes
 from ensemble.methods.blend import SimplexBlend
 from ensemble.methods.calibrate import TemperatureScaling
 from ensemble.scoring.explore import (

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from stack_files import competition, write_sets
 
+from data.classes import Classes
 from data.errors import UserError
-from data.schema import Classes
 from ensemble.methods.blend import BestSingle, EqualMean, SimplexBlend
 from ensemble.methods.pool import LogPool
 from ensemble.reading.problem import Problem, dealt_again, declare_swap

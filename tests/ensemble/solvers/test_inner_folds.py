@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from data.classes import PREFERENCE
 from data.folds import make_folds
-from data.schema import PREFERENCE, make_rows
+from data.schema import make_rows
 from data.softmax import softmax
 from ensemble.methods.trees import LightGBMStacker
 from ensemble.reading.problem import Problem
