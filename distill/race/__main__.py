@@ -82,6 +82,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--looks must be 3 or more, and --alpha lie between 0 and 1")
     if args.validation_rows < 0:
         raise UserError(f"--validation-rows is {args.validation_rows}; give 0 for all, or more")
+    if args.probe and args.tune:
+        raise UserError(f"--tune {args.tune} is of a race, and --probe trains nothing; leave one of them out")
     rows, folds, data_dir = open_data(args.data, recipe.data)
     if args.probe:
         refuse_candidates(rows.classes, f"{data_dir}: --probe", "race without it")

@@ -332,6 +332,7 @@ def test_rates_at_the_looks_are_those_of_the_schedule():
         ([*BACKBONES, "--validation-rows", "-3"], "--validation-rows is -3"),
         ([*BACKBONES, "--budget", "seconds=0"], "--budget seconds=0: not rows"),
         ([*BACKBONES, "--budget", "seconds=nan"], "--budget seconds=nan: not rows"),
+        ([*BACKBONES, "--probe", "--tune", "lr"], "--tune lr is of a race, and --probe trains nothing"),
         ([*BACKBONES, "--looks", "50"], "8 steps, too few for 50 looks"),
     ],
 )
