@@ -226,7 +226,7 @@ def describe(rows: Rows, folds: Folds, near: Near | None, pin: Collection[str]) 
     return {
         "kind": "data",
         "format": FORMAT,
-        "source": listing(sources, 3),
+        "source": listing(sources, 3, names=False),
         "sources": sources,
         "n_rows": len(rows),
         "classes": list(rows.classes.names),
