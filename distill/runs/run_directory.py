@@ -20,11 +20,13 @@ from data.errors import UserError
 from data.files import sweep, write_json
 from data.folds import Folds
 from data.softlabels import MANIFEST, MAY_CHANGE, OOF, read_manifest
+from data.storage import address_of
 from distill.config import CONFIG, ModelConfig
 from distill.model.files import writing
 from distill.processes import on_first
 from distill.recipe import read_config, save_resolved
 from distill.teaching.teachers import LABELS
+from distill.teaching.trust import TRAINED_ON
 
 FINAL = "final"
 PRETRAIN = "pretrain"
@@ -105,8 +107,19 @@ class Part:
 
     @property
     def trained(self) -> bool:
-        """Whether its weights are there; all processes get the same answer."""
-        return on_first(self.adapter.exists)
+        """Whether its weights are there, whole; all processes get the same answer.
+
+        Sent to another storage file by file they are so when the record has come, which is sent after them.
+        """
+        return on_first(lambda: self.adapter.exists() and (not self._mirrored or self._recorded))
+
+    @property
+    def _mirrored(self) -> bool:
+        return address_of(self.path) is not None
+
+    @property
+    def _recorded(self) -> bool:
+        return (self.path / TRAINED_ON).exists()
 
     def keep(self, save: Callable[[Path], None]) -> None:
         """Have weights saved, whole or not at all, and drop the checkpoints."""
@@ -115,6 +128,8 @@ class Part:
         try:
             with writing(unfinished):
                 save(unfinished)
+            if self._mirrored:  # of what another machine sent in part
+                shutil.rmtree(self.adapter, ignore_errors=True)
             os.replace(unfinished, self.adapter)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

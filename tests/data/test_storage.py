@@ -64,7 +64,7 @@ def test_only_what_changed_is_fetched(mirrors):
 def test_what_proves_a_directory_finished_is_sent_last(mirrors, monkeypatch):
     path = storage.local_path("memory://m/fold-0")
     (path / "adapter").mkdir(parents=True)
-    for name in ("oof.parquet", "adapter/w", "metrics.jsonl", "zebra"):
+    for name in ("oof.parquet", "adapter/w", "trained_on.json", "metrics.jsonl", "zebra"):
         (path / name).write_text(name)
     sent = []
     put = type(mirrors).put_file
@@ -73,7 +73,8 @@ def test_what_proves_a_directory_finished_is_sent_last(mirrors, monkeypatch):
     )
     storage.publish(path)
     assert sent[-1] == "/m/fold-0/oof.parquet"
-    assert len(sent) == 4
+    assert len(sent) == 5
+    assert sent.index("/m/fold-0/trained_on.json") > sent.index("/m/fold-0/adapter/w")
 
 
 def test_what_is_not_there_or_not_known_is_named(mirrors, trained):
@@ -111,6 +112,16 @@ def test_a_teacher_trains_from_and_to_another_storage(
     assert teacher_oof.main([*command, "--out", "memory://stores", "--dry-run"]) == 0
     assert re.findall(r"^llama/fold-\d .* finished$", capsys.readouterr().out, re.M)
     assert not list((tmp_path / "another machine").rglob("*.safetensors"))
+
+    # A machine was lost while it sent a model: another takes it for one that is still to be trained.
+    whole = mirrors.cat("/stores/llama/oof.parquet")
+    for name in ("oof.parquet", *(f"fold-0/{x}" for x in ("oof.parquet", "trained_on.json"))):
+        mirrors.rm(f"/stores/llama/{name}")
+    mirrors.rm("/stores/llama/fold-0/adapter/adapter_model.safetensors")
+    monkeypatch.setenv("DISTILLSTACK_SCRATCH", str(tmp_path / "a third machine"))
+    assert teacher_oof.main([*command, "--out", "memory://stores"]) == 0
+    assert mirrors.cat("/stores/llama/oof.parquet") == whole
+    assert mirrors.exists("/stores/llama/fold-0/adapter/adapter_model.safetensors")
 
     rows = tmp_path / "rows"
     prepare(simulate_arena(ArenaConfig(n_rows=24, seed=9)), rows, n_folds=2)
