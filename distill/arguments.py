@@ -89,6 +89,13 @@ def add_access_arguments(parser: argparse.ArgumentParser, accept: bool = True) -
     add_remote_code_argument(parser)
 
 
+def check_models(paths: Sequence[Path]) -> None:
+    """Refuse models that are not there, before anything is imported or said of where predictions go."""
+    for path in paths:
+        if address_of(path) is None and not path.is_dir():
+            raise UserError(f"--model {path}: no such directory; give that of a finished run or of an export")
+
+
 def access_of(args: argparse.Namespace) -> Access:
     """Return what the command line says of saved models, and allow their code to run where it says so."""
     from distill.runs.saved import Access

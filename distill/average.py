@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 
 from data.console.command import format_table, parser_of, run
 from data.errors import UserError
-from distill.arguments import access_of, add_access_arguments, score_cells, score_line, score_names
+from distill.arguments import (
+    access_of,
+    add_access_arguments,
+    check_models,
+    score_cells,
+    score_line,
+    score_names,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +51,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
+    check_models(args.model)
     from distill.processes import stand_alone
 
     stand_alone("distill.average")

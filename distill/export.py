@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.console.command import format_table, parser_of, run
 from data.errors import UserError, brief
-from distill.arguments import access_of, add_access_arguments
+from distill.arguments import access_of, add_access_arguments, check_models
 
 if TYPE_CHECKING:
     from distill.runs.saved import SavedModel
@@ -57,8 +57,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
+    check_models([args.model])
     from distill.processes import held, stand_alone
-    from distill.runs.saved import EXPORTED, read_saved
 
     stand_alone("distill.export")
     if not LICENCE.fullmatch(args.license):
@@ -72,6 +72,8 @@ def main(argv: Sequence[str]) -> None:
     if args.onnx:
         import onnxruntime  # noqa: F401 (named, where they lack, before anything is written)
         import onnxscript  # noqa: F401
+    from distill.runs.saved import EXPORTED, read_saved
+
     saved = read_saved(args.model, replace(access_of(args), merges=True))
     with held(args.out):
         if any(args.out.iterdir()) and not (args.out / EXPORTED).exists():

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from data.console.command import format_table, parser_of, run
 from data.errors import UserError
-from data.storage import address_of, fetch, is_address, local_path, publish, shown
-from distill.arguments import access_of, add_access_arguments
+from data.storage import fetch, is_address, local_path, publish, shown
+from distill.arguments import access_of, add_access_arguments, check_models
 
 if TYPE_CHECKING:
     import numpy as np
@@ -210,13 +210,6 @@ def predict_in_time(models: Sequence[SavedModel], rows: Rows, out: Path, minutes
         lines.append(f"{found.refused} rows have no finite prediction of {dear}, and keep {models[0].name}'s")
     print("\n".join(lines))
     return 0
-
-
-def check_models(paths: Sequence[Path]) -> None:
-    """Refuse models that are not there, before anything is said of where predictions go."""
-    for path in paths:
-        if address_of(path) is None and not path.is_dir():
-            raise UserError(f"--model {path}: no such directory; give that of a finished run or of an export")
 
 
 def in_shards(args: argparse.Namespace) -> bool:

@@ -14,23 +14,31 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
-from torch import Tensor, distributed
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from data.errors import UserError
 from data.files import locked
 
+if TYPE_CHECKING:
+    import torch
+
 T = TypeVar("T")
+
+for _name in ("torch", "transformers", "accelerate", "peft"):  # missed at once; to import them takes seconds
+    if find_spec(_name) is None:
+        raise ModuleNotFoundError(f"No module named {_name!r}", name=_name)
 
 
 def join_others() -> None:
     """Join the processes that were started with this one; only the first goes on printing."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_distributed():
         return
+    import torch
     from accelerate import PartialState
+
+    import distill.quick  # noqa: F401 - before accelerate imports what it imports quicker
 
     PartialState(cpu=not torch.cuda.is_available())
     atexit.register(_leave)
@@ -53,6 +61,8 @@ def stand_alone(command: str) -> None:
 def _leave() -> None:
     """End together: a process that tears its connections down under another one's feet aborts it."""
     if is_distributed():
+        from torch import distributed
+
         with suppress(RuntimeError):  # another has gone already, for a reason that it has told
             distributed.monitored_barrier(_host_group(), timedelta(seconds=10))
         _host_group.cache_clear()
@@ -60,18 +70,25 @@ def _leave() -> None:
 
 
 def is_distributed() -> bool:
-    """Whether there are other processes."""
-    return distributed.is_available() and distributed.is_initialized()
+    """Whether there are other processes; who has none need not wait for torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def process() -> tuple[int, int]:
     """Return the number of this process, and how many there are."""
-    return (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
+    if not is_distributed():
+        return 0, 1
+    from torch import distributed
+
+    return distributed.get_rank(), distributed.get_world_size()
 
 
 @cache
 def _host_group() -> Any:
     """A group that talks over the hosts' memory, and never waits for a GPU."""
+    from torch import distributed
+
     return distributed.new_group(backend="gloo")
 
 
@@ -83,6 +100,8 @@ def on_first(what: Callable[[], T]) -> T:
     rank, world = process()
     if world == 1:
         return what()
+    from torch import distributed
+
     outcome: list[Any] = [None, None]
     if rank == 0:
         try:
@@ -101,6 +120,8 @@ def gathered(own: T) -> list[T]:
     world = process()[1]
     if world == 1:
         return [own]
+    from torch import distributed
+
     found: list[Any] = [None] * world
     distributed.all_gather_object(found, own, group=_host_group())
     return found
@@ -124,6 +145,9 @@ def lowest(values: Sequence[int]) -> list[int]:
     """Return the least of each value over all processes, without waiting for GPUs."""
     if process()[1] == 1:
         return list(values)
+    import torch
+    from torch import distributed
+
     tensor = torch.tensor(values, dtype=torch.int64)
     distributed.all_reduce(tensor, distributed.ReduceOp.MIN, group=_host_group())
     return tensor.tolist()
@@ -133,6 +157,9 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Add up the processes' gradients in one message a dtype; a missing gradient counts as zeros."""
     if process()[1] == 1:
         return
+    import torch
+    from torch import distributed
+
     kinds: dict[torch.dtype, list[torch.nn.Parameter]] = {}
     for parameter in parameters:
         kinds.setdefault(parameter.dtype, []).append(parameter)
@@ -140,7 +167,7 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
         for parameter in alike:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients: list[Tensor] = [p.grad for p in alike if p.grad is not None]
+        gradients: list[torch.Tensor] = [p.grad for p in alike if p.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         distributed.all_reduce(flat)
         pieces = flat.split([gradient.numel() for gradient in gradients])

@@ -14,8 +14,8 @@ from ensemble.methods.catalogue import SIMPLEST
 from ensemble.reading.features import NAMES
 from ensemble.reading.maps import fit_map
 from ensemble.reading.problem import Problem
-from ensemble.records import begins_with, held_for, versions
-from ensemble.saved import BOUND, FORMAT, STACK, save_stack
+from ensemble.records import BOUND, STACK, begins_with, held_for, versions
+from ensemble.saved import FORMAT, save_stack
 from ensemble.scoring.draws import drawn_pools
 from ensemble.scoring.results import Result, Score, shown_weights
 from ensemble.scoring.verdict import verdict

@@ -14,6 +14,9 @@ from data.errors import UserError
 from data.files import locked, sha256_text
 
 HASH = "content_hash"
+STACK = "stack.json"
+BOUND = ("predictions.parquet", "report.html")
+"""What a stack is written with: ``stack.json`` holds their hashes."""
 _HEAD = 2048
 
 

@@ -23,16 +23,13 @@ from ensemble.methods.model_text import checked_model
 from ensemble.reading.features import row_features
 from ensemble.reading.fresh import Fresh
 from ensemble.reading.maps import JudgeMap
-from ensemble.records import HASH, hash_of
+from ensemble.records import BOUND, HASH, STACK, hash_of
 from ensemble.scoring.draws import interval
 from ensemble.scoring.draws import maps_of as draw_maps
 
-STACK = "stack.json"
 FORMAT = 2
 _TREES = "trees_"
 _TREE_FILE = re.compile(r"lightgbm-[0-9a-f]{16}\.txt")
-BOUND = ("predictions.parquet", "report.html")
-"""What a stack was written with: ``stack.json`` holds their hashes."""
 _KEYS = ("classes", "members", "chosen", "fitted")
 
 

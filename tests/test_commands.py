@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from recipes import ROOT
 from stack_files import change_manifest
 
 import distillstack
@@ -50,6 +51,7 @@ def test_help_is_printed_without_the_heavy_libraries(command):
         (["distill.student", "--data", "nowhere"], "nowhere"),
         (["distill.predict", "--model", "nowhere", "--data", "x.csv", "--out", "y.csv"], "nowhere"),
         (["distill.average", "--model", "nowhere", "--out", "there"], "nowhere"),
+        (["distill.export", "--model", "nowhere", "--out", "there"], "nowhere"),
         (["distill.doctor", "nowhere"], "nowhere"),
         (["distill.race", "--backbones", "llama"], "two or more"),
         (["ensemble.stack", "--data", "nowhere"], "nowhere"),
@@ -59,8 +61,13 @@ def test_help_is_printed_without_the_heavy_libraries(command):
         (["data.prepare", "--source", "missing.csv", "--out", "there"], "missing.csv"),
     ],
 )
-def test_a_mistake_is_one_message_and_status_2(words, message, tmp_path):
-    done = shell(*words, cwd=tmp_path)
+def test_a_mistake_is_one_message_and_status_2(words, message, tmp_path, tmp_path_factory):
+    """Told at once: all but the doctor, whose checks are torch's, have not imported it by then."""
+    path = tmp_path_factory.mktemp("path")
+    if words[0] != "distill.doctor":
+        (path / "torch.py").write_text("raise AssertionError('torch is imported')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])}
+    done = shell(*words, cwd=tmp_path, env=environment)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
     assert message in done.stderr

@@ -111,7 +111,7 @@ def prediction_sets(folder: Path) -> None:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """An empty directory with a stranger's files in it."""
+    """An empty directory with a stranger's files in it, and recipes of the pages' that train in no time."""
     folder = tmp_path / "stranger"
     folder.mkdir()
     competition_rows(folder, 96, "train.csv", labelled=True)
@@ -123,9 +123,8 @@ def home(tmp_path: Path) -> Path:
         ("qwen3-4b", ("qwen3-14b", "gemma3-12b")),
         ("map", ("qwen3-8b", "gemma2-9b")),
     ):
-        text = TINY_RECIPE.replace("  llama: &teacher", f"  {teachers[0]}: &teacher").replace(
-            "  gemma2:\n", f"  {teachers[1]}:\n"
-        )
+        text = TINY_RECIPE.replace("  llama: &teacher", f"  {teachers[0]}: &teacher")
+        text = text.replace("  gemma2:\n", f"  {teachers[1]}:\n").replace("epochs: 2", "epochs: 0.3")
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     return folder
 

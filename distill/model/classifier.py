@@ -145,9 +145,9 @@ class Classifier(nn.Module):
 
     def save(self, directory: Path) -> None:
         """Write adapter and head in PEFT's format, or a full checkpoint where there is no adapter."""
+        if self.is_peft:
+            self.model.create_or_update_model_card = lambda *_: None  # an export writes one of its own
         self.model.save_pretrained(directory)
-        card = directory / "README.md"
-        card.unlink(missing_ok=True)
 
     def load(self, directory: Path, trainable: bool = False) -> None:
         """Load what :meth:`save` wrote into this model."""

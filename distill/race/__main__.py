@@ -92,6 +92,8 @@ def main(argv: Sequence[str]) -> None:
 
     for line in unread(args, [f"teachers.{name}" for name in models]):
         print(line)
+    import distill.quick  # noqa: F401 - before what it imports quicker
+
     if args.probe:
         show_probe(models, rows, folds, args.out or data_dir / "probe", args.probe_rows)
         return

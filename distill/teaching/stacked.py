@@ -16,7 +16,7 @@ from data.classes import place_classes, refuse_candidates
 from data.errors import UserError
 from data.files import read_parquet, require_columns
 from data.softlabels import SoftLabels
-from ensemble.saved import BOUND, STACK, classes_of, load_stack
+from ensemble.records import BOUND, STACK
 
 KIND = "stack"
 """The ``teacher_label_kind`` of students that a stack has taught."""
@@ -39,6 +39,8 @@ def read_stacked(path: Path) -> SoftLabels:
         No stack, or one that was changed; one that was not made from prepared data, whose rows and folds are
         not known.
     """
+    from ensemble.saved import classes_of, load_stack
+
     content, _ = load_stack(path)
     if content.get("candidates"):
         refuse_candidates(place_classes(2), str(path), "give the stores that it blends as --teachers")

@@ -34,7 +34,7 @@ from distill.config import CONFIG, DistillConfig
 from distill.losses import LOSSES
 from distill.teaching.stacked import KIND, PREDICTIONS, is_stack, read_stacked
 from distill.teaching.trust import check_classes, check_made_from, check_store
-from ensemble.saved import STACK
+from ensemble.records import STACK
 
 LABELS = "labels.parquet"
 """In a store's ``fold-<k>/``: soft labels for the student scored on fold k, by models that never saw it."""
