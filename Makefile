@@ -41,13 +41,15 @@ docs: $(STAMP)
 kaggle: $(STAMP)
 	$(BIN)/python -m docs.kaggle
 
-# What the installer has to say stands in a log, and is shown where it fails.
+# What the installer has to say stands in a log, and is shown where it fails. It would compile what it installs on
+# one core; some of that is for other Pythons, and fails.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes once; log: $(LOG))"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@{ $(BIN)/python -m pip install --upgrade pip && \
-	   $(BIN)/python -m pip install -c constraints.txt -e ".[all,dev,docs,notebooks]"; } >$(LOG) 2>&1 \
+	   $(BIN)/python -m pip install --no-compile -c constraints.txt -e ".[all,dev,docs,notebooks]"; } >$(LOG) 2>&1 \
 	   || { tail -n 25 $(LOG); echo "installation failed; all of it: $(LOG)"; exit 1; }
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib >>$(LOG) 2>&1 || true
 	@touch $@
 
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
