@@ -19,9 +19,23 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("untimed")
 
 
+LONG = (
+    "tests/test_readme.py",
+    "tests/distill/cluster/test_ray.py",
+    "tests/distill/test_processes.py",
+    "tests/test_campaign.py",
+    "tests/test_notebooks.py",
+    "tests/test_commands.py",
+    "tests/test_packaging.py",
+    "tests/test_docs.py",
+    "tests/ensemble/test_stack.py",
+)
+"""Files of tests that take long: started first, they do not keep one worker busy at the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A page's commands are one long test: started first, they do not keep one worker busy at the end."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/test_readme.py"))
+    """Put the long ones first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 def pytest_collection_finish() -> None:

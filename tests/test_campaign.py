@@ -95,7 +95,7 @@ def test_a_command_that_does_nothing_wrong_is_cleared(trying: Callable[[str], Ca
 def test_a_careless_command_is_caught(
     trying: Callable[[str], Campaign], monkeypatch: pytest.MonkeyPatch, how: str, kind: str, verdict: str
 ) -> None:
-    monkeypatch.setattr(rounds, "MOST_SECONDS", 5.0 if how == "hangs" else 120.0)
+    monkeypatch.setattr(rounds, "MOST_SECONDS", 2.0 if how == "hangs" else 120.0)
     campaign = trying(how)
     assert verdict in found(campaign, kind, 60, until=verdict)
     first = next(r for r in campaign.rounds if r.verdict == verdict)

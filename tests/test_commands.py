@@ -129,6 +129,7 @@ def test_a_full_disk_in_training_is_one_message(trained, tiny_recipe, tmp_path):
         str(tmp_path),
         "--only",
         "llama",
+        "teachers.llama.train.epochs=0.5",
     )
     done = shell(*command, cwd=tmp_path, preexec_fn=small_files)
     assert done.returncode == 2

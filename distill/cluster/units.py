@@ -7,7 +7,6 @@ its last checkpoint. Its progress is read from the files that it writes anyway.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from data.files import make_directory
 from distill.cluster.board import FAILED, FINISHED, Board
 from distill.cluster.connect import amounts, connect
 from distill.cluster.outcome import POLL_S, RETRIES, Outcome
+from distill.cluster.watcher import Watcher
 from distill.cluster.worker import attempt
 from distill.runs.units import Unit
 
@@ -106,32 +106,3 @@ def _stop(ray: Any, refs: list[Any]) -> None:
     _, left = ray.wait(refs, num_returns=len(refs), timeout=STOP_S)
     for ref in left:
         ray.cancel(ref, force=True)
-
-
-@dataclass
-class Watcher:
-    """An actor that holds the last report of every unit."""
-
-    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)
-
-    def start(self, unit: str, where: str) -> None:
-        """Note that a unit starts, perhaps again."""
-        starts = self.reports.get(unit, {}).get("starts", 0) + 1
-        self.reports[unit] = {"where": where, "starts": starts}
-
-    def report(self, unit: str, progress: dict[str, Any]) -> None:
-        """Note how far a unit is."""
-        self.reports[unit] |= progress
-
-    def fail(self, unit: str, message: str) -> None:
-        """Note the first error of a unit's processes."""
-        self.errors.setdefault(unit, message)
-
-    def wrong(self, unit: str) -> str:
-        """Return the error of a unit's processes; empty if they have none."""
-        return self.errors.get(unit, "")
-
-    def snapshot(self) -> dict[str, dict[str, Any]]:
-        """Return all reports."""
-        return self.reports

@@ -56,16 +56,16 @@ def test_every_method_predicts_the_same_after_a_reload(stack: Path, tmp_path: Pa
 
 def test_a_new_process_gives_the_fitted_numbers(stack: Path, tmp_path: Path) -> None:
     paths = [stack / "fresh" / f"m{m}.csv" for m in (2, 1)]
+    train = stack / "train"
+    result = evaluate(
+        load_problem([str(train / f"m{m}.csv") for m in (1, 2)], train / "labels.csv"), draws=100
+    )
+    wanted = result.fitted[result.chosen].predict_proba(fresh_matrix(stack / "fresh"))
     for suffix in (".csv", ".parquet"):
         out = tmp_path / f"blend{suffix}"
         command = [sys.executable, "-m", "ensemble.predict", "--stack", stack / "stack", "--oof", *paths]
         subprocess.run([*map(str, command), "--out", str(out)], cwd=ROOT, check=True, capture_output=True)
         found = load_member(out, PREFERENCE)
-        problem = load_problem(
-            [str(stack / "train" / f"m{m}.csv") for m in (1, 2)], stack / "train" / "labels.csv"
-        )
-        result = evaluate(problem, draws=100)
-        wanted = result.fitted[result.chosen].predict_proba(fresh_matrix(stack / "fresh"))
         np.testing.assert_allclose(found.probs, wanted, atol=1e-12)
         assert found.row_ids == load_member(paths[1], PREFERENCE).row_ids
 

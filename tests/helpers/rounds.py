@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -103,6 +104,7 @@ class Campaign:
         for name in known.read_text().splitlines():
             with suppress(Exception):
                 importlib.import_module(name)
+        gc.freeze()  # what is imported stays: no child looks for garbage in it
 
     def world(self, case: Case) -> Path:
         """Where a case runs."""

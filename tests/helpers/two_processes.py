@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
+
+import distill.quick  # noqa: F401 - before what it imports quicker
+
+from transformers import TrainerCallback  # isort: skip
 
 from data.arena import ArenaConfig, simulate_arena
 from data.encoding.encode import Encoder, Truncation, pad_token_id
