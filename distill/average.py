@@ -51,10 +51,10 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
-    check_models(args.model)
     from distill.processes import stand_alone
 
     stand_alone("distill.average")
+    check_models(args.model)
     stores, mean, rows, folds = averaged(args.model, args.out, args.data, access_of(args))
     lines = [score_line(store.name, store, rows) for store in stores]
     lines.append(mean_of_predictions(stores, rows))

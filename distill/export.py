@@ -57,10 +57,10 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     args = arguments(argv)
-    check_models([args.model])
     from distill.processes import held, stand_alone
 
     stand_alone("distill.export")
+    check_models([args.model])
     if not LICENCE.fullmatch(args.license):
         raise UserError(
             f"--license {brief(args.license, 60)}: is no licence's identifier, such as apache-2.0 or llama3.1"

@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
+# isort: off
 import distill.quick  # noqa: F401 - before what it imports quicker
 
-from transformers import TrainerCallback  # isort: skip
+# isort: on
+import torch
+from transformers import TrainerCallback
 
 from data.arena import ArenaConfig, simulate_arena
 from data.encoding.encode import Encoder, Truncation, pad_token_id
