@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("untimed")
+gc.disable()  # until all is imported: what is imported stays
 
 
 LONG = (
@@ -39,7 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported stays; garbage, which every training has collected, is then looked for among less."""
+    """Garbage, which every training has collected, is from here on looked for among what tests make."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 
