@@ -27,6 +27,7 @@ from benchmarks.gpu_measures import measure_prediction, measure_training, profil
 from benchmarks.gpu_model import CUDA, DEVICE, make_classifier, make_examples, repeat, say
 from benchmarks.gpu_stock import SMALL, measure_stock
 from distill.kernels.linear import _FusedGate
+from distill.model import decoder
 from distill.packing.cutting import static_shape
 from distill.packing.pack import pack
 
@@ -167,6 +168,36 @@ def large(args: argparse.Namespace, tell: Callable[..., None]) -> None:
         _freed()
 
 
+def recompute(args: argparse.Namespace, tell: Callable[..., None]) -> None:
+    """Llama-3.1-8B with every layer recomputed, two packs a step: how it is run again, and what else waits.
+
+    Expected: steps without outliers where layers run again with reentrance; that neither the collector nor
+    the random states that are kept for dropout cost what they cost without it.
+    """
+    classifier = make_classifier("llama", "nf4fp8")
+    hooks = {"use_reentrant": False}
+    ways: dict[str, dict[str, bool]] = {"reentrant": {}}
+    if args.before:
+        ways |= {"hooks": hooks, "hooks, no collector": hooks}
+        ways |= {"hooks, no random states": {**hooks, "preserve_rng_state": False}}
+    original = decoder.checkpoint
+    for way, changes in ways.items():
+
+        def again(*given: Any, changes: dict[str, bool] = changes, **options: Any) -> Any:
+            return original(*given, **options | changes)
+
+        decoder.checkpoint = again
+        if way.endswith("no collector"):
+            gc.disable()
+        try:
+            measure = f"checkpoint@{14336 if CUDA else 512}"
+            found = measure_training(classifier, "llama", args.lengths, measure, args.steps, 16384)
+        finally:
+            decoder.checkpoint = original
+            gc.enable()
+        tell(measure="train", way=way, **found)
+
+
 def gated(args: argparse.Namespace, tell: Callable[..., None]) -> None:
     """FP8 prediction: the gated unit's output rounded as it is made, a row read once.
 
@@ -233,6 +264,7 @@ PARTS: dict[str, Callable[..., None]] = {
     "small": small,
     "student": student,
     "large": large,
+    "recompute": recompute,
     "gated": gated,
     "flash4": flash4,
     "int8_products": int8_products,
