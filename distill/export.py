@@ -173,20 +173,20 @@ def export(
         write_text(
             temporary / CARD, model_card(manifest, found, made_of, licence, usage(encoder, rows.classes))
         )
-        if (out / EXPORTED).exists():
+        present = (out / EXPORTED).exists()
+        if present:
             refuse_other(out, temporary)
         if onnx:
             from distill.prediction.onnx import moved, write_graphs
 
             del plain
             found["graph"] = write_graphs(temporary, onnx == "int8").relative_to(temporary)
-        if (out / EXPORTED).exists():
-            if onnx:
-                moved(temporary, out)
-        else:
+        if not present:
             if out.exists():
                 out.rmdir()
             os.replace(temporary, out)
+        elif onnx:
+            moved(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return found

@@ -111,15 +111,13 @@ class Part:
 
         Sent to another storage file by file they are so when the record has come, which is sent after them.
         """
-        return on_first(lambda: self.adapter.exists() and (not self._mirrored or self._recorded))
+        return on_first(
+            lambda: self.adapter.exists() and (not self._mirrored or (self.path / TRAINED_ON).exists())
+        )
 
     @property
     def _mirrored(self) -> bool:
         return address_of(self.path) is not None
-
-    @property
-    def _recorded(self) -> bool:
-        return (self.path / TRAINED_ON).exists()
 
     def keep(self, save: Callable[[Path], None]) -> None:
         """Have weights saved, whole or not at all, and drop the checkpoints."""

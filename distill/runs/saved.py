@@ -40,7 +40,7 @@ KINDS = {"teacher": ModelConfig, "student": StudentConfig}
 CARD = "README.md"
 EXPORTED = "distillstack.json"
 """In a directory of :mod:`distill.export`: what a plain checkpoint has no place for."""
-ELSEWHERE = (
+INSTEAD = (
     "predict with --compute auto, or with its distill.export",
     "distill.export it, and predict with that",
 )
@@ -195,7 +195,7 @@ def _served(saved: SavedModel) -> SavedModel:
             f"not sharded; this one is in {served.precision}: --precision int8 holds one merged model so"
         )
     if not saved.access.merges:
-        check_card(served, str(saved.path), ELSEWHERE)
+        check_card(served, str(saved.path), INSTEAD)
     if wanted in {"fp8", "int8"}:
         check_own_head(saved.model.backbone, saved.backbone, str(saved.path), wanted)
     if wanted in {"fp8", "int8"} and len(saved.weights) > 1:

@@ -157,7 +157,7 @@ def test_what_to_do_on_such_a_card_is_what_a_run_can_do(monkeypatch, config, wor
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     with pytest.raises(UserError, match=f"run: .*A100 has none: {words}"):
-        check_card(BackboneConfig(path="x", **config), "run", saved.ELSEWHERE)
+        check_card(BackboneConfig(path="x", **config), "run", saved.INSTEAD)
 
 
 @pytest.mark.parametrize(
